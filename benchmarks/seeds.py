@@ -1,0 +1,73 @@
+"""Accuracy of recipes over seeds, of the exported file in onnxruntime: one Markdown table.
+
+    python benchmarks/seeds.py digits_qat_w2a2 digits_kd_w2a2 digits_cmtkd_w2a2 --seeds 3 [a.b=value ...]
+
+Every run is a folder under --out and is done once: started again, the script goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+COLUMNS = {
+    "float": "float_top1",
+    "before": "before_top1",
+    "fake-quantized": "top1",
+    "onnxruntime": "onnx_top1",
+    "training s": "training_seconds",
+}
+
+
+def qkd(*words: str) -> dict[str, Any]:
+    """One command; its JSON."""
+    done = subprocess.run([sys.executable, "-m", "qkd", *words, "--json"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"qkd {' '.join(words)}\n{done.stderr}")
+    return dict(json.loads(done.stdout))
+
+
+def one(recipe: str, seed: int, out: Path, overrides: list[str], threads: str) -> dict[str, Any]:
+    """One run, trained and exported, or read back if it is there."""
+    folder = out / f"{Path(recipe).stem}-seed{seed}"
+    if not (folder / "export.json").is_file():
+        if not (folder / "result.json").is_file():
+            resume = ["--resume"] if (folder / "checkpoints/last.pt").is_file() else []
+            qkd("train", recipe, *overrides, f"seed={seed}", "--out", str(folder), "--threads", threads, "-q", *resume)
+        qkd("export", str(folder))
+    result, export = (json.loads((folder / name).read_text()) for name in ("result.json", "export.json"))
+    return {**result, "onnx_top1": export["top1_onnxruntime"], "equal": export["equal_fraction"]}
+
+
+def cell(values: list[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    if not found:
+        return ""
+    spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.2f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", help="recipes, and a.b=value overrides for all of them")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--threads", default="1")
+    options = parser.parse_args()
+    overrides = [word for word in options.words if "=" in word]
+    print("| recipe |", " | ".join(COLUMNS), "| equal |")
+    print("| --- |", " | ".join("---:" for _ in COLUMNS), "| ---: |")
+    for recipe in (word for word in options.words if "=" not in word):
+        rows = [one(recipe, seed, options.out, overrides, options.threads) for seed in range(options.seeds)]
+        equal = min(row["equal"] for row in rows)
+        cells = [cell([row[key] for row in rows]) for key in COLUMNS.values()]
+        print(f"| {Path(recipe).stem} |", " | ".join(cells), f"| {100 * equal:.0f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""From a trained product to ONNX: the integer file that is deployed, and the float file it is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import onnx
+from torch import nn
+
+from qkd.export.arithmetic import ARITHMETIC
+from qkd.export.graph import MINIMUM_ONNXRUNTIME
+from qkd.export.invariants import require_invariants
+from qkd.export.layers import LAYERS
+from qkd.export.pack import Storage, require_storage
+from qkd.export.pooling import POOLS
+from qkd.export.views import VIEWS
+from qkd.export.walk import Handler, Walk
+
+HANDLERS: Mapping[Any, Handler] = MappingProxyType({**LAYERS, **POOLS, **ARITHMETIC, **VIEWS})
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """An ONNX model and what each of its layers runs in.
+
+    integer_layers: names of layers that onnxruntime runs in integers. float_layers: (name, reason) of those that it
+    cannot, in the order of the graph. minimum_onnxruntime: the oldest version that reads the file.
+    """
+
+    model: onnx.ModelProto
+    integer_layers: tuple[str, ...]
+    float_layers: tuple[tuple[str, str], ...]
+    minimum_onnxruntime: str
+
+
+def emit(
+    product: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    storage: Storage = "int8",
+    headroom: int = 63,
+    metadata: Mapping[str, str] = NOTHING,
+) -> Emitted:
+    """The product, left in evaluation mode, as ONNX with QuantizeLinear/DequantizeLinear around every operation.
+
+    ``shape`` is (channels, height, width) of the images; the batch axis stays symbolic. ``storage`` "packed" keeps
+    weights of up to 4 and 2 bits in as many bits and asks for a newer onnxruntime. ``headroom`` is what low-bit weights
+    are raised to (see ``fold``). A layer that cannot run in integers is emitted in float and named with the reason.
+    Raises ExportError for an operation without ONNX form, naming it, and for a quantizer without calibration.
+    """
+    require_storage(storage)
+    walk = Walk(product, tuple(shape), integer=True, storage=storage, headroom=headroom)
+    model = _model(walk, tuple(shape), metadata)
+    require_invariants(model)
+    return Emitted(
+        model, tuple(walk.in_integers), tuple(walk.kept_float.items()), MINIMUM_ONNXRUNTIME[walk.graph.opset]
+    )
+
+
+def emit_float(product: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """The same network in float32: master weights, batch norm folded into them, no quantizers. What speed is compared with."""
+    return _model(Walk(product, tuple(shape), integer=False, storage="int8", headroom=0), tuple(shape), NOTHING)
+
+
+def _model(walk: Walk, shape: tuple[int, ...], metadata: Mapping[str, str]) -> onnx.ModelProto:
+    output = walk.run(HANDLERS)
+    classes = next(tuple(walk.results[n.args[0]].shape[1:]) for n in walk.module.graph.nodes if n.op == "output")
+    reasons = json.dumps(walk.kept_float)
+    told = {**metadata, "float_layers": reasons, "minimum_onnxruntime": MINIMUM_ONNXRUNTIME[walk.graph.opset]}
+    return walk.graph.model(output.name, shape, classes, told)

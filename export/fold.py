@@ -1,0 +1,161 @@
+"""Integer weights of one layer: batch norm folded into the scales, the bias as int32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from qkd.errors import ExportError
+
+BIAS_LIMIT = 2**29
+"""Largest bias in accumulator units: it leaves three quarters of an int32 to the sum of products."""
+SMALLEST_UNIT = 1e-30
+"""Below this an accumulator unit (input scale times weight scale) comes near float32's smallest numbers."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``y = multiplier * x + offset`` for each channel: what a batch norm does in evaluation mode, in float64."""
+
+    multiplier: np.ndarray
+    offset: np.ndarray
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """A layer in integers; ``bias`` counts units of input scale * ``scales``.
+
+    codes: int8, output channels first. scales, bias_scales: float32 (O,). bias: int32 (O,). factors: int8 (O,), what
+    the codes were multiplied with; ``codes // factors`` are the codes that were trained.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    bias: np.ndarray
+    bias_scales: np.ndarray
+    factors: np.ndarray
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
+
+
+def normalization(norm: Any, where: str) -> Affine:
+    """The batch norm of evaluation mode as a multiplier and an offset for each channel."""
+    mean, variance = norm.running_mean, norm.running_var
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        raise ExportError(f"{where}: batch norm without running statistics; build it with track_running_stats=True")
+    weight, bias = norm.weight, norm.bias
+    multiplier = 1 / np.sqrt(array(variance) + float(norm.eps))
+    if isinstance(weight, Tensor):
+        multiplier = multiplier * array(weight)
+    offset = -array(mean) * multiplier + (array(bias) if isinstance(bias, Tensor) else 0.0)
+    return Affine(multiplier, offset)
+
+
+def trained_codes(layer: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Integer weights (int64, output channels first) and their scale for each output channel (float64).
+
+    Read from the values, not from the integers Brevitas offers: levels at odd multiples of half a step (DoReFa, binary)
+    have no integer there and become odd numbers of half the scale here.
+    """
+    quantized = layer.quant_weight()
+    values, scale = array(quantized.value), array(quantized.scale).reshape(-1)
+    if scale.size not in (1, len(values)):
+        raise ExportError(
+            f"{where}: {scale.size} weight scales for {len(values)} output channels; use one, or one each"
+        )
+    scales = np.abs(np.broadcast_to(scale, (len(values),))).copy()
+    if not np.isfinite(values).all() or not (scales > 0).all():
+        raise ExportError(
+            f"{where}: weights or their scales are zero, infinite or not a number; the training broke down"
+        )
+    for finer in (1, 2):
+        steps = values / across(scales / finer, values)
+        codes = np.rint(steps)
+        if np.abs(steps - codes).max(initial=0) < 1e-2:
+            break
+    else:
+        raise ExportError(f"{where}: weights do not lie on an evenly spaced grid that contains zero or half a step")
+    if np.abs(codes).max(initial=0) > 127:
+        raise ExportError(f"{where}: weights reach {int(np.abs(codes).max())} steps; int8 holds 127, so use fewer bits")
+    return codes.astype(np.int64), scales / finer
+
+
+def fold(layer: Any, norm: Affine | None, input_scale: np.float32, headroom: int, where: str) -> IntegerWeight:
+    """The layer with the batch norm behind it as integers.
+
+    The batch norm goes into the scales, so the integers are those that were trained; where its multiplier is negative
+    the channel's signs turn.
+    """
+    codes, scales = trained_codes(layer, where)
+    bias = np.zeros(len(codes)) if layer.bias is None else array(layer.bias)
+    if norm is not None:
+        bias = bias * norm.multiplier + norm.offset
+        codes = codes * across(np.where(norm.multiplier < 0, -1, 1), codes)
+        scales = scales * np.abs(norm.multiplier)
+    return to_integers(codes, scales, bias, input_scale, headroom)
+
+
+def to_integers(
+    codes: np.ndarray, scales: np.ndarray, bias: np.ndarray, input_scale: np.float32, headroom: int
+) -> IntegerWeight:
+    """Codes (integers), scales and bias (float64, one for each output channel) as onnxruntime's kernels want them.
+
+    The bias counts units of ``float32(input_scale) * float32(scale)``, which onnxruntime demands to the last bit, so it
+    is as coarse as a sum of products. At two bits that costs accuracy (93.1 -> 89.5 % measured on trained digits);
+    therefore codes are multiplied into int8's free range, see ``_factors``.
+    """
+    codes, scales = _representable(codes, scales, bias, float(input_scale))
+    factors = _factors(codes, scales * float(input_scale), bias, headroom)
+    scales32 = (scales / factors).astype(np.float32)
+    units = (np.float32(input_scale) * scales32).astype(np.float32)
+    return IntegerWeight(
+        codes=(codes * across(factors, codes)).astype(np.int8),
+        scales=scales32,
+        bias=np.rint(bias / units).astype(np.int32),
+        bias_scales=units,
+        factors=factors.astype(np.int8),
+    )
+
+
+def across(per_channel: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """One number for each output channel, shaped to multiply weights."""
+    return per_channel.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _representable(
+    codes: np.ndarray, scales: np.ndarray, bias: np.ndarray, input_scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Other scales for channels whose bias would not fit in an int32: those a batch norm has all but switched off.
+
+    Such a channel is its bias and almost nothing else; what its weights lose is below a thousandth of that bias.
+    Where all weights are zero the scale is free, and one is taken that makes the bias exact.
+    """
+    needed = np.maximum(np.abs(bias) / BIAS_LIMIT, SMALLEST_UNIT) / input_scale
+    empty = ~codes.reshape(len(codes), -1).any(axis=1)
+    replaced = empty | (scales < needed)
+    if not replaced.any():
+        return codes, scales
+    coarser = np.where(replaced, np.where(bias == 0, 1.0, 2 * needed), scales)
+    shrunk = np.rint(codes * across(scales / coarser, codes)).astype(codes.dtype)
+    return np.where(across(replaced, codes), shrunk, codes), coarser
+
+
+def _factors(codes: np.ndarray, units: np.ndarray, bias: np.ndarray, headroom: int) -> np.ndarray:
+    """For each channel the whole number to multiply its codes with, up to ``headroom``, that rounds its bias least.
+
+    A factor m makes a unit m times smaller; among the m that fit one usually comes closer still. Against the largest
+    power of two this cut the mean error of W2A2 MobileNet-v2's logits 14 times. 63 as headroom is safe on processors
+    without VNNI, whose 16-bit sums of two products saturate beyond it.
+    """
+    largest = np.abs(codes).reshape(len(codes), -1).max(axis=1)[:, None]
+    factors = np.arange(1, max(headroom, 1) + 1)[None, :]
+    steps = bias[:, None] * factors / units[:, None]
+    errors = np.abs(np.rint(steps) - steps) / factors
+    fits = (factors * largest <= headroom) & (np.abs(steps) <= BIAS_LIMIT) & (units[:, None] / factors >= SMALLEST_UNIT)
+    fits[:, 0] = True
+    return 1 + np.where(fits, errors, np.inf).argmin(axis=1)

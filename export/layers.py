@@ -1,0 +1,157 @@
+"""Layers with weights, batch norm and quantizers: from module to ONNX nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from qkd.errors import ExportError
+from qkd.export.fold import Affine, IntegerWeight, array, fold, normalization, to_integers, trained_codes
+from qkd.export.grid import is_on
+from qkd.export.nodes import label
+from qkd.export.pack import store
+from qkd.export.walk import Handler, Value, Walk
+from qkd.quantizers.quiet import qnn
+
+NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
+
+
+def convolution(walk: Walk, node: fx.Node) -> Value:
+    module, name, value, norm, last = _layer(walk, node)
+    if module.padding_mode != "zeros":
+        raise ExportError(f"{name}: padding mode {module.padding_mode!r} has no integer form; use 'zeros'")
+    left, right, top, bottom = module._reversed_padding_repeated_twice
+    attributes = {
+        "kernel_shape": list(module.kernel_size),
+        "strides": list(module.stride),
+        "dilations": list(module.dilation),
+        "pads": [top, left, bottom, right],
+        "group": module.groups,
+    }
+    reason = _not_integer(module, value) or walk.no_quantizer_behind(last)
+    return _weighted(walk, "Conv", module, value, norm, name, reason, **attributes)
+
+
+def linear(walk: Walk, node: fx.Node) -> Value:
+    """Gemm: in integers with or without a quantizer behind it (the logits have none)."""
+    module, name, value, norm, _ = _layer(walk, node)
+    found = walk.shape(node.args[0])
+    if len(found) != 2:
+        raise ExportError(f"{name}: a linear layer on a tensor of {len(found)} axes; flatten it to (N, features) first")
+    return _weighted(walk, "Gemm", module, value, norm, name, _not_integer(module, value), transB=1)
+
+
+def batch_norm(walk: Walk, node: fx.Node) -> Value:
+    """Folded into the layer before it, else a depthwise 1x1 convolution in integers, else in float."""
+    value: Value = walk.value(node.args[0])
+    if node in walk.folded:
+        return value
+    name, module = label(node), walk.submodule(node)
+    norm = normalization(module, name)
+    reason = "its input is not quantized" if value.grid is None else walk.no_quantizer_behind(node)
+    if len(walk.shape(node.args[0])) != 4:
+        reason = "it normalizes a vector and no linear layer stands directly before it"
+    if walk.note(name, reason):
+        return _norm_as_convolution(walk, value, norm, name)
+    ones, zeros = np.ones(len(norm.offset), np.float32), np.zeros(len(norm.offset), np.float32)
+    parts = ((norm.multiplier, "weight"), (norm.offset, "bias"), (zeros, "mean"), (ones, "variance"))
+    constants = [walk.graph.constant(part.astype(np.float32), f"{name}.{what}") for part, what in parts]
+    return Value(walk.graph.node("BatchNormalization", [value.name, *constants], name, epsilon=0.0))
+
+
+def quantizer(walk: Walk, node: fx.Node) -> Value:
+    """QuantReLU and QuantIdentity; the ReLU itself is the lower end of the grid."""
+    module, name, value = walk.submodule(node), label(node), walk.value(node.args[0])
+    if not walk.integer or not is_on(module.act_quant):
+        return _activation(walk, module, value, name)
+    grid = walk.grid_of(node)
+    if value.grid == grid:
+        return value
+    if value.grid is not None:
+        # from grid to grid: onnxruntime turns a concatenation of one into a table of 256 codes, else it goes by float
+        value = Value(walk.graph.node("Concat", [value.name], f"{name}.onto", axis=1))
+    return walk.quantize(value, grid, name)
+
+
+def _activation(walk: Walk, module: Any, value: Value, name: str) -> Value:
+    """What a quantizer is without its rounding: ReLU, ReLU6 or nothing."""
+    if not isinstance(module, qnn.QuantReLU):
+        return value
+    if any(isinstance(part, nn.ReLU6) for part in module.modules()):
+        ends = [walk.graph.constant(np.float32(end), f"number.{end:g}") for end in (0.0, 6.0)]
+        return Value(walk.graph.node("Clip", [value.name, *ends], name))
+    return Value(walk.graph.node("Relu", [value.name], name))
+
+
+def _layer(walk: Walk, node: fx.Node) -> tuple[Any, str, Value, Affine | None, fx.Node]:
+    """The layer, its name, its input, the batch norm to fold into it, and the node whose result leaves."""
+    module, name = walk.submodule(node), label(node)
+    for which in ("input_quant", "output_quant"):
+        if is_on(getattr(module, which, None)):
+            raise ExportError(f"{name}: has an {which} of its own; use a QuantIdentity beside the layer instead")
+    behind = walk.sole_reader(node, NORMS)
+    if behind is None:
+        return module, name, walk.value(node.args[0]), None, node
+    walk.folded.add(behind)
+    return module, name, walk.value(node.args[0]), normalization(walk.submodule(behind), label(behind)), behind
+
+
+def _not_integer(module: Any, value: Value) -> str:
+    if not is_on(getattr(module, "weight_quant", None)):
+        return "its weights are not quantized"
+    return "its input is not quantized" if value.grid is None else ""
+
+
+def _weighted(
+    walk: Walk, kind: str, module: Any, value: Value, norm: Affine | None, name: str, reason: str, **attributes: Any
+) -> Value:
+    if walk.note(name, reason) and value.grid is not None:
+        weight = fold(module, norm, value.grid.scale, walk.headroom, name)
+        return _integer(walk, kind, value, weight, name, **attributes)
+    weights, bias = _float_weights(walk, module, name)
+    if norm is not None:
+        weights = weights * norm.multiplier.reshape(-1, *[1] * (weights.ndim - 1))
+        bias = bias * norm.multiplier + norm.offset
+    named = {"weight": weights, "bias": bias}
+    constants = [walk.graph.constant(part.astype(np.float32), f"{name}.{what}") for what, part in named.items()]
+    return Value(walk.graph.node(kind, [value.name, *constants], name, **attributes))
+
+
+def _float_weights(walk: Walk, module: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The master weights, or for a layer that only has to stay float the values its weight quantizer gives."""
+    weights = array(module.weight)
+    if walk.integer and is_on(getattr(module, "weight_quant", None)):
+        codes, scales = trained_codes(module, name)
+        weights = codes * scales.reshape(-1, *[1] * (codes.ndim - 1))
+    return weights, np.zeros(len(weights)) if module.bias is None else array(module.bias)
+
+
+def _integer(walk: Walk, kind: str, value: Value, weight: IntegerWeight, name: str, **attributes: Any) -> Value:
+    graph = walk.graph
+    zeros = graph.constant(np.zeros(len(weight.scales), np.int8), f"{name}.weight.zero")
+    codes = store(graph, weight, name, walk.storage)
+    scales = graph.constant(weight.scales, f"{name}.weight.scale")
+    weights = graph.node("DequantizeLinear", [codes, scales, zeros], f"{name}.weight.dequantize", axis=0)
+    none = graph.constant(np.zeros(len(weight.bias), np.int32), f"{name}.bias.zero")
+    bias, units = graph.constant(weight.bias, f"{name}.bias"), graph.constant(weight.bias_scales, f"{name}.bias.scale")
+    biases = graph.node("DequantizeLinear", [bias, units, none], f"{name}.bias.dequantize", axis=0)
+    return Value(graph.node(kind, [value.name, weights, biases], name, **attributes))
+
+
+def _norm_as_convolution(walk: Walk, value: Value, norm: Affine, name: str) -> Value:
+    """``multiplier * x + offset`` is a depthwise 1x1 convolution with the weights +1 and -1 and scales |multiplier|."""
+    assert value.grid is not None
+    codes = np.where(norm.multiplier < 0, -1, 1).reshape(-1, 1, 1, 1)
+    weight = to_integers(codes, np.abs(norm.multiplier), norm.offset, value.grid.scale, walk.headroom)
+    return _integer(walk, "Conv", value, weight, name, kernel_shape=[1, 1], group=len(codes))
+
+
+LAYERS: dict[Any, Handler] = {
+    nn.Conv2d: convolution,
+    nn.Linear: linear,
+    **dict.fromkeys(NORMS, batch_norm),
+    qnn.QuantReLU: quantizer,
+    qnn.QuantIdentity: quantizer,
+}

@@ -1,0 +1,116 @@
+"""The one place that makes onnxruntime sessions: CPU only, threads fixed, no spinning, quiet."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from qkd.errors import ExportError
+from qkd.export.graph import load
+
+Source = str | Path | onnx.ModelProto
+"""An ONNX file, or the model itself."""
+
+
+def open_session(
+    source: Source, *, threads: int | None = None, optimize: bool = True, write_to: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU. ``threads``: None takes all cores this process may use. Raises ExportError if it cannot run.
+
+    Without ``optimize`` every operator runs as written, nothing is fused. ``write_to`` keeps the optimized graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = cores() if threads is None else threads
+    options.inter_op_num_threads = 1
+    # spinning threads triple the medians of everybody else on a machine with other work
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if write_to is not None:
+        options.optimized_model_filepath = str(write_to)
+    model: Any = source.SerializeToString() if isinstance(source, onnx.ModelProto) else str(source)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise ExportError(_refused(source, error)) from error
+
+
+def predict(source: Source, images: np.ndarray, *, batch: int = 64, threads: int | None = None) -> np.ndarray:
+    """Logits (N, classes) of onnxruntime for float32 images (N, C, H, W), ``batch`` at a time."""
+    return run(open_session(source, threads=threads), images, batch)
+
+
+def run(session: onnxruntime.InferenceSession, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """First output of a session for float32 images (N, C, H, W), ``batch`` at a time."""
+    name = only_input(session)
+    images = require_images(images)
+    try:
+        parts = [session.run(None, {name: images[i : i + batch]})[0] for i in range(0, len(images), batch)]
+    except Exception as error:
+        raise ExportError(f"onnxruntime failed on images of {images.shape[1:]}: {_first_line(error)}") from error
+    return np.concatenate(parts)
+
+
+def require_images(images: np.ndarray) -> np.ndarray:
+    """The images as contiguous float32 (N, C, H, W); raises ExportError where there are none."""
+    images = np.ascontiguousarray(images, dtype=np.float32)
+    if images.ndim != 4 or not len(images):
+        raise ExportError(f"images of the shape {images.shape}; give at least one, as (N, channels, height, width)")
+    return images
+
+
+def only_input(session: onnxruntime.InferenceSession) -> str:
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ExportError(f"the model has {len(inputs)} inputs; only models with one, the images, can be run here")
+    return str(inputs[0].name)
+
+
+def optimized(source: Source) -> onnx.ModelProto:
+    """The graph that onnxruntime really runs, after all its rewriting, with the names of the layers as emitted."""
+    with tempfile.TemporaryDirectory(prefix="qkd-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        open_session(source, threads=1, write_to=path)
+        model = onnx.load(str(path))
+    for node in model.graph.node:
+        node.name = re.sub(r"_token_\d+$", "", node.name)
+    return model
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def metadata(source: Source) -> dict[str, str]:
+    return {entry.key: entry.value for entry in load(source).metadata_props}
+
+
+def _refused(source: Source, error: Exception) -> str:
+    where = "the model" if isinstance(source, onnx.ModelProto) else str(source)
+    if not isinstance(source, onnx.ModelProto) and not Path(source).is_file():
+        return f"{where}: no such file; name an .onnx file"
+    try:
+        needed = metadata(source).get("minimum_onnxruntime", "")
+    except ExportError as unreadable:
+        return str(unreadable)
+    if needed and _version(onnxruntime.__version__) < _version(needed):
+        return f"{where}: needs onnxruntime {needed}, this is {onnxruntime.__version__}; export with storage int8"
+    return f"{where}: onnxruntime {onnxruntime.__version__} refuses it: {_first_line(error)}"
+
+
+def _version(text: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", text)[:2]]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

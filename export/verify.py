@@ -1,0 +1,151 @@
+"""The proof that a file computes in onnxruntime what was trained, and the gate that stops one that does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qkd.errors import ExportError, GateError
+from qkd.export.census import census_of, layers_of
+from qkd.export.emulate import emulate, first_divergence
+from qkd.export.graph import load, require_ours
+from qkd.export.session import metadata, open_session, optimized, run
+
+SMALL = 32
+"""Images for the comparisons that are slow and need no statistics: one by one, and without the optimizer."""
+AGREEMENT_WITH_FLOAT_LAYERS = 99.0
+"""Least top-1 agreement (%) with the emulator where layers stayed float: their sums have no order to reproduce."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about one file. Accuracies and agreements in %, None where labels or reference were not given.
+
+    equal_fraction: share of images whose every logit is equal, to the last bit, in onnxruntime and the emulator.
+    float_layers: layers onnxruntime runs in float; reasons: why, for those the export announced.
+    optimizer_difference: largest difference of a logit between the optimized and the literal graph, in standard
+    deviations of the logits. agreement: top-1 of onnxruntime against the reference logits.
+    """
+
+    file: str
+    bytes: int
+    images: int
+    minimum_onnxruntime: str
+    census: Mapping[str, int]
+    integer_layers: tuple[str, ...]
+    float_layers: tuple[str, ...]
+    reasons: Mapping[str, str]
+    equal_fraction: float
+    largest_difference: float
+    first_divergence: str | None
+    same_in_batches: bool
+    optimizer_difference: float
+    emulator_agreement: float
+    top1_emulator: float | None
+    top1_onnxruntime: float | None
+    top1_torch: float | None
+    agreement: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def verify(
+    file: str | Path,
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    reference_logits: np.ndarray | None = None,
+) -> Verdict:
+    """Runs the file in onnxruntime and in the emulator on float32 images (N, C, H, W) and compares every logit.
+
+    ``labels`` (N,) add accuracies, ``reference_logits`` (N, classes), the fake-quantized network's, the agreement with
+    training. Raises ExportError for a file that is broken or was not emitted here; ``require`` judges the verdict.
+    """
+    model = _checked(Path(file))
+    emulated = emulate(model, images)
+    session = open_session(file)
+    found = run(session, images)
+    graph = optimized(file)
+    layers = layers_of(model, graph)
+    equal = (found == emulated).all(axis=tuple(range(1, found.ndim)))
+    few = images[:SMALL]
+    literal = run(open_session(file, optimize=False), few)
+    return Verdict(
+        file=str(file),
+        bytes=Path(file).stat().st_size,
+        images=len(images),
+        minimum_onnxruntime=metadata(model).get("minimum_onnxruntime", ""),
+        census=census_of(graph),
+        integer_layers=layers.integer,
+        float_layers=layers.floating,
+        reasons=layers.reasons,
+        equal_fraction=float(equal.mean()),
+        largest_difference=float(np.abs(found - emulated).max()),
+        first_divergence=_divergence(model, images[~equal]),
+        same_in_batches=np.array_equal(run(session, few, batch=1), found[: len(few)]),
+        optimizer_difference=float(np.abs(literal - found[: len(few)]).max() / max(float(found.std()), 1e-12)),
+        emulator_agreement=_agreement(found, emulated),
+        top1_emulator=_top1(emulated, labels),
+        top1_onnxruntime=_top1(found, labels),
+        top1_torch=None if reference_logits is None else _top1(reference_logits, labels),
+        agreement=None if reference_logits is None else _agreement(found, reference_logits),
+    )
+
+
+def require(verdict: Verdict) -> None:
+    """Raises GateError naming everything that keeps a file from being deployed; returns if nothing does."""
+    failures = _failures(verdict)
+    if failures:
+        raise GateError(f"{verdict.file}: " + "; ".join(failures))
+
+
+def _failures(verdict: Verdict) -> list[str]:
+    failures = []
+    unexpected = [name for name in verdict.float_layers if name not in verdict.reasons]
+    if unexpected:
+        failures.append(f"onnxruntime runs {', '.join(unexpected)} in float, which the export meant to be integer")
+    if not verdict.float_layers and verdict.equal_fraction < 1:
+        failures.append(
+            f"logits of {100 * (1 - verdict.equal_fraction):.3g} % of the images differ from the integer emulator, first "
+            f"in {verdict.first_divergence}"
+        )
+    if verdict.float_layers and verdict.emulator_agreement < AGREEMENT_WITH_FLOAT_LAYERS:
+        failures.append(
+            f"top-1 agrees with the integer emulator on {verdict.emulator_agreement:.4g} % of the images only"
+        )
+    if not verdict.same_in_batches and not verdict.float_layers:
+        failures.append("an image gives other logits alone than in a batch")
+    return failures
+
+
+def _checked(path: Path) -> onnx.ModelProto:
+    model = load(path)
+    require_ours(model, str(path))
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        raise ExportError(f"{path}: not a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
+    return model
+
+
+def _divergence(model: onnx.ModelProto, images: np.ndarray) -> str | None:
+    if not len(images):
+        return None
+    found = first_divergence(model, images[:SMALL])
+    return "the logits alone" if found is None else str(found)
+
+
+def _top1(logits: np.ndarray, labels: np.ndarray | None) -> float | None:
+    return None if labels is None else float(100 * (logits.argmax(1) == np.asarray(labels)).mean())
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    return float(100 * (one.argmax(1) == np.asarray(other).argmax(1)).mean())

@@ -1,0 +1,135 @@
+"""Reshapes, transposes, slices and the like: they move values, so between two equal grids they move integers."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from qkd.errors import ExportError
+from qkd.export.arguments import arguments
+from qkd.export.nodes import BATCH, label
+from qkd.export.walk import Handler, Value, Walk
+
+
+def reshape(walk: Walk, node: fx.Node) -> Value:
+    """flatten, view, reshape, squeeze, unsqueeze: the shape that was measured says it all."""
+    old, new, name = walk.shape(node.args[0]), walk.shape(node), label(node)
+    value: Value = walk.value(node.args[0])
+    if old == new:
+        return value
+    if new[0] != BATCH:
+        raise ExportError(f"{name}: a reshape that mixes the images of a batch; keep the first axis as it is")
+    if len(new) == 2:
+        return walk.move(value, "Flatten", name, axis=1)
+    return walk.move(value, "Reshape", name, _integers(walk, 0, *new[1:]))
+
+
+def permute(walk: Walk, node: fx.Node) -> Value:
+    axes = node.args[1:] if len(node.args) != 2 else node.args[1]
+    axes = axes if isinstance(axes, (tuple, list)) else (axes,)
+    return _transpose(walk, node, [int(walk.value(axis)) % len(walk.shape(node)) for axis in axes])
+
+
+def transpose(walk: Walk, node: fx.Node) -> Value:
+    given = arguments(walk, node, {"dim0": None, "dim1": None})
+    axes = list(range(len(walk.shape(node))))
+    first, second = (given[which] % len(axes) for which in ("dim0", "dim1"))
+    axes[first], axes[second] = axes[second], axes[first]
+    return _transpose(walk, node, axes)
+
+
+def channel_shuffle(walk: Walk, node: fx.Node) -> Value:
+    groups = arguments(walk, node, {"groups": None})["groups"]
+    _, channels, height, width = walk.shape(node)
+    name, value = label(node), walk.value(node.args[0])
+    apart = _integers(walk, 0, groups, channels // groups, height, width)
+    value = walk.move(value, "Reshape", f"{name}.apart", apart)
+    value = walk.move(value, "Transpose", f"{name}.turned", perm=[0, 2, 1, 3, 4])
+    return walk.move(value, "Reshape", name, _integers(walk, 0, channels, height, width))
+
+
+def chunk(walk: Walk, node: fx.Node) -> tuple[Value, ...]:
+    """chunk and split, as one Slice for each part."""
+    axis = int(walk.value(node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)))
+    sizes = [tuple(part.shape) for part in walk.results[node]]
+    axis %= len(sizes[0])
+    ends = np.cumsum([0] + [size[axis] for size in sizes])
+    value, name = walk.value(node.args[0]), label(node)
+    return tuple(
+        _slice(walk, value, f"{name}.{i}", [(axis, int(ends[i]), int(ends[i + 1]), 1)]) for i in range(len(sizes))
+    )
+
+
+def item(walk: Walk, node: fx.Node) -> Value:
+    """``parts[i]`` of a tuple, or a slice such as ``x[:, :, ::2, ::2]`` of a tensor."""
+    source, index = walk.value(node.args[0]), node.args[1]
+    if isinstance(source, tuple):
+        return source[index]  # type: ignore[index]
+    entries = index if isinstance(index, tuple) else (index,)
+    shape = walk.shape(node.args[0])
+    steps = []
+    for axis, entry in enumerate(entries):
+        if not isinstance(entry, slice) or (axis == 0 and entry != slice(None)):
+            raise ExportError(f"{label(node)}: only slices of channels, height and width are possible, found {entry!r}")
+        start, stop, step = entry.indices(shape[axis])
+        if (start, stop, step) != (0, shape[axis], 1):
+            steps.append((axis, start, stop, step))
+    return _slice(walk, source, label(node), steps) if steps else source
+
+
+def pad(walk: Walk, node: fx.Node) -> Value:
+    """Zeros around a tensor; on a grid a zero is the zero point."""
+    given = arguments(walk, node, {"pad": None, "mode": "constant", "value": None})
+    if given["mode"] != "constant" or given["value"] not in (None, 0, 0.0):
+        raise ExportError(
+            f"{label(node)}: padding with {given['mode']} {given['value']} has no integer form; pad with zeros"
+        )
+    rank = len(walk.shape(node))
+    behind = list(reversed([*zip(given["pad"][::2], given["pad"][1::2], strict=True)]))
+    pairs = [(0, 0)] * (rank - len(behind)) + behind
+    sizes = _integers(walk, *(before for before, _ in pairs), *(after for _, after in pairs))
+    value: Value = walk.value(node.args[0])
+    if value.grid is None:
+        return walk.move(value, "Pad", label(node), sizes)
+    # onnxruntime has no rule that turns a Pad between quantizers into one of integers, so it is written as such
+    zero = walk.graph.constant(np.uint8(value.grid.zero_point), f"code.{value.grid.zero_point}")
+    codes = walk.graph.node("Pad", [value.codes, sizes, zero], label(node))
+    return walk.dequantize(codes, value.grid, label(node))
+
+
+def unchanged(walk: Walk, node: fx.Node) -> Any:
+    return walk.value(node.args[0])
+
+
+def _transpose(walk: Walk, node: fx.Node, axes: list[int]) -> Value:
+    if axes[0] != 0:
+        raise ExportError(f"{label(node)}: a transpose that moves the batch axis; keep axis 0 first")
+    return walk.move(walk.value(node.args[0]), "Transpose", label(node), perm=axes)
+
+
+def _slice(walk: Walk, value: Value, name: str, steps: list[tuple[int, int, int, int]]) -> Value:
+    axes, starts, ends, strides = zip(*steps, strict=True)
+    parts = (_integers(walk, *starts), _integers(walk, *ends), _integers(walk, *axes), _integers(walk, *strides))
+    return walk.move(value, "Slice", name, *parts)
+
+
+def _integers(walk: Walk, *numbers: int) -> str:
+    return walk.graph.constant(np.array(numbers, np.int64), "integers." + "_".join(map(str, numbers)))
+
+
+VIEWS: dict[Any, Handler] = {
+    **dict.fromkeys((nn.Flatten, torch.flatten, "flatten", "view", torch.reshape, "reshape"), reshape),
+    **dict.fromkeys((torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", nn.Unflatten, "unflatten"), reshape),
+    **dict.fromkeys((torch.permute, "permute"), permute),
+    **dict.fromkeys((torch.transpose, "transpose"), transpose),
+    **dict.fromkeys((nn.ChannelShuffle, F.channel_shuffle), channel_shuffle),
+    **dict.fromkeys((torch.chunk, "chunk", torch.split, "split"), chunk),
+    operator.getitem: item,
+    F.pad: pad,
+    **dict.fromkeys(("contiguous", "clone", "detach", "float", F.dropout), unchanged),
+}

@@ -1,0 +1,211 @@
+"""A traced network, node by node, into an ONNX graph; what each kind of node becomes is decided by handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from qkd.errors import ExportError, nearest
+from qkd.export.graph import INPUT, Graph
+from qkd.export.grid import Grid, is_on, read_grid, require_calibrated
+from qkd.export.nodes import BATCH, is_tensor, label, measure, passes_through, traced, word
+from qkd.export.pack import Storage
+from qkd.quantizers.quiet import qnn
+
+MOVING_LAYERS = (nn.Flatten, nn.MaxPool2d, nn.ChannelShuffle)
+MOVING = {
+    *(torch.flatten, torch.reshape, torch.permute, torch.transpose, F.max_pool2d),
+    *("flatten", "reshape", "view", "permute", "transpose", "contiguous"),
+}
+"""What only moves or picks values, between a result and the quantizer that rounds it."""
+QUANTIZERS = (qnn.QuantReLU, qnn.QuantIdentity)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A float tensor of the ONNX graph; with a grid it is the DequantizeLinear of the uint8 tensor ``codes``."""
+
+    name: str
+    grid: Grid | None = None
+    codes: str = ""
+
+
+Handler = Callable[["Walk", fx.Node], Any]
+"""From a node to its value: a Value, or a tuple of them for a node with several results."""
+
+
+@final
+class Walk:
+    """The state of one emission. ``integer`` false emits the float network: master weights, no quantizers."""
+
+    def __init__(self, product: nn.Module, shape: tuple[int, ...], *, integer: bool, storage: Storage, headroom: int):
+        self.module = traced(product)
+        if integer:
+            require_calibrated(self.module)
+        self.results = measure(self.module, shape)
+        self.integer, self.storage, self.headroom = integer, storage, headroom
+        self.graph = Graph()
+        self.values: dict[fx.Node, Any] = {}
+        self.folded: set[fx.Node] = set()
+        self.kept_float: dict[str, str] = {}
+        self.in_integers: list[str] = []
+
+    def run(self, handlers: Mapping[Any, Handler]) -> Value:
+        """Emits every node and returns the network's output."""
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = Value(INPUT)
+            elif node.op == "output":
+                return self._output(node)
+            elif is_tensor(self.results[node]):
+                self.values[node] = self._rounded_early(node, self._handler(node, handlers)(self, node))
+            else:
+                self.values[node] = self.results[node]  # a size, a number: known, since the image size is
+        raise ExportError(f"{type(self.module).__name__}: the network returns nothing; return its logits")
+
+    def value(self, argument: Any) -> Any:
+        """What an argument of a node stands for: a Value for a tensor, the number itself for a number."""
+        return self.values[argument] if isinstance(argument, fx.Node) else argument
+
+    def shape(self, node: Any) -> tuple[int, ...]:
+        """Shape of a node's tensor, batch axis first (``BATCH`` images)."""
+        return tuple(self.results[node].shape)
+
+    def submodule(self, node: fx.Node) -> nn.Module:
+        return self.module.get_submodule(str(node.target))
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that read a node's result, looking through dropout and the like."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            found += self.readers(user) if self.passes(user) else [user]
+        return found
+
+    def passes(self, node: fx.Node) -> bool:
+        """Whether a node hands its input on unchanged in evaluation mode."""
+        return node.op == "call_module" and passes_through(self.submodule(node))
+
+    def sole_reader(self, node: fx.Node, kinds: tuple[type, ...]) -> fx.Node | None:
+        """The node's only reader, if it is a layer of one of these kinds."""
+        readers = self.readers(node)
+        if len(readers) == 1 and readers[0].op == "call_module" and isinstance(self.submodule(readers[0]), kinds):
+            return readers[0]
+        return None
+
+    def grid_behind(self, node: fx.Node) -> Grid | None:
+        """The grid of the one quantizer that reads a node's result, at once or behind nodes that only move values.
+
+        Rounding each value commutes with moving values, and with a maximum, so that grid may be applied before them.
+        """
+        readers = self.readers(node)
+        if not self.integer or len(readers) != 1:
+            return None
+        if self._moves(readers[0]):
+            return self.grid_behind(readers[0])
+        quantizer = self.sole_reader(node, QUANTIZERS)
+        if quantizer is None or not is_on(self.submodule(quantizer).act_quant):
+            return None
+        return self.grid_of(quantizer)
+
+    def grid_of(self, quantizer: fx.Node) -> Grid:
+        module = self.submodule(quantizer)
+        relu = isinstance(module, qnn.QuantReLU)
+        return read_grid(module.act_quant, label(quantizer), at_least_zero=relu)
+
+    def no_quantizer_behind(self, node: fx.Node) -> str:
+        """Why onnxruntime cannot write a node's result as integers; empty if it can."""
+        if self.grid_behind(node) is not None:
+            return ""
+        names = ", ".join(sorted({label(reader) for reader in self.readers(node)}))
+        return f"its result is read by {names} and not by one quantizer alone"
+
+    def _moves(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self.submodule(node), MOVING_LAYERS)
+        return node.op in ("call_function", "call_method") and node.target in MOVING
+
+    def _rounded_early(self, node: fx.Node, value: Any) -> Any:
+        """A result that is only moved before it is quantized is quantized first, so that integers are moved."""
+        if not self.integer or not isinstance(value, Value) or value.grid is not None:
+            return value
+        readers = self.readers(node)
+        grid = self.grid_behind(node) if len(readers) == 1 and self._moves(readers[0]) else None
+        return value if grid is None else self.quantize(value, grid, label(node))
+
+    def note(self, name: str, reason: str) -> bool:
+        """Writes down whether a layer runs in integers (no reason against it) or stays float; true for integers."""
+        if self.integer and reason:
+            self.kept_float[name] = reason
+        elif self.integer:
+            self.in_integers.append(name)
+        return self.integer and not reason
+
+    def quantize(self, value: Value, grid: Grid, name: str) -> Value:
+        """QuantizeLinear, Clip for fewer than 8 bits, DequantizeLinear."""
+        codes = self.graph.node("QuantizeLinear", [value.name, *self._constants(grid)], f"{name}.quantize")
+        if grid.clips:
+            ends = [self.graph.constant(np.uint8(end), f"code.{end}") for end in (grid.low, grid.high)]
+            codes = self.graph.node("Clip", [codes, *ends], f"{name}.clip")
+        return self.dequantize(codes, grid, name)
+
+    def dequantize(self, codes: str, grid: Grid, name: str) -> Value:
+        node = self.graph.node("DequantizeLinear", [codes, *self._constants(grid)], f"{name}.dequantize")
+        return Value(node, grid, codes)
+
+    def move(self, value: Value, kind: str, name: str, *more: str, **attributes: Any) -> Value:
+        """A node that only moves or picks values; on a grid the same grid stands behind it too, so integers are moved."""
+        moved = self.graph.node(kind, [value.name, *more], name, **attributes)
+        if value.grid is None:
+            return Value(moved)
+        codes = self.graph.node("QuantizeLinear", [moved, *self._constants(value.grid)], f"{name}.quantize")
+        return self.dequantize(codes, value.grid, name)
+
+    def _constants(self, grid: Grid) -> tuple[str, str]:
+        scale = self.graph.constant(np.float32(grid.scale), f"scale.{grid.scale:.9g}")
+        return scale, self.graph.constant(np.uint8(grid.zero_point), f"code.{grid.zero_point}")
+
+    def _handler(self, node: fx.Node, handlers: Mapping[Any, Handler]) -> Handler:
+        if node.op == "get_attr":
+            return _attribute
+        keys: Iterator[Any] = (
+            iter(type(self.submodule(node)).__mro__) if node.op == "call_module" else iter([node.target])
+        )
+        if self.passes(node):
+            return _pass
+        found = next((handlers[key] for key in keys if key in handlers), None)
+        if found is None:
+            raise self.no_form(node, handlers)
+        return found
+
+    def no_form(self, node: fx.Node, handlers: Mapping[Any, Handler]) -> ExportError:
+        kind = type(self.submodule(node)).__name__ if node.op == "call_module" else word(node.target)
+        known = sorted({word(key) for key in handlers})
+        return ExportError(
+            f"{label(node)}: {kind} has no ONNX form here{nearest(kind, known)}; possible are {', '.join(known)}"
+        )
+
+    def _output(self, node: fx.Node) -> Value:
+        result = self.value(node.args[0])
+        if not isinstance(result, Value) or self.shape(node.args[0])[0] != BATCH:
+            raise ExportError(
+                f"{type(self.module).__name__}: a product returns one tensor of logits, one row for each image"
+            )
+        return result
+
+
+def _pass(walk: Walk, node: fx.Node) -> Any:
+    return walk.value(node.args[0])
+
+
+def _attribute(walk: Walk, node: fx.Node) -> Value:
+    """A parameter or buffer that the network reads by itself (a learned scale, a mean of the data)."""
+    owner: Any = walk.module
+    for part in str(node.target).split("."):
+        owner = getattr(owner, part)
+    return Value(walk.graph.constant(owner.detach().cpu().float().numpy(), str(node.target)))

@@ -1,0 +1,214 @@
+"""Assemble: names become objects. Recipe -> networks, quantized and cut -> plan, checked before the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qkd.data import Batch
+from qkd.errors import NetworkError, PlanError, QkdError, nearest
+from qkd.forward import Parts
+from qkd.methods import METHODS
+from qkd.networks.build import build
+from qkd.networks.staged import Staged, cut
+from qkd.plan import EXCHANGE, Cast, Phase, Plan, Shape, Step, needed
+from qkd.quantizers import Scheme, disabled, insert
+from qkd.taps import SHARED, Outputs, Tap
+from qkd.terms import Term
+from qkd.trace import trace
+from qkd.user_code import named
+
+if TYPE_CHECKING:
+    from qkd.recipe import NetworkEntry, Recipe
+
+STUDENT = "student"
+Start = Callable[[str, "NetworkEntry", nn.Module], None]  # (part, entry, network): gives a float network its weights
+
+
+class Facts(NamedTuple):
+    """What networks must know of the data."""
+
+    shape: tuple[int, int, int]  # channels, height, width
+    classes: int
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The networks and the plan of a recipe, ready to train or to load."""
+
+    parts: Parts
+    plan: Plan
+    cast: Cast
+    facts: Facts
+
+    def product(self) -> nn.Module:
+        return self.parts.product(self.plan)
+
+
+def keep_fresh(part: str, entry: NetworkEntry, network: nn.Module) -> None:
+    """A start that leaves the fresh weights: for checking a recipe, and where a checkpoint is loaded afterwards."""
+
+
+def assemble(recipe: Recipe, facts: Facts, *, start: Start = keep_fresh) -> Assembly:
+    """Build, start, quantize and cut every network, measure shapes, ask the method for its plan, and check it all.
+
+    Raises NetworkError, SchemeError or PlanError, naming the part.
+    """
+    networks = {part: _network(part, entry, recipe, facts, start) for part, entry in recipe.networks.items()}
+    shapes = measure(networks, facts)
+    stages = tuple(name for name in networks[STUDENT].names if name != "logits")
+    cast = Cast(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes)
+    torch.manual_seed(recipe.seed)
+    plan = _plan(recipe, cast)
+    _quantize_product(plan, recipe.student.quantize)
+    parts = Parts(networks, plan)
+    check(parts, plan, shapes, facts)
+    return Assembly(parts, plan, cast, facts)
+
+
+def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: Facts, start: Start) -> Staged:
+    try:
+        torch.manual_seed(recipe.seed)  # networks of one architecture start equal
+        network = build(entry.build, classes=facts.classes, channels=facts.shape[0], options=entry.options)
+        start(part, entry, network)
+        quantized = trace(network) if entry.quantize is None else insert(network, entry.quantize)
+        return cut(quantized, matches(recipe, part))
+    except QkdError as error:
+        raise type(error)(f"{part}: {error}") from error
+
+
+def matches(recipe: Recipe, part: str) -> dict[str, str]:
+    """Stage -> module path of one part."""
+    return {stage: paths[part] for stage, paths in recipe.match.items()}
+
+
+@torch.no_grad()
+def measure(networks: Mapping[str, Staged], facts: Facts) -> dict[Tap, Shape]:
+    """The shape behind every stage of every network, without the batch, from a run on two black images."""
+    shapes: dict[Tap, Shape] = {}
+    for part, network in networks.items():
+        network.eval()
+        flow: tuple = (torch.zeros(2, *facts.shape),)
+        with disabled(network):
+            for stage in network.names:
+                try:
+                    flow = network.advance(stage, flow)
+                except RuntimeError as error:
+                    size = "x".join(map(str, facts.shape))
+                    raise NetworkError(
+                        f"{part}: fails on images of {size} before {stage}: {str(error).splitlines()[0]}; "
+                        f"choose another data size or network"
+                    ) from error
+                if not isinstance(flow[0], Tensor):
+                    raise NetworkError(f"{part}: {stage} gives {type(flow[0]).__name__}, not one tensor; cut elsewhere")
+                shapes[Tap(part, stage)] = tuple(flow[0].shape[1:])
+        if shapes[Tap(part)] != (facts.classes,):
+            found = "x".join(map(str, shapes[Tap(part)]))
+            raise NetworkError(
+                f"{part}: its output has shape (batch, {found}); the data needs (batch, {facts.classes})"
+            )
+    return shapes
+
+
+def _plan(recipe: Recipe, cast: Cast) -> Plan:
+    method = named(recipe.method.name, METHODS, what="method", error=PlanError)
+    plan = method(cast, **recipe.method.options)
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{recipe.method.name}: gave {type(plan).__name__}, not a qkd.plan.Plan")
+    return plan
+
+
+def _quantize_product(plan: Plan, scheme: Scheme | None) -> None:
+    """Heads that are deployed are quantized like the student; heads that only help to train stay float."""
+    head = plan.head(plan.product)
+    if head is not None and scheme is not None:
+        head.body = insert(head.body, scheme)
+
+
+def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts) -> None:
+    """Every mistake of wiring that would show in the first batch, before it. Raises PlanError."""
+    _check_exchange(plan, shapes)
+    if plan.product not in parts.networks and plan.head(plan.product) is None:
+        raise PlanError(f"the product {plan.product!r} is neither a network nor a head; there are {_known(parts)}")
+    for phase in plan.phases:
+        for step in phase.steps:
+            _check_names(parts, plan, phase, step)
+            _check_step(parts, plan, phase, step, facts)
+
+
+def _known(parts: Parts) -> str:
+    return ", ".join([*parts.networks, *parts.heads])
+
+
+def _check_exchange(plan: Plan, shapes: Mapping[Tap, Shape]) -> None:
+    for stage in plan.exchange.stages:
+        found = {member: shapes[Tap(member, stage)] for member in plan.exchange.members}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{member} {'x'.join(map(str, shape))}" for member, shape in found.items())
+            raise PlanError(
+                f"match: {stage}: the teachers' features must have one shape to be fused, found {listed}; "
+                f"choose teachers of one width or match other layers"
+            )
+
+
+def _check_names(parts: Parts, plan: Plan, phase: Phase, step: Step) -> None:
+    names = {*parts.networks, *parts.heads, EXCHANGE}
+    for learner in sorted(step.learners):
+        part = learner.partition(".")[0]
+        if part not in names:
+            raise PlanError(
+                f"phase {phase.name}: no part {part!r} to learn{nearest(part, names)}; there are {_known(parts)}"
+            )
+    for term in step.terms:
+        for tap in term.reads:
+            if tap.part not in {*names, SHARED}:
+                raise PlanError(
+                    f"phase {phase.name}, term {term.name}: reads {tap}, but there is no part {tap.part!r}"
+                    f"{nearest(tap.part, names)}; there are {_known(parts)}"
+                )
+
+
+def _check_step(parts: Parts, plan: Plan, phase: Phase, step: Step, facts: Facts) -> None:
+    """A rehearsal on two images: every term can be computed and reaches a learner, every learner is reached by a term."""
+    state = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *facts.shape, generator=generator)
+    batch = Batch(images, torch.arange(2) % facts.classes, torch.arange(2))
+    parts.learn(step.learners)
+    with disabled(parts):
+        outputs = parts(images, sorted(needed(plan, step)))
+        losses = {term.name: _rehearse(phase, term, outputs, batch) for term in step.terms}
+    total = torch.stack([loss for loss in losses.values() if loss.requires_grad] or [torch.zeros(())]).sum()
+    if not total.requires_grad:
+        raise PlanError(f"phase {phase.name}: no term depends on a learner ({', '.join(sorted(step.learners))})")
+    total.backward()
+    idle = [learner for learner in sorted(step.learners) if not _reached(parts.modules_of(learner))]
+    parts.zero_grad(set_to_none=True)
+    parts.load_state_dict(state)
+    if idle:
+        raise PlanError(f"phase {phase.name}: no term teaches {', '.join(idle)}; {', '.join(losses)} do not reach it")
+
+
+def _rehearse(phase: Phase, term: Term, outputs: Outputs, batch: Batch) -> Tensor:
+    missing = [str(tap) for tap in term.reads if tap not in outputs]
+    if missing:
+        raise PlanError(
+            f"phase {phase.name}, term {term.name}: nothing is recorded at {', '.join(missing)}; "
+            f"there are {', '.join(map(str, outputs))}"
+        )
+    try:
+        return term(outputs, batch)
+    except PlanError as error:
+        raise PlanError(f"phase {phase.name}, term {term.name}: {error}") from error
+
+
+def _reached(modules: Iterable[nn.Module]) -> bool:
+    # a gradient of zero is one: equal teachers teach the importance nothing yet
+    return any(p.grad is not None for m in modules for p in m.parameters() if p.requires_grad)
+
+
+__all__ = ["STUDENT", "Assembly", "Facts", "assemble", "check", "keep_fresh", "matches", "measure"]

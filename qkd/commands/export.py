@@ -1,0 +1,62 @@
+"""``qkd export``: a finished run as a verified ONNX file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file. [default: RUN/student.onnx]")
+@click.option(
+    "--storage",
+    type=click.Choice(["int8", "packed"]),
+    default="int8",
+    show_default=True,
+    help="packed: weights of 4 and 2 bits take 4 and 2 bits; needs a newer onnxruntime, which is printed.",
+)
+@click.option("--require-integer", is_flag=True, help="Exit code 3 if a layer stays float.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def export(run: Path, output: Path | None, storage: Any, require_integer: bool, as_json: bool) -> None:
+    """Write the product of RUN as ONNX, proven equal to an integer emulator on the whole test split."""
+    from qkd.errors import GateError
+    from qkd.run import Run
+    from qkd.ship import ship
+
+    report = ship(Run.open(run), output=output, storage=storage)
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        show(report)
+    if require_integer and report["float_layers"]:
+        raise GateError(f"{report['file']}: stays float: {', '.join(map(str, report['float_layers']))}")
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as a table for people."""
+    from rich.table import Table
+
+    from qkd.progress import console
+
+    table = Table(title=report["file"], show_header=False, title_justify="left")
+    integers, floats = report["integer_layers"], report["float_layers"]
+    count = integers if isinstance(integers, int) else len(integers)
+    smaller = report["float_bytes"] / report["bytes"]
+    rows = [
+        ("integer layers", f"{count} of {count + len(floats)}" + "".join(f"\nfloat: {f}" for f in floats)),
+        ("equal to the integer emulator", f"{100 * report['equal_fraction']:.2f} % of the test images' logits"),
+        ("top-1 in PyTorch (fake quantization)", f"{report['top1_torch']:.2f} %"),
+        ("top-1 in onnxruntime", f"{report['top1_onnxruntime']:.2f} %"),
+        (
+            "size",
+            f"{report['bytes'] / 1000:.1f} kB, float {report['float_bytes'] / 1000:.1f} kB ({smaller:.1f}x smaller)",
+        ),
+        ("needs onnxruntime", f">= {report['minimum_onnxruntime']}"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    console().print(table)

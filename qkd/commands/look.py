@@ -1,0 +1,78 @@
+"""``qkd check``, ``explain``, ``layers``, ``ls``: look before training."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--print", "complete", is_flag=True, help="Print the recipe with every default filled in.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool) -> None:
+    """Every mistake of RECIPE at once, in seconds; exit code 2 if there is one."""
+    from qkd import recipe as recipes
+    from qkd.errors import RecipeError, UsageError
+    from qkd.explain import checked
+
+    try:
+        loaded, assembly = checked(recipe, overrides)
+    except RecipeError as error:
+        if as_json:
+            click.echo(json.dumps({"problems": [problem._asdict() for problem in error.problems], "plan": None}))
+        raise
+    except UsageError as error:
+        if as_json:
+            problem = {"file": recipe, "line": 0, "key": "", "message": str(error)}
+            click.echo(json.dumps({"problems": [problem], "plan": None}))
+        raise
+    for warning in recipes.warnings(loaded):
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps({"problems": [], "plan": [phase.name for phase in assembly.plan.phases]}))
+    elif complete:
+        click.echo(recipes.dump(loaded), nl=False)
+    else:
+        click.echo(f"{recipe}: nothing wrong; `qkd explain {recipe}` shows what it will do")
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def explain(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Who teaches whom in RECIPE, at which layer, with which weight; what it costs."""
+    from qkd.explain import checked, describe
+
+    loaded, assembly = checked(recipe, overrides)
+    click.echo(describe(loaded, assembly))
+
+
+@click.command()
+@click.argument("network")
+@click.option("--size", default=32, show_default=True, help="Height and width of the images.")
+@click.option("--channels", default=3, show_default=True)
+@click.option("--classes", default=10, show_default=True)
+def layers(network: str, size: int, channels: int, classes: int) -> None:
+    """The layers of NETWORK: shapes, parameters, and where it can be cut (`match:`)."""
+    from qkd.explain import layer_table
+
+    click.echo(layer_table(network, size=size, channels=channels, classes=classes))
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["methods", "networks", "schemes", "datasets", "recipes"]))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def ls(what: str, as_json: bool) -> None:
+    """What there is."""
+    from qkd.explain import listing
+
+    rows = listing(what)
+    if as_json:
+        click.echo(json.dumps({what: [{"name": name, "about": about} for name, about in rows]}))
+        return
+    width = max(len(name) for name, _ in rows)
+    for name, about in rows:
+        click.echo(f"{name:<{width}}  {about}")

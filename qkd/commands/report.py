@@ -1,0 +1,17 @@
+"""``qkd report`` : one page about a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write RUN/report.html: one self-contained page with curves, importance, export and speed."""
+    from qkd.report import write
+    from qkd.run import Run
+
+    click.echo(write(Run.open(run)))

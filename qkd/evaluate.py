@@ -1,0 +1,45 @@
+"""Evaluate: accuracy of the product and of every part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qkd.forward import Parts
+from qkd.taps import LOGITS
+
+if TYPE_CHECKING:
+    from qkd.data import Batch
+
+
+@torch.no_grad()
+def logits(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    """The network's logits for all batches in evaluation mode, on the CPU. -> (images, classes)"""
+    mode = network.training
+    network.eval()
+    result = torch.cat([network(batch.images).float().cpu() for batch in batches])
+    network.train(mode)
+    return result
+
+
+def top1(scores: Tensor, labels: Tensor) -> float:
+    """The share of images whose largest logit is the label's, in percent."""
+    return 100 * (scores.argmax(1) == labels.cpu()).double().mean().item()
+
+
+@torch.no_grad()
+def top1_of_parts(parts: Parts, batches: Iterable[Batch]) -> dict[str, float]:
+    """Accuracy of everything that has logits when all run together, exchange and heads included, in percent."""
+    parts.eval()
+    right: dict[str, int] = {}
+    count = 0
+    for batch in batches:
+        outputs = parts(batch.images, tuple(parts.networks))
+        count += len(batch.labels)
+        for tap, scores in outputs.items():
+            if tap.stage == LOGITS and scores.dim() == 2:
+                right[tap.part] = right.get(tap.part, 0) + int((scores.argmax(1) == batch.labels).sum())
+    return {part: 100 * hits / count for part, hits in right.items()}

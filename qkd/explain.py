@@ -1,0 +1,135 @@
+"""Explain: what a recipe will do, in words; what there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qkd.assemble import Assembly, assemble, matches
+from qkd.plan import EXCHANGE, Phase, Step, rounds
+from qkd.produce import facts_of, load_data
+
+if TYPE_CHECKING:
+    from qkd.recipe import Recipe
+
+
+def checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, Assembly]:
+    """The recipe and its assembly with fresh weights. Raises UsageError for whatever would fail before the first batch."""
+    from qkd import recipe as recipes
+
+    recipe = recipes.load(path, overrides)
+    return recipe, assemble(recipe, facts_of(load_data(recipe)))
+
+
+def describe(recipe: Recipe, assembly: Assembly) -> str:
+    """Who teaches whom, where, with which weight, per phase. -> text"""
+    plan = assembly.plan
+    lines = [f"method   {recipe.method.name}", *(_option(*pair) for pair in recipe.method.options.items())]
+    lines += ["", "parts"]
+    for part, entry in recipe.networks.items():
+        bits = str(entry.quantize) if entry.quantize else "float"
+        size = sum(p.numel() for p in assembly.parts.part(part).parameters())
+        lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, starts from {entry.start_from}")
+    lines += [f"  {head.name:<10} head on {', '.join(map(str, head.reads))}" for head in plan.heads]
+    lines += _exchange(recipe, assembly)
+    for phase, epochs in zip(plan.phases, rounds(plan, recipe.train.epochs), strict=True):
+        lines += ["", f"phase {phase.name}: {epochs} epochs", *_phase(phase, assembly)]
+    lines += ["", f"product  {plan.product}: exported, everything else is left behind"]
+    return "\n".join(lines)
+
+
+def _option(name: str, value: Any) -> str:
+    return f"  {name} = {value}"
+
+
+def _exchange(recipe: Recipe, assembly: Assembly) -> list[str]:
+    exchange = assembly.plan.exchange
+    if not exchange.members:
+        return ["", "exchange  none"]
+    summary = (type(exchange).__doc__ or "").strip().splitlines()[0]
+    lines = ["", f"exchange  {type(exchange).__name__}: {summary}", f"  members  {', '.join(exchange.members)}"]
+    for stage in exchange.stages:
+        where = ", ".join(f"{part} at {matches(recipe, part)[stage]}" for part in exchange.members)
+        lines.append(f"  {stage:<8} {where}")
+    return lines
+
+
+def _phase(phase: Phase, assembly: Assembly) -> list[str]:
+    lines = []
+    for number, step in enumerate(phase.steps, 1):
+        prefix = f"  step {number}: " if len(phase.steps) > 1 else "  "
+        lines.append(f"{prefix}learners {', '.join(_rate(learner, assembly) for learner in sorted(step.learners))}")
+        frozen = sorted(_frozen(step, assembly))
+        if frozen:
+            lines.append(f"  frozen   {', '.join(frozen)}")
+        lines += [f"  {_weight(term.weight):>8} x {term.name}" for term in step.terms]
+    return lines
+
+
+def _rate(learner: str, assembly: Assembly) -> str:
+    factor = assembly.plan.rates.get(learner.partition(".")[0], 1.0)
+    return learner if factor == 1 else f"{learner} (rate x {factor:g})"
+
+
+def _frozen(step: Step, assembly: Assembly) -> set[str]:
+    from qkd.plan import needed
+
+    return set(needed(assembly.plan, step)) - {learner.partition(".")[0] for learner in step.learners} - {EXCHANGE}
+
+
+def _weight(weight: float | Callable[[float], float]) -> str:
+    return f"{weight(0.0):g}..{weight(1.0):g}" if callable(weight) else f"{weight:g}"
+
+
+def layer_table(name: str, *, size: int, channels: int, classes: int) -> str:
+    """Layers in the order of the graph: output shape, parameters; a star where a network can be cut. -> text"""
+    import torch
+
+    from qkd.networks.build import build
+    from qkd.trace import record_shapes, trace
+
+    module = trace(build(name, classes=classes, channels=channels))
+    record_shapes(module, torch.zeros(2, channels, size, size))
+    rows = [("layer", "kind", "output", "parameters")]
+    calls = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    for node in module.graph.nodes:
+        if node.op != "call_module":
+            continue
+        layer = module.get_submodule(str(node.target))
+        meta = node.meta.get("tensor_meta")
+        shape = "x".join(map(str, meta.shape[1:])) if meta is not None and hasattr(meta, "shape") else ""
+        count = sum(p.numel() for p in layer.parameters())
+        star = "" if calls.count(str(node.target)) == 1 else " (called more than once)"
+        rows.append((str(node.target) + star, type(layer).__name__, shape, f"{count:,}" if count else ""))
+    blocks = sorted({path for target in calls for path in _parents(target)})
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", f"blocks one can cut behind as well: {', '.join(blocks)}"])
+
+
+def _parents(target: str) -> list[str]:
+    words = target.split(".")
+    return [".".join(words[:i]) for i in range(1, len(words))]
+
+
+def listing(what: str) -> list[tuple[str, str]]:
+    """Names with one line each: methods, networks, schemes, datasets or recipes."""
+    if what == "recipes":
+        from qkd import recipe as recipes
+
+        return [(name, _comment(recipes.text_of(name))) for name in recipes.bundled()]
+    table: dict[str, Any]
+    if what == "methods":
+        from qkd.methods import METHODS as table
+    elif what == "networks":
+        from qkd.networks import NETWORKS as table
+    elif what == "datasets":
+        from qkd.data import DATASETS as table
+    else:
+        from qkd.quantizers import FAMILIES as table
+    return [(name, (thing.__doc__ or "").strip().split("\n")[0]) for name, thing in table.items()]
+
+
+def _comment(text: str) -> str:
+    first = text.splitlines()[0] if text else ""
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

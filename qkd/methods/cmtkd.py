@@ -1,0 +1,120 @@
+"""CMT-KD: collaborative multi-teacher distillation for low-bit networks (Pham, Hoang & Do, WACV 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+
+from qkd import targets
+from qkd.bounds import NotNegative, Positive
+from qkd.errors import PlanError
+from qkd.exchange import Fuse
+from qkd.heads import Head
+from qkd.losses import Reduction
+from qkd.plan import EXCHANGE, Cast, Phase, Plan, Step
+from qkd.taps import SHARED, Tap
+from qkd.terms import Term, attend, hint, imitate, label
+
+COMBINED = "combined"  # the head of `combined: head`
+
+
+def cmtkd(
+    cast: Cast,
+    *,
+    temperature: Positive = 4.0,
+    alpha: NotNegative = 1.0,
+    beta: NotNegative = 0.5,
+    gamma: NotNegative | None = None,
+    feature: Literal["attention", "hint", "none"] = "attention",
+    reduction: Reduction = "mean",
+    feature_gradient: Literal["auto", "student", "both"] = "auto",
+    importance: Literal["learned", "uniform"] = "learned",
+    importance_rate: Positive = 0.1,
+    exchange: bool = True,
+    combined: Literal["mean", "weighted", "head"] = "mean",
+    mutual: Literal["both", "student", "none"] = "both",
+    detach_target: bool = True,
+    teachers: Literal["learn", "frozen"] = "learn",
+) -> Plan:
+    """Quantized teachers fuse their features, all go on from the sum, and student and teachers learn at the same time.
+
+    ``alpha (CE_S + CE_T) + beta (KL_S + KL_T) + gamma L_feature`` (eq. 10), T being the combined teacher.
+
+    * ``exchange``: the fused features replace those of every teacher (eq. 1); off: they are only the student's target.
+    * ``importance``: softmax weights per matched layer, learned at ``importance_rate`` times the rate (the paper: a tenth).
+    * ``feature``: attention maps (eq. 5, gamma 100) or FitNet hints (gamma 1) towards the fused features. ``reduction``:
+      mean over positions, because the 100 was handed down together with that convention.
+    * ``feature_gradient``: whether it also moves the teachers. By default only the student, so that teachers are not
+      pulled down to what a weaker network can copy; the importance then learns from CE_T and KL_T. With frozen teachers
+      or without the exchange it is the one loss left that can teach the importance, so there it reaches that (alone).
+    * ``combined``: z_T as the mean of the teachers' logits (no parameters, nothing to overfit), their sum by a learned
+      importance, or a classifier of its own on the last fused features (a part that learns, but no teacher does).
+    * ``mutual``: KL both ways through the min-logit target (eq. 7-9), to the student only, or not at all.
+    * ``detach_target``: the target is a constant; a target that moves towards its pupils can collapse onto them.
+    * ``teachers``: frozen, they teach as they are (no CE_T, KL_T).
+
+    The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as eq. 1 writes it.
+    Departures: the paper keeps first and last layers in float, here they have 8 bits unless the scheme says otherwise.
+    """
+    if not cast.teachers:
+        raise PlanError("cmtkd needs teachers: add some under `teachers:`, of more bits than the student")
+    if not cast.stages:
+        raise PlanError("cmtkd needs matched layers: name them under `match:`, for example [layer1, layer2]")
+    learn = teachers == "learn"
+    learned = importance == "learned"
+    fuse = Fuse(
+        cast.teachers,
+        cast.stages,
+        learned=learned,
+        write_back=exchange,
+        weigh_logits=combined == "weighted",
+        hold_members=not exchange and feature_gradient == "auto",
+    )
+    shared = Tap(SHARED, cast.stages[-1])
+    head = Head(COMBINED, [shared], cast.classifier(cast.channels(cast.teachers[0], shared.stage)))
+    team = Tap(COMBINED if combined == "head" else SHARED)
+    target = targets.min_logit([team, Tap(cast.student)])
+
+    def logits_of(part: str) -> list[Term]:
+        terms = [label(part) * alpha]
+        taught = mutual == "both" or (mutual == "student" and part == cast.student)
+        return (
+            [*terms, imitate(part, target, temperature=temperature, detach_target=detach_target) * beta]
+            if taught
+            else terms
+        )
+
+    both = feature_gradient == "both" or (feature_gradient == "auto" and not (learn and exchange))
+    regressors, features = _features(cast, feature, reduction, gamma, detach_source=not both)
+    terms = [*logits_of(cast.student), *(logits_of(team.part) if learn or combined == "head" else []), *features]
+    heads = (*regressors, *((head,) if combined == "head" else ()))
+    learners = [
+        cast.student,
+        *(cast.teachers if learn else ()),
+        *((EXCHANGE,) if learned else ()),
+        *(h.name for h in heads),
+    ]
+    phase = Phase("train", (Step(learners, terms),))
+    return Plan((phase,), exchange=fuse, heads=heads, rates={EXCHANGE: importance_rate})
+
+
+def _features(
+    cast: Cast, feature: str, reduction: Reduction, gamma: float | None, *, detach_source: bool
+) -> tuple[tuple[Head, ...], list[Term]]:
+    """The feature terms, one per matched layer, and the 1x1 regressors that hints need where channel counts differ."""
+    pairs: Sequence[tuple[Tap, Tap]] = [(Tap(cast.student, s), Tap(SHARED, s)) for s in cast.stages]
+    if feature == "none":
+        return (), []
+    if feature == "attention":
+        weight = 100.0 if gamma is None else gamma
+        return (), [attend(a, b, reduction=reduction, detach_source=detach_source) * weight for a, b in pairs]
+    weight, heads, terms = 1.0 if gamma is None else gamma, [], []
+    for tap, source in pairs:
+        own, theirs = cast.channels(*tap), cast.channels(cast.teachers[0], source.stage)
+        if own != theirs:
+            heads.append(Head(f"regress_{tap.stage.replace('.', '_')}", [tap], nn.Conv2d(own, theirs, 1)))
+            tap = Tap(heads[-1].name)
+        terms.append(hint(tap, source, detach_source=detach_source) * weight)
+    return tuple(heads), terms

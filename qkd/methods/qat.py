@@ -1,0 +1,11 @@
+"""Quantization-aware training from the labels alone: what every method has to beat."""
+
+from __future__ import annotations
+
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.terms import label
+
+
+def qat(cast: Cast) -> Plan:
+    """Train the student on the labels. Teachers, if there are any, do not run."""
+    return Plan((Phase("train", (Step([cast.student], [label(cast.student)]),)),))

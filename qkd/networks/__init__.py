@@ -1,0 +1,19 @@
+"""Float networks by name. `build.build` makes one, also from torchvision, timm or a file of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from qkd.networks.alexnet import alexnet
+from qkd.networks.resnet import resnet8, resnet14, resnet20, resnet32, resnet56
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": resnet8,
+    "resnet14": resnet14,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+    "alexnet": alexnet,
+}

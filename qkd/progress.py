@@ -1,0 +1,80 @@
+"""Progress: bars on a terminal, plain lines elsewhere; always on stderr, so that stdout stays for results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def console() -> Console:
+    """stdout for tables: as wide as the terminal, and never narrower than a table needs where there is none."""
+    found = Console(soft_wrap=True)
+    return found if found.is_terminal else Console(soft_wrap=True, width=max(found.width, 120))
+
+
+class Reporter:
+    """Listens to training and tells a person how it goes."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Reporter:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def __call__(self, event: str, values: Mapping[str, Any]) -> None:
+        if self.quiet:
+            return
+        if event == "step":
+            self._advance(values)
+        else:
+            line = LINES[event](values)
+            self.bars.print(line) if not self.bars.disable else self.console.print(line)
+
+    def _advance(self, values: Mapping[str, Any]) -> None:
+        phase = values["phase"]
+        if phase not in self.tasks:
+            self.tasks[phase] = self.bars.add_task(phase, total=1.0)
+        self.bars.update(
+            self.tasks[phase],
+            completed=values["done"],
+            description=f"{phase}, epoch {values['epoch'] + 1}/{values['epochs']}",
+        )
+
+
+def _epoch(values: Mapping[str, Any]) -> str:
+    losses = "  ".join(
+        f"{name.removeprefix('train/loss/')} {value:.4f}"
+        for name, value in values.items()
+        if name.startswith("train/loss/")
+    )
+    head = f"{values['phase']} {values['epoch']:>3}/{values['epochs']}"
+    return f"{head}  val {values['val/top1']:6.2f} %  {values['images_per_second']:.0f} images/s  {losses}"
+
+
+LINES = {
+    "epoch": _epoch,
+    "cached": lambda v: f"{v['part']}: float {v['build']} taken from the cache",
+    "pretrain": lambda v: f"{v['part']}: training float {v['build']} for {v['epochs']} epochs (kept for later runs)",
+    "before": lambda v: f"calibrated: {v['top1']:.2f} % on test before training",
+}

@@ -1,0 +1,122 @@
+"""What a recipe holds once it is checked: frozen, complete, with no name left open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qkd.bounds import Bounds, Count, NotNegative, Positive, Share
+from qkd.errors import Problem
+from qkd.recipe.text import Key, Place, problem_at
+
+if TYPE_CHECKING:
+    from qkd.quantizers import Scheme
+else:
+    Scheme = Any  # checked by Scheme itself; a recipe can be read without the weight of Brevitas
+
+STUDENT = "student"
+FLOAT, SCRATCH = "float", "scratch"
+
+
+class Section(BaseModel):
+    """A part of a recipe; the text below a field is its help in editors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Train(Section):
+    """How long and how fast everybody learns."""
+
+    epochs: Count
+    """Times through the training data, all phases together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    rate: Positive = 0.05
+    """The learning rate at its highest."""
+    momentum: Share = 0.9
+    """Of sgd (Nesterov)."""
+    weight_decay: NotNegative = 1e-4
+    """On weights of two and more dimensions; never on scales, batch norm or importance."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the rate falls: as a cosine to zero, by ten at half and at three quarters, or not at all."""
+    warmup: NotNegative = 0.0
+    """Epochs in which the rate rises from zero."""
+    clip: Positive | None = None
+    """The largest norm of the gradient; null leaves it as it is."""
+    scale_rate: NotNegative = 1.0
+    """What the scales of quantizers learn with, as a share of the rate."""
+    augment: bool = True
+    """Shift (and mirror) images, as far as the data set allows."""
+    reestimate: Literal["auto", True, False] = "auto"
+    """Estimate batch-norm statistics anew with rounding on, before each evaluation; auto: below 4 bits."""
+
+
+class Pretrain(Train):
+    """How a network that starts from float learns before it is quantized."""
+
+    epochs: Count = 10
+    rate: Positive = 0.1
+    weight_decay: NotNegative = 5e-4
+
+
+class MethodEntry(Section):
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class NetworkEntry(Section):
+    """``build`` and ``options`` are what `qkd.networks.build.build` takes. ``quantize`` None: it stays in float.
+
+    ``start_from`` is ``float`` (train the float network first), ``scratch``, or the path of a checkpoint.
+    """
+
+    build: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    quantize: Scheme | None = None
+    start_from: str = FLOAT
+
+
+class DataEntry(Section):
+    name: str
+    batch: Count = 128
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file a recipe came from and where its keys stand there. Recipes that differ only in that are equal."""
+
+    file: str = field(default="recipe", compare=False)
+    places: Mapping[Key, Place] = field(default_factory=dict, compare=False, repr=False)
+
+
+class Recipe(Section):
+    """A whole recipe. ``match`` maps each stage to the module path it ends at in every network."""
+
+    method: MethodEntry
+    student: NetworkEntry
+    teachers: dict[str, NetworkEntry] = Field(default_factory=dict)
+    match: dict[str, dict[str, str]] = Field(default_factory=dict)
+    data: DataEntry
+    pretrain: Pretrain = Field(default_factory=Pretrain)
+    train: Train
+    seed: Annotated[int, Bounds(at_least=0)] = 0
+    origin: Origin = Field(default_factory=Origin, exclude=True, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return Path(self.origin.file).stem
+
+    @property
+    def networks(self) -> dict[str, NetworkEntry]:
+        """The student and all teachers, by name."""
+        return {STUDENT: self.student, **self.teachers}
+
+    def problem(self, key: str | Key, message: str) -> Problem:
+        """A mistake at a key (``teachers.four.build``), at the line it was written in."""
+        words = tuple(key.split(".")) if isinstance(key, str) else key
+        return problem_at(self.origin.file, dict(self.origin.places), words, message)

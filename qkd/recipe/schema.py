@@ -1,0 +1,88 @@
+"""The recipe as JSON Schema, for editors: what keys there are, their types, ranges, defaults and help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qkd.options import options_from
+from qkd.recipe.models import DataEntry, NetworkEntry, Pretrain, Train
+from qkd.recipe.options import model_of
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe, with the options of everything that comes with qkd."""
+    from qkd.data import DATASETS
+    from qkd.methods import METHODS
+
+    network = _network()
+    batch = DataEntry.model_json_schema()["properties"]["batch"]
+    return {
+        "$schema": DIALECT,
+        "title": "qkd recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["method", "student", "data", "train"],
+        "properties": {
+            "method": _one_of("name", METHODS, leave=()),
+            "student": network,
+            "teachers": {"type": ["object", "null"], "additionalProperties": network},
+            "match": _match(),
+            "data": _one_of("name", DATASETS, leave=(), batch=batch),
+            "pretrain": _model(Pretrain),
+            "train": _model(Train),
+            "seed": {"type": "integer", "minimum": 0, "default": 0},
+        },
+    }
+
+
+def _model(model: Any) -> dict[str, Any]:
+    made = dict(model.model_json_schema())
+    made.pop("title", None)
+    return made
+
+
+def _options(function: Callable[..., Any], leave: tuple[str, ...]) -> dict[str, Any]:
+    return _model(model_of("options", options_from(function, leave=leave)))
+
+
+def _one_of(
+    key: str, functions: Mapping[str, Callable[..., Any]], *, leave: tuple[str, ...], **more: Any
+) -> dict[str, Any]:
+    """An object per function, told apart by ``key``; and one for code in a file, whose options are its own."""
+    alternatives = []
+    for name, function in functions.items():
+        made = _options(function, leave)
+        help_text = (function.__doc__ or "").strip().splitlines()
+        made["description"] = help_text[0] if help_text else name
+        made["properties"] = {key: {"const": name}, **more, **made.get("properties", {})}
+        made["required"] = [key, *made.get("required", [])]
+        alternatives.append(made)
+    return {"anyOf": [*alternatives, _elsewhere(key, **more)]}
+
+
+def _elsewhere(key: str, **more: Any) -> dict[str, Any]:
+    named = {"type": "string", "pattern": r"\.py:|^(torchvision|timm):"}
+    return {"type": "object", "required": [key], "properties": {key: named, **more}}
+
+
+def _network() -> dict[str, Any]:
+    from qkd.networks import NETWORKS
+
+    start = NetworkEntry.model_json_schema()["properties"]["start_from"]
+    return _one_of("build", NETWORKS, leave=("classes", "channels"), quantize=_scheme(), start_from=start)
+
+
+def _scheme() -> dict[str, Any]:
+    from qkd.quantizers import Scheme
+
+    mapping = _model(model_of("scheme", options_from(Scheme, keyword_only=False)))
+    return {"anyOf": [{"const": "off"}, {"const": False}, {"type": "string", "pattern": "^w[0-9]+a[0-9]+"}, mapping]}
+
+
+def _match() -> dict[str, Any]:
+    paths = {"type": "object", "additionalProperties": {"type": "string"}}
+    listed = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    return {"anyOf": [listed, {"type": "object", "additionalProperties": paths}]}

@@ -1,0 +1,144 @@
+"""Evidence: everything a run folder holds that is worth telling, read so that what is missing or damaged is only absent."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qkd.errors import RunError
+from qkd.recipe.text import read
+from qkd.run import DATA, ENVIRONMENT, METRICS, ORIGINAL, RECIPE, RESULT, Run
+
+if TYPE_CHECKING:
+    from qkd.assemble import Assembly
+    from qkd.recipe import Recipe
+
+EXPORT, BENCH = "export.json", "bench.json"  # the names are those of qkd.ship and qkd.measure, which import onnx
+FLOAT_FILE = "float.onnx"
+BEFORE = "before"  # the phase under which the accuracy before training is logged
+SHORTHAND = re.compile(r"w([1-8])a([1-8])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run tells about itself. An empty mapping, text or tuple: that file is not there, or cannot be read."""
+
+    run: Run
+    result: Mapping[str, Any] = field(default_factory=dict)
+    export: Mapping[str, Any] = field(default_factory=dict)
+    bench: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+    original_text: str = ""
+    lines: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def epochs(self) -> list[Mapping[str, Any]]:
+        """The lines of metrics that stand for an epoch, in order."""
+        return [line for line in self.lines if line.get("phase") != BEFORE and "epoch" in line]
+
+    @property
+    def before_top1(self) -> float | None:
+        """Top-1 on test after calibration alone."""
+        logged = (line.get("test/top1") for line in self.lines if line.get("phase") == BEFORE)
+        return self.result.get("before_top1", next(logged, None))
+
+    @property
+    def student(self) -> Mapping[str, Any]:
+        return mapping(self.recipe.get("student"))
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        return [row for row in self.bench.get("rows", []) if isinstance(row, Mapping) and "file" in row]
+
+
+def gather(run: Run) -> Evidence:
+    """Read a run folder. Nothing raises: the page says what is there."""
+    text = _text(run, RECIPE)
+    return Evidence(
+        run,
+        *(_json(run, name) for name in (RESULT, EXPORT, BENCH, ENVIRONMENT, DATA)),
+        recipe=mapping(read(text, RECIPE).data),
+        recipe_text=text,
+        original_text=_text(run, ORIGINAL),
+        lines=tuple(_lines(run)),
+    )
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _json(run: Run, name: str) -> dict[str, Any]:
+    try:
+        return run.read_json(name)
+    except (RunError, OSError, TypeError, ValueError):
+        return {}
+
+
+def _text(run: Run, name: str) -> str:
+    try:
+        return (run.folder / name).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _lines(run: Run) -> list[Mapping[str, Any]]:
+    """The lines of the metrics; a run that was killed may have left half a one."""
+    found = []
+    for line in _text(run, METRICS).splitlines():
+        try:
+            found.append(mapping(json.loads(line)))
+        except ValueError:
+            continue
+    return [line for line in found if line]
+
+
+def bits(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Bits of weights and activations of a network in a recipe, written short or long; None where it stays float."""
+    scheme = entry.get("quantize")
+    if isinstance(scheme, str) and (found := SHORTHAND.fullmatch(scheme)):
+        return int(found[1]), int(found[2])
+    if isinstance(scheme, Mapping) and "weights" in scheme and "activations" in scheme:
+        return scheme["weights"], scheme["activations"]
+    return None
+
+
+def short(entry: Mapping[str, Any]) -> str:
+    """The scheme of a network as ``w2a4``, or ``float``."""
+    found = bits(entry)
+    return f"w{found[0]}a{found[1]}" if found else "float"
+
+
+def shipped(evidence: Evidence) -> list[Mapping[str, Any]]:
+    """The rows of the benchmark that belong to the exported file, not to what it is compared with."""
+    name = Path(str(evidence.export.get("file", ""))).name
+    own = [row for row in evidence.rows if Path(row["file"]).name == name]
+    return own or [row for row in evidence.rows if Path(row["file"]).name != FLOAT_FILE]
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row one would quote: the smallest batch on the fewest threads. Empty where there is none."""
+    return min(rows, key=lambda row: (row.get("batch", 0), row.get("threads", 0)), default={})
+
+
+def assembled(evidence: Evidence) -> tuple[Recipe, Assembly] | str:
+    """The recipe and its networks and plan, with fresh weights; or why they cannot be built any more."""
+    from qkd import recipe as recipes
+    from qkd.assemble import Facts, assemble
+    from qkd.produce import facts_of, load_data
+
+    try:
+        recipe = recipes.load(evidence.run.folder / RECIPE, paths_exist=False)
+        known = evidence.data
+        facts = Facts(tuple(known["shape"]), len(known["labels"])) if known else facts_of(load_data(recipe))
+        return recipe, assemble(recipe, facts)
+    except Exception as error:  # a recipe may name code of the user's own, which may do anything, or be gone
+        return next(iter(str(error).splitlines()), type(error).__name__)

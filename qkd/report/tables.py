@@ -1,0 +1,175 @@
+"""Tables: the outcome of a run, part by part and file by file, as rows of words."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from qkd.report import words
+from qkd.report.charts import Bar, bar_chart
+from qkd.report.evidence import FLOAT_FILE, Evidence, mapping, short
+from qkd.run import RECIPE
+
+MACHINE = ("--device", "--precision", "--threads")  # options of `qkd train` that change what comes out
+STUDENT = "student"
+
+
+class Step(NamedTuple):
+    """An accuracy on the way from the float network to the deployed file."""
+
+    name: str
+    top1: float
+    note: str
+
+
+class Part(NamedTuple):
+    """A participant and how well it does at the end."""
+
+    name: str
+    build: str
+    scheme: str
+    top1: float | None
+
+
+def steps(evidence: Evidence) -> list[Step]:
+    """Top-1 on test, from the float start to onnxruntime; what was not measured is left out."""
+    result, export = evidence.result, evidence.export
+    found = [
+        ("float start", result.get("float_top1"), "the network before quantization"),
+        ("before training", evidence.before_top1, "quantized and calibrated"),
+        ("after training", result.get("top1"), "in PyTorch, rounding simulated"),
+        ("in onnxruntime", export.get("top1_onnxruntime"), "the exported file, in integers"),
+        ("in the integer emulator", export.get("top1_emulator"), "what the file has to equal"),
+    ]
+    return [Step(name, float(top1), note) for name, top1, note in found if isinstance(top1, int | float)]
+
+
+def parts(evidence: Evidence) -> list[Part]:
+    """Everybody who took part: networks of the recipe first, then what the method added."""
+    top1 = mapping(evidence.result.get("parts"))
+    entries = {STUDENT: evidence.student, **mapping(evidence.recipe.get("teachers"))}
+    networks = [(name, mapping(entry)) for name, entry in entries.items() if entry]
+    found = [Part(name, str(entry.get("build", "")), short(entry), top1.get(name)) for name, entry in networks]
+    added = [Part(name, "made by the method", "", top1[name]) for name in top1 if name not in entries]
+    return found + added
+
+
+def export_rows(evidence: Evidence) -> list[tuple[str, str]]:
+    """What `qkd export` found, as names and values."""
+    export = evidence.export
+    if not export:
+        return []
+    integer, left = _count(export.get("integer_layers")), export.get("float_layers") or []
+    reasons = mapping(export.get("reasons"))
+    rows = [("layers in integers", f"{integer} of {integer + len(left)}")]
+    rows += [("in float", f"{name}: {reasons[name]}" if name in reasons else str(name)) for name in left]
+    rows += [
+        ("equal to the integer emulator", f"{words.share(export['equal_fraction'])} of the test images")
+        if "equal_fraction" in export
+        else ("", ""),
+        ("same top-1 class as in PyTorch", _maybe(export.get("agreement"), words.percent, " of the test images")),
+        ("one by one as in a batch", _yes(export.get("same_in_batches"))),
+        ("first difference", str(export.get("first_divergence") or "")),
+        ("size", _maybe(export.get("bytes"), words.size)),
+        ("size of the float file", _maybe(export.get("float_bytes"), words.size)),
+        ("weights stored as", str(export.get("storage", ""))),
+        ("needs onnxruntime", _maybe(export.get("minimum_onnxruntime"), lambda version: f">= {version}")),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _count(layers: Any) -> int:
+    return layers if isinstance(layers, int) else len(layers or [])
+
+
+def _maybe(value: Any, show: Any, behind: str = "") -> str:
+    return "" if value is None or value == "" else f"{show(value)}{behind}"
+
+
+def _yes(value: Any) -> str:
+    return "" if value is None else "yes" if value else "no"
+
+
+def census(evidence: Evidence) -> list[tuple[str, int]]:
+    """How often each operator occurs in the graph that onnxruntime runs."""
+    found = mapping(evidence.export.get("census"))
+    return sorted(((str(name), int(count)) for name, count in found.items()), key=lambda pair: (-pair[1], pair[0]))
+
+
+def bench_rows(evidence: Evidence) -> list[list[str]]:
+    """The rows of the benchmark in words."""
+    return [
+        [
+            Path(row["file"]).name,
+            str(row.get("batch", "")),
+            str(row.get("threads", "")),
+            words.milliseconds(row.get("p50_ms")),
+            words.milliseconds(row.get("p95_ms")),
+            _maybe(row.get("images_per_second"), lambda value: f"{value:,.0f}"),
+            words.size(row.get("bytes")),
+            _maybe(row.get("speedup"), lambda value: f"{value:.2f}x"),
+            words.percent(row.get("top1")),
+        ]
+        for row in evidence.rows
+    ]
+
+
+BENCH_HEADER = ("file", "batch", "threads", "median", "95 % within", "images/s", "size", "speed-up", "top-1")
+
+
+def latency_chart(evidence: Evidence) -> Markup:
+    """The median time of one call, the exported file beside what it is compared with."""
+    groups: dict[str, list[Bar]] = {}
+    for row in evidence.rows:
+        if row.get("p50_ms") is not None:
+            batch, threads = row.get("batch", 1), row.get("threads", 1)
+            heading = f"batch {batch}, {words.counted(threads, 'thread')}"
+            groups.setdefault(heading, []).append(_latency_bar(row))
+    return bar_chart("Median latency", groups)
+
+
+def _latency_bar(row: Mapping[str, Any]) -> Bar:
+    name = Path(row["file"]).stem
+    theirs = Path(row["file"]).name == FLOAT_FILE
+    ratio = row.get("speedup")
+    faster = f", {ratio:.2f}x" if ratio is not None and not theirs else ""
+    return Bar(name[:9], row["p50_ms"], f"{words.milliseconds(row['p50_ms'])}{faster}", "theirs" if theirs else "ours")
+
+
+def size_chart(evidence: Evidence) -> Markup:
+    """The bytes of the exported file beside those of the float one."""
+    own, start = evidence.export.get("bytes"), evidence.export.get("float_bytes")
+    if not own or not start:
+        return Markup("")
+    bars = [Bar("student", own, words.size(own), "ours"), Bar("float", start, words.size(start), "theirs")]
+    return bar_chart("Size of the file", {"": bars})
+
+
+def environment(evidence: Evidence) -> list[tuple[str, str]]:
+    """Versions and processors a result depends on: of training, and of the benchmark where they differ."""
+    found = evidence.environment
+    rows = [(name, str(value)) for name, value in found.items() if name != "command" and value is not None]
+    processor = evidence.bench.get("processor")
+    if processor and processor != found.get("processor"):
+        rows.append(("processor of the benchmark", str(processor)))
+    return rows
+
+
+def commands(evidence: Evidence) -> list[str]:
+    """What repeats the run, from the folder it was reported from."""
+    folder = str(evidence.run.folder)
+    again = f"{folder}-again"
+    train = ["qkd", "train", str(Path(folder) / RECIPE), "--out", again, *_machine(evidence)]
+    lines = [train, ["qkd", "export", again], ["qkd", "bench", again], ["qkd", "compare", folder, again]]
+    return [shlex.join(line) for line in lines]
+
+
+def _machine(evidence: Evidence) -> list[str]:
+    """The machine's options as the run was started with."""
+    said: Sequence[str] = str(evidence.environment.get("command", "")).split()
+    pairs = zip(said, [*said[1:], ""], strict=True)
+    return [word for option, value in pairs if option in MACHINE and value for word in (option, value)]

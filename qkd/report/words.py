@@ -1,0 +1,62 @@
+"""Numbers as words: what a person reads, without claiming more than was measured."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """An accuracy in percent. 98.33 -> ``98.3 %``."""
+    return MISSING if value is None else f"{value:.{digits}f} %"
+
+
+def share(fraction: float) -> str:
+    """A proven share, 0..1, rounded down: ``100 %`` only where it is all of it."""
+    if fraction >= 1:
+        return "100 %"
+    return f"{math.floor(fraction * 1e4) / 100:.2f} %"
+
+
+def times(ratio: float, more: str, less: str) -> str:
+    """A ratio in words: 4.1 -> ``4.1x smaller``, 0.8 -> ``1.2x larger``, about one -> neither."""
+    if 0.995 <= ratio <= 1.005:
+        return f"neither {more} nor {less}"
+    word, factor = (more, ratio) if ratio > 1 else (less, 1 / ratio)
+    return f"{factor:.1f}x {word}" if factor >= 1.1 else f"{factor:.2f}x {word}"
+
+
+def size(count: float | None) -> str:
+    """Bytes. 94399 -> ``94.4 kB``."""
+    if count is None:
+        return MISSING
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds. 3700 -> ``1 h 1 min``."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, hours = round(seconds / 60), int(seconds // 3600)
+    return f"{minutes} min" if minutes < 60 else f"{hours} h {round(seconds % 3600 / 60)} min"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits. 0.03547 -> ``0.0355 ms``."""
+    return MISSING if value is None else f"{value:#.3g} ms".replace(". ", " ")
+
+
+def number(value: float) -> str:
+    """Four significant digits without noise. 0.00022089 -> ``0.0002209``."""
+    return f"{value:.4g}"
+
+
+def counted(count: int, word: str) -> str:
+    """1, ``epoch`` -> ``1 epoch``; 2 -> ``2 epochs``."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

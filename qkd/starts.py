@@ -1,0 +1,153 @@
+"""Starts: the float weights a network begins from. Pretrained once per architecture, data and settings; cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from qkd import __version__
+from qkd.errors import NetworkError, RunError, nearest
+from qkd.evaluate import logits, top1
+from qkd.forward import Parts
+from qkd.networks.staged import cut
+from qkd.plan import Phase, Plan, Step
+from qkd.terms import label
+from qkd.trace import trace
+from qkd.train import Listener, Training, train
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from qkd.data import Data
+    from qkd.recipe import NetworkEntry, Recipe
+
+FLOAT, SCRATCH = "float", "scratch"
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/qkd``, by default ``~/.cache/qkd``."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    return Path(home) / "qkd"
+
+
+@dataclass
+class Starts:
+    """Gives each network its float weights, and remembers the accuracy they have on the test split."""
+
+    recipe: Recipe
+    data: Data
+    fabric: Fabric
+    listen: Listener = field(default=lambda event, values: None)
+    top1: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, part: str, entry: NetworkEntry, network: nn.Module) -> None:
+        """Load or make the weights of one float network, in place."""
+        if entry.start_from == SCRATCH:
+            return
+        if entry.start_from == FLOAT:
+            network.load_state_dict(self._pretrained(part, entry, network))
+        else:
+            load_checkpoint(network, Path(entry.start_from))
+        batches = self.data.batches("test", self.recipe.data.batch, device=self.fabric.device)
+        scores = logits(network.to(self.fabric.device), batches)
+        self.top1[part] = top1(scores, self.data.test.labels)
+        network.to("cpu")
+
+    def _pretrained(self, part: str, entry: NetworkEntry, network: nn.Module) -> dict[str, Tensor]:
+        path = cache_folder() / "float" / f"{self._key(network)}.safetensors"
+        if path.is_file():
+            self.listen("cached", {"part": part, "build": entry.build})
+            return dict(load_file(path))
+        self.listen("pretrain", {"part": part, "build": entry.build, "epochs": self.recipe.pretrain.epochs})
+        self._train(network)
+        state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+        _keep(path, state)
+        return state
+
+    def _train(self, network: nn.Module) -> None:
+        staged = cut(trace(network), [])
+        plan = Plan((Phase("float", (Step(["student"], [label("student")]),)),))
+        training = Training(
+            parts=Parts({"student": staged}, plan),
+            plan=plan,
+            data=self.data,
+            settings=self.recipe.pretrain,
+            batch=self.recipe.data.batch,
+            seed=self.recipe.seed,
+            fabric=self.fabric,
+            run=None,
+            listen=self.listen,
+        )
+        torch.manual_seed(self.recipe.seed)
+        train(training)
+        network.to("cpu")
+
+    def _key(self, network: nn.Module) -> str:
+        """The architecture (graph and first weights), the data and the settings: what the result depends on."""
+        digest = hashlib.sha256(f"{__version__.rpartition('.')[0]} {trace(network).code}".encode())
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+        settings = self.recipe.pretrain.model_dump(mode="json")
+        facts = [settings, self.recipe.data.batch, self.recipe.seed, self.data.fingerprint()]
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        return digest.hexdigest()[:24]
+
+
+def _keep(path: Path, state: Mapping[str, Tensor]) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(state), beside)
+        beside.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot keep the float start: {error.strerror}; set XDG_CACHE_HOME elsewhere"
+        ) from error
+
+
+def load_checkpoint(network: nn.Module, path: Path) -> None:
+    """Load float weights from a safetensors file or a state dict saved by torch, without executing anything from it.
+
+    Raises NetworkError naming a missing, unexpected or differently shaped tensor.
+    """
+    if not path.is_file():
+        raise NetworkError(f"start_from: {path}: no such file; possible are `float`, `scratch` or a checkpoint")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:
+        raise NetworkError(f"start_from: {path}: not readable: {str(error).splitlines()[0]}") from error
+    state = _innermost(path, state)
+    own = network.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        name, what = (missing[0], "lacks") if missing else (extra[0], "has an unknown")
+        hint = nearest(name, extra if missing else own)
+        raise NetworkError(f"start_from: {path}: {what} {name!r}{hint} ({len(missing)} missing, {len(extra)} unknown)")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the network"
+            raise NetworkError(f"start_from: {path}: {name} has shape {shapes}")
+    network.load_state_dict(dict(state))
+
+
+def _innermost(path: Path, state: object) -> Mapping[str, Tensor]:
+    """The state dict itself, where training scripts wrapped it together with other things."""
+    if isinstance(state, Mapping):
+        inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+        if all(isinstance(tensor, Tensor) for tensor in inner.values()):
+            return inner
+    raise NetworkError(f"start_from: {path}: holds no state dict (tensors by name)")

@@ -1,0 +1,134 @@
+"""One graph for any network: torch.fx with layers as leaves, the same graph in training and in evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from qkd.errors import NetworkError
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one node of the graph: torch's and Brevitas' layers, and what declares ``is_leaf = True``."""
+    if isinstance(module, (*CONTAINERS, fx.GraphModule)):
+        return False
+    home = type(module).__module__
+    ours = home.startswith(("torch.nn.", "brevitas.", "torchvision.ops.stochastic_depth"))
+    return ours or bool(getattr(module, "is_leaf", False))
+
+
+class ByMode(nn.Module):
+    """A function whose ``training`` argument tracing froze to a constant; called, it passes the mode it is really in.
+
+    Without it dropout and stochastic depth written as functions would keep the mode of the trace for ever.
+    """
+
+    is_leaf = True
+
+    def __init__(self, function: Any, at: int | str) -> None:
+        super().__init__()
+        self.function, self.at = function, at
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.at, str):
+            kwargs[self.at] = self.training
+        else:
+            args = (*args[: self.at], self.training, *args[self.at + 1 :])
+        return self.function(*args, **kwargs)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        self.inside.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.inside.pop()  # not in a `finally`: after an error the last entry names the module it happened in
+        return result
+
+
+def trace(network: nn.Module) -> fx.GraphModule:
+    """The network as one graph that shares its layers; identical output in training and evaluation mode.
+
+    Nodes keep ``meta["nn_module_stack"]``, the module paths they came from. Raises NetworkError naming the module
+    that cannot be traced, or the first place where the two modes differ by more than a ``training`` flag.
+    """
+    mode = network.training
+    try:
+        training, evaluation = (_graph(network.train(on)) for on in (True, False))
+    finally:
+        network.train(mode)
+    module = fx.GraphModule(network, training, class_name=type(network).__name__)
+    _join_modes(module, evaluation)
+    module.train(mode)
+    return module
+
+
+def _graph(network: nn.Module) -> fx.Graph:
+    tracer = _Tracer()
+    try:
+        return tracer.trace(network)
+    except Exception as error:
+        inside = tracer.inside[-1] if tracer.inside else ""
+        what = type(network.get_submodule(inside)).__name__
+        reason = str(error).strip().splitlines()[0]
+        raise NetworkError(
+            f"{type(network).__name__}: cannot trace {inside or 'its forward'} ({what}): {reason}; write the part that "
+            f"depends on values as an nn.Module of its own with the class attribute `is_leaf = True`"
+        ) from error
+
+
+def _join_modes(module: fx.GraphModule, evaluation: fx.Graph) -> None:
+    """Replace what differs only by a training flag with a ByMode module; refuse any other difference."""
+    pairs = list(zip(module.graph.nodes, evaluation.nodes, strict=False))
+    same_length = len(module.graph.nodes) == len(evaluation.nodes)
+    for node, other in pairs:
+        if (node.op, str(node.target)) != (other.op, str(other.target)):
+            raise _differs(module, node)
+        ours, theirs = ({**dict(enumerate(n.args)), **n.kwargs} for n in (node, other))
+        flags = [at for at in ours if ours[at] is True and theirs.get(at) is False]
+        if not flags:
+            continue
+        if node.op != "call_function" or len(flags) > 1:
+            raise _differs(module, node)
+        path = f"{node.name}_by_mode"
+        module.add_submodule(path, ByMode(node.target, flags[0]))
+        node.op, node.target = "call_module", path
+    if not same_length:
+        raise _differs(module, pairs[-1][0])
+    module.recompile()
+
+
+def _differs(module: fx.GraphModule, node: fx.Node) -> NetworkError:
+    where = where_from(node)[-1] if where_from(node) else "its forward"
+    return NetworkError(
+        f"{type(module).__name__}: training and evaluation take different paths in {where} (at {node.name}); write the "
+        f"part that depends on the mode as an nn.Module of its own with the class attribute `is_leaf = True`"
+    )
+
+
+def where_from(node: fx.Node) -> list[str]:
+    """The module paths a node came from, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [str(entry[0] if isinstance(entry, tuple) else key) for key, entry in stack.items()]
+
+
+def record_shapes(module: fx.GraphModule, images: Tensor) -> None:
+    """Run the graph once in evaluation mode and leave ``meta["tensor_meta"]`` (shape, dtype) on every node."""
+    mode = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            ShapeProp(module).propagate(images)
+    finally:
+        module.train(mode)

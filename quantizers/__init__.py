@@ -1,0 +1,30 @@
+"""How numbers are rounded: schemes, quantizers for Brevitas layers, their insertion and calibration.
+
+    quantized = insert(network, Scheme.parse("w4a8"))      # a copy, as one graph
+    calibrate(quantized, batches)                          # scales from data
+
+Imports qkd.errors and qkd.trace and nothing else of the project.
+"""
+
+from __future__ import annotations
+
+from qkd.quantizers.calibrate import calibrate, reestimate_batch_norm
+from qkd.quantizers.injectors import FAMILIES
+from qkd.quantizers.insert import insert
+from qkd.quantizers.listing import Layer, describe, disabled, quantizers, scales, uncalibrated
+from qkd.quantizers.scheme import Scheme, scheme
+
+__all__ = [
+    "FAMILIES",
+    "Layer",
+    "Scheme",
+    "calibrate",
+    "describe",
+    "disabled",
+    "insert",
+    "quantizers",
+    "reestimate_batch_norm",
+    "scales",
+    "scheme",
+    "uncalibrated",
+]

@@ -1,0 +1,176 @@
+"""The cores as Brevitas quantizers: pass these classes as ``weight_quant`` or ``act_quant`` to any Brevitas layer.
+
+qnn.QuantConv2d(3, 8, 3, weight_quant=LsqWeight, weight_bit_width=4)
+qnn.QuantReLU(act_quant=LsqUnsigned, bit_width=4)
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, final
+
+from torch import Tensor, nn
+
+from qkd.quantizers.core import LsqQuant
+from qkd.quantizers.hwgq import WEIGHT_STEPS, HalfWave, MidRise
+from qkd.quantizers.quiet import (
+    ActQuantProxyFromInjector,
+    ExtendedInjector,
+    FloatToIntImplType,
+    IntQuantTensor,
+    WeightQuantProxyFromInjector,
+    value,
+)
+
+
+class WeightProxy(WeightQuantProxyFromInjector):
+    """Brevitas' weight proxy that keeps its core.
+
+    Brevitas builds the core anew whenever a state dict is loaded, which leaves optimizers with parameters that no
+    longer belong to the network.
+    """
+
+    def init_tensor_quant(self, preserve_state_dict: bool = False) -> None:
+        if self.tensor_quant is None:
+            super().init_tensor_quant(preserve_state_dict)
+
+    @property
+    def input_view_impl(self) -> nn.Module:
+        return nn.Identity()
+
+
+class ActivationProxy(ActQuantProxyFromInjector):
+    """Brevitas' activation proxy that keeps its core and, where the grid starts at zero, leaves the ReLU to it."""
+
+    def __init__(self, quant_layer: nn.Module, quant_injector: Any) -> None:
+        self._built = False
+        super().__init__(quant_layer, quant_injector)
+
+    def init_tensor_quant(self) -> None:
+        if not self._built:
+            super().init_tensor_quant()
+            self._built = True
+
+    @property
+    def core(self) -> LsqQuant | HalfWave:
+        core: LsqQuant | HalfWave = self.fused_activation_quant_proxy.tensor_quant
+        return core
+
+    @property
+    def input_view_impl(self) -> nn.Module:
+        return nn.Identity()
+
+    def forward(self, x: Any) -> Any:
+        if self.export_mode or not self.is_quant_enabled or self.is_signed:
+            return super().forward(x)
+        out = self.core(x.value if isinstance(x, IntQuantTensor) else x)
+        return out[0] if self.skip_create_quant_tensor else IntQuantTensor(*out, self.is_signed, self.training)
+
+    def scale(self, force_eval: bool = True) -> Tensor | None:
+        return self.core.scale() if self.is_quant_enabled else None
+
+    def zero_point(self, force_eval: bool = True) -> Tensor | None:
+        return self.core.zero_point if self.is_quant_enabled else None
+
+    def bit_width(self, force_eval: bool = True) -> Tensor | None:
+        return self.core.bit_width if self.is_quant_enabled else None
+
+
+class _Quantizer(ExtendedInjector):
+    calibration = "mse"
+    float_to_int_impl_type = FloatToIntImplType.ROUND
+
+
+class _Weight(_Quantizer):
+    proxy_class = WeightProxy
+    signed = True
+    narrow_range = True
+    per_channel = True
+
+    @value
+    def step_shape(module: Any, per_channel: bool) -> tuple[int, ...]:
+        if not per_channel:
+            return ()
+        axis = module.output_channel_dim
+        return tuple(size if i == axis else 1 for i, size in enumerate(module.weight.shape))
+
+
+class _Activation(_Quantizer):
+    proxy_class = ActivationProxy
+    narrow_range = False
+
+
+class LsqWeight(_Weight):
+    """Symmetric weights with a learned step, one per output channel unless ``per_channel=False``."""
+
+    @value
+    def tensor_quant(bit_width: int, calibration: str, step_shape: tuple[int, ...]) -> nn.Module:
+        return LsqQuant(bit_width, True, calibration, step_shape, of_weights=True)
+
+
+class LsqUnsigned(_Activation):
+    """Activations from zero up, one learned step per tensor."""
+
+    signed = False
+
+    @value
+    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
+        return LsqQuant(bit_width, False, calibration)
+
+
+class LsqSigned(_Activation):
+    """Activations of both signs, one learned step per tensor."""
+
+    signed = True
+
+    @value
+    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
+        return LsqQuant(bit_width, True, calibration)
+
+
+class HwgqWeight(_Weight):
+    """Mid-rise Gaussian weights of 1 to 7 bits; 8-bit weights, whose odd codes exceed int8, take the LSQ grid."""
+
+    @value
+    def tensor_quant(bit_width: int, calibration: str, step_shape: tuple[int, ...]) -> nn.Module:
+        if bit_width in WEIGHT_STEPS:
+            return MidRise(bit_width, calibration, step_shape)
+        return LsqQuant(bit_width, True, calibration, step_shape, of_weights=True)
+
+
+class HwgqUnsigned(_Activation):
+    """Half-wave Gaussian activations: the step is fixed by calibration."""
+
+    signed = False
+
+    @value
+    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
+        return HalfWave(bit_width, calibration)
+
+
+class Family:
+    """The quantizers of one scheme family; the first line of a family's documentation is what listings show."""
+
+    weight: ClassVar[type]
+    unsigned: ClassVar[type]
+    signed: ClassVar[type]
+
+
+@final
+class Lsq(Family):
+    """Learned step sizes for weights and activations (Esser et al., ICLR 2020)."""
+
+    weight, unsigned, signed = LsqWeight, LsqUnsigned, LsqSigned
+
+
+@final
+class Hwgq(Family):
+    """Fixed Gaussian grids for weights and half-wave activations (Cai et al., CVPR 2017).
+
+    The paper leaves tensors of both signs in float (the network's input, what an addition reads); here they take the
+    learned step of LSQ, so that the network still runs in integers.
+    """
+
+    weight, unsigned, signed = HwgqWeight, HwgqUnsigned, LsqSigned
+
+
+FAMILIES: dict[str, type[Family]] = {"lsq": Lsq, "hwgq": Hwgq}

@@ -1,0 +1,175 @@
+"""Put a network on integer grids: Brevitas layers, and a quantizer on every tensor an integer kernel reads or writes."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import operator
+from collections import defaultdict
+
+import torch
+from torch import Tensor, fx, nn
+
+from qkd.errors import SchemeError, nearest
+from qkd.quantizers.core import FakeQuant
+from qkd.quantizers.dataflow import Kind, ends, function_name, kinds, never_negative, readers
+from qkd.quantizers.layers import identity_quantizer, relu_quantizer, twin
+from qkd.quantizers.scheme import Scheme, bits_of
+from qkd.trace import trace, where_from
+
+_PLAIN = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
+
+
+def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
+    """A quantized copy of a float network as one graph; the network itself stays as it is.
+
+    * Conv and linear layers become Brevitas layers with the same names and weights. Batch norm stays behind them.
+    * Every call of a ReLU or ReLU6 becomes its own quantizer; a module called twice keeps its name for the first call.
+    * Every other tensor that a layer, an addition, a concatenation or a pool reads gets a quantizer where it is made:
+      the network's input, conv + batch norm without a ReLU, the results of additions, concatenations and pools.
+      Flatten, dropout, reshapes and max pools pass the grid of their input on. The logits get none.
+    * Bits: a tensor that feeds a layer takes that layer's activation bits, a tensor that feeds none takes
+      ``scheme.sums``. First and last layers (those no layer comes before or after) take ``first`` and ``last``.
+    * In-place additions become plain ones, because the tensor they would overwrite is still needed.
+
+    What is not known stays float (Hardswish, SiLU, softmax, functional convolutions, layers of other classes), with
+    quantized neighbours. So does a batch norm that does not follow a layer directly, as in DenseNet: what it reads is
+    quantized, and so is the ReLU behind it. Quantizers are born uncalibrated and refuse to run; see `calibrate`.
+
+    Raises NetworkError where the network cannot be traced, SchemeError where the scheme does not fit it.
+    """
+    if any(isinstance(module, FakeQuant) for module in network.modules()):
+        raise SchemeError(f"{type(network).__name__} is quantized already; insert takes the float network")
+    own = copy.deepcopy(network)
+    module = own if isinstance(own, fx.GraphModule) else trace(own)
+    _Insertion(module, scheme).run()
+    _move_quantizers(module, next(network.parameters(), None))
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+class _Insertion:
+    """One insertion under way: what is known of the graph before it is changed."""
+
+    def __init__(self, module: fx.GraphModule, scheme: Scheme) -> None:
+        self.module, self.scheme = module, scheme
+        self.kind: dict[fx.Node, Kind] = kinds(module)
+        self.positive = never_negative(module, self.kind)
+        self.first, self.last = ends(module.graph.nodes, self.kind)
+        self.layers = [node for node in module.graph.nodes if self.kind[node] == "layer"]
+        self.overrides = self._overrides()
+        self.taken: dict[str, int] = defaultdict(int)
+
+    def run(self) -> None:
+        wanted = {node: self._bits(node) for node in self.module.graph.nodes}
+        for node, bits in wanted.items():
+            kind = self.kind[node]
+            if kind == "relu":
+                self._replace_relu(node, bits or self.scheme.sums)
+            elif kind in ("input", "layer", "norm", "add", "cat", "pool", "other") and bits:
+                self._quantize(node, bits)
+        self._swap_layers()
+        _forbid_overwriting(self.module)
+
+    def _overrides(self) -> dict[str, tuple[int, int]]:
+        names = [str(node.target) for node in self.layers]
+        found: dict[str, tuple[int, int]] = {}
+        for pattern, shorthand in self.scheme.overrides.items():
+            matches = fnmatch.filter(names, pattern)
+            if not matches:
+                raise SchemeError(
+                    f"overrides: no layer is called {pattern!r}{nearest(pattern, names)}; layers are {', '.join(names)}"
+                )
+            found |= dict.fromkeys(matches, bits_of(shorthand))
+        return found
+
+    def _bits_of_layer(self, node: fx.Node) -> tuple[int, int]:
+        """Bits of the weights and of the input."""
+        if str(node.target) in self.overrides:
+            return self.overrides[str(node.target)]
+        for group, bits in ((self.first, self.scheme.first), (self.last, self.scheme.last)):
+            if node in group:
+                return bits, bits
+        return self.scheme.weights, self.scheme.activations
+
+    def _bits(self, node: fx.Node) -> int | None:
+        """Bits of a tensor, or None where nothing needs it on a grid."""
+        reading = list(readers(node, self.kind))
+        of_layers = [self._bits_of_layer(reader)[1] for reader in reading if self.kind[reader] == "layer"]
+        return min(of_layers) if of_layers else self.scheme.sums if reading else None
+
+    def _swap_layers(self) -> None:
+        for path in dict.fromkeys(str(node.target) for node in self.layers):
+            bits = min(self._bits_of_layer(node)[0] for node in self.layers if node.target == path)
+            made = twin(self.module.get_submodule(path), bits, self.scheme)
+            made.weight_quant.tensor_quant.name = path  # type: ignore[union-attr]
+            self.module.set_submodule(path, made)
+
+    def _replace_relu(self, node: fx.Node, bits: int) -> None:
+        six = "6" in function_name(node)
+        if node.op == "call_module":
+            old = str(node.target)
+            six = isinstance(self.module.get_submodule(old), nn.ReLU6)
+            self.taken[old] += 1
+            path = old if self.taken[old] == 1 else self._free(f"{old}_{self.taken[old] - 1}")
+        else:
+            path = self._free(_join(_scope(node), "relu"))
+        self.module.add_submodule(path, relu_quantizer(path, bits, self.scheme, six).train(self.module.training))
+        node.args, node.kwargs = (node.all_input_nodes[0],), {}
+        node.op, node.target = "call_module", path
+
+    def _quantize(self, node: fx.Node, bits: int) -> None:
+        name = (
+            str(node.target) if node.op in ("call_module", "placeholder") else _join(_scope(node), function_name(node))
+        )
+        path = self._free(f"{name}_quant")
+        made = identity_quantizer(path, bits, self.scheme, signed=node not in self.positive)
+        self.module.add_submodule(path, made.train(self.module.training))
+        with self.module.graph.inserting_after(node):
+            new = self.module.graph.call_module(path, (node,))
+        new.meta = dict(node.meta)  # the same module paths: a cut behind this module is a cut behind its quantizer
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+    def _free(self, path: str) -> str:
+        """The path itself, or the path with a number, whichever names nothing yet."""
+        parent, _, leaf = path.rpartition(".")
+        try:
+            home: nn.Module = self.module.get_submodule(parent)
+        except AttributeError:
+            return path
+        number, name = 0, leaf
+        while hasattr(home, name):
+            number += 1
+            name = f"{leaf}_{number}"
+        return _join(parent, name)
+
+
+def _move_quantizers(module: nn.Module, like: Tensor | None) -> None:
+    """To the device of the network's parameters; in float64 where they are, else float32 whatever they are."""
+    for core in module.modules():
+        if isinstance(core, FakeQuant) and like is not None:
+            core.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def _forbid_overwriting(module: fx.GraphModule) -> None:
+    """Make in-place operations plain: what they would overwrite is a quantizer's output, needed for its gradient."""
+    for part in module.modules():
+        if getattr(part, "inplace", False):
+            part.inplace = False  # type: ignore[assignment]
+    for node in module.graph.nodes:
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        if node.op == "call_function" and node.target in _PLAIN:
+            node.target = _PLAIN[node.target]
+        if node.op == "call_method" and node.target in ("add_", "mul_", "sub_", "div_"):
+            node.target = node.target.rstrip("_")
+
+
+def _scope(node: fx.Node) -> str:
+    inside = where_from(node)
+    return inside[-1] if inside else ""
+
+
+def _join(scope: str, name: str) -> str:
+    return f"{scope}.{name}" if scope else name

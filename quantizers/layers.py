@@ -1,0 +1,75 @@
+"""Brevitas twins of float layers, and the quantizers between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from qkd.errors import SchemeError
+from qkd.quantizers.core import FakeQuant
+from qkd.quantizers.injectors import FAMILIES
+from qkd.quantizers.quiet import qnn
+from qkd.quantizers.scheme import Scheme
+
+_TWINS: dict[type, Any] = {nn.Conv1d: qnn.QuantConv1d, nn.Conv2d: qnn.QuantConv2d, nn.Linear: qnn.QuantLinear}
+_CONV_SETTINGS = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+
+
+def twin(layer: nn.Module, bits: int, scheme: Scheme) -> nn.Module:
+    """The Brevitas layer that computes what ``layer`` does, with quantized weights; it takes over its parameters."""
+    names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else _CONV_SETTINGS
+    made: nn.Module = _TWINS[type(layer)](
+        **{name: getattr(layer, name) for name in names},
+        bias=layer.bias is not None,
+        device="meta",  # the parameters made here are thrown away: no memory, no random numbers
+        weight_quant=FAMILIES[scheme.family].weight,
+        weight_bit_width=bits,
+        weight_calibration=scheme.calibration,
+        weight_per_channel=scheme.per_channel,
+    )
+    made.register_parameter("weight", layer.weight)  # type: ignore[arg-type]
+    made.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
+    return made.train(layer.training)
+
+
+def relu_quantizer(name: str, bits: int, scheme: Scheme, six: bool = False) -> nn.Module:
+    """A ReLU whose output is quantized; six keeps ReLU6's bound while rounding is off, so calibration sees it.
+
+    With rounding on the top level bounds the output: calibration puts it at 6 or below, training may move it.
+    """
+    made: nn.Module = qnn.QuantReLU(
+        act_quant=FAMILIES[scheme.family].unsigned, bit_width=bits, calibration=scheme.calibration
+    )
+    if six:
+        made.act_quant.fused_activation_quant_proxy.activation_impl = nn.ReLU6()  # type: ignore[union-attr]
+    return _named(made, name)
+
+
+def identity_quantizer(name: str, bits: int, scheme: Scheme, signed: bool) -> nn.Module:
+    """A quantizer of a tensor that no ReLU precedes."""
+    if signed and bits == 1:
+        raise SchemeError(
+            f"{name}: the tensor has both signs, and 1 bit has no grid for that; take 2 bits or more for the layers it "
+            f"feeds (overrides, first, last or sums)"
+        )
+    family = FAMILIES[scheme.family]
+    quantizer = family.signed if signed else family.unsigned
+    made: nn.Module = qnn.QuantIdentity(act_quant=quantizer, bit_width=bits, calibration=scheme.calibration)
+    return _named(made, name)
+
+
+def _named(layer: nn.Module, name: str) -> nn.Module:
+    for core in layer.modules():
+        if isinstance(core, FakeQuant):
+            core.name = name
+    return layer

@@ -1,0 +1,146 @@
+"""Rounding to a uniform grid with the gradient of LSQ: one pass forward, one backward, nothing kept but what is needed.
+
+``y = clip(round(x / s), low, high) * s``; with ``q = y / s`` and *inside* meaning ``low * s < x < high * s``:
+
+    dy/dx = 1 inside, 0 outside                         (straight through)
+    dy/ds = q - x / s inside, q (= low or high) outside (Esser et al., ICLR 2020, eq. 3)
+
+Summed over the tensor, ``dL/ds = (sum(g * y) - sum(dL/dx * x)) / s``: two dot products, no temporary tensor.
+Arithmetic is float32 (float64 for float64 tensors) whatever autocast does: a bfloat16 ``x / s`` would round to a
+neighbouring level. ``y`` comes back in the type of ``x``.
+
+Three ways lead to the same numbers: on the CPU, with one step for a tensor, the work is done a block at a time, so that
+memory is read and written once; elsewhere with whole-tensor operations; under ``torch.compile`` as a differentiable
+expression, which the compiler fuses with what surrounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SMALLEST = 1e-8
+"""The floor of every scale: far below any trained step, far above the smallest float32."""
+BLOCK = 2**18
+"""Elements worked on at once: small enough to stay in the cache, large enough to make the calls cheap."""
+
+
+def round_to_grid(x: Tensor, step: Tensor, low: int, high: int, gradient_scale: float) -> tuple[Tensor, Tensor]:
+    """``x`` rounded to the grid ``s * {low, ..., high}``, in its shape and type; and ``s = positive(step)``.
+
+    Args:
+        step: learned step, 0-d for the whole tensor or shaped to broadcast over it, e.g. (O, 1, 1, 1).
+        gradient_scale: factor on the gradient of the step (LSQ section 2.2).
+    Source: Esser et al., Learned Step Size Quantization, ICLR 2020, eq. 1-5.
+    """
+    s = positive(step)
+    if torch.compiler.is_compiling():
+        return _expression(x, step, s, low, high, gradient_scale), s
+    return _Round.apply(x, step, s, low, high, gradient_scale), s
+
+
+def positive(step: Tensor) -> Tensor:
+    """The scale a stored step stands for, ``max(|step|, SMALLEST)``, detached.
+
+    A step that an optimizer carries through zero is reflected, so it goes on learning instead of sticking at the floor.
+    """
+    return step.detach().abs().clamp_min(SMALLEST)
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in the type rounding is decided in: float64 stays, everything else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _expression(x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+    """The same as a differentiable expression: ``t - t.detach()`` is exactly zero and carries the gradient of t."""
+    still = wide(x.detach())
+    s = s.to(still.dtype)
+    ratio = still / s
+    q = ratio.round().clamp(low, high)
+    inside = (still > low * s) & (still < high * s)
+    slope = torch.where(inside, q - ratio, q) * torch.where(step.detach() < 0, -gradient_scale, gradient_scale)
+    y = q * s + slope * (step - step.detach())
+    return (y + torch.where(inside, wide(x - x.detach()), 0.0)).to(x.dtype)
+
+
+def _kernels(x: Tensor, s: Tensor) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor | None]]]:
+    in_blocks = s.ndim == 0 and x.device.type == "cpu"
+    return (_round_blocks, _differentiate_blocks) if in_blocks else (_round_whole, _differentiate_whole)
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+        still = wide(x)
+        s = s.to(still.dtype)
+        y = _kernels(x, s)[0](still, s, low, high).to(x.dtype)
+        exact = y.dtype == still.dtype  # a bfloat16 y is off the grid by more than the rounding the step learns from
+        ctx.save_for_backward(x, step, s, *([y] if exact and ctx.needs_input_grad[1] else []))
+        ctx.bounds = low, high
+        ctx.gradient_scale = gradient_scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, step, s, *kept = ctx.saved_tensors
+        rounded, differentiated = _kernels(x, s)
+        y = kept[0] if kept else rounded(wide(x), s, *ctx.bounds) if ctx.needs_input_grad[1] else None
+        passed, total = differentiated(wide(gradient), wide(x), y, s, *ctx.bounds)
+        to_x = passed.to(x.dtype) if ctx.needs_input_grad[0] else None
+        to_step = None
+        if total is not None:
+            to_step = (total * ctx.gradient_scale / torch.copysign(s, step)).to(step.dtype)
+        return to_x, to_step, None, None, None, None
+
+
+def _round_whole(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    return (x / s).round_().clamp_(low, high).mul_(s)
+
+
+def _differentiate_whole(
+    g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient passed on to x, and ``s`` times that of the scale where ``y`` is given."""
+    passed = g.masked_fill((x <= low * s) | (x >= high * s), 0.0)
+    return passed, None if y is None else (g * y).addcmul_(passed, x, value=-1).sum_to_size(s.shape)
+
+
+def _round_blocks(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    x = _packed(x)
+    y = torch.empty_like(x)
+    for source, target in zip(_blocks(x), _blocks(y), strict=True):
+        torch.div(source, s, out=target).round_().clamp_(low, high).mul_(s)
+    return y
+
+
+def _differentiate_blocks(
+    g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor | None]:
+    """As `_differentiate_whole`, by kernels that take plain numbers, which anywhere else would mean to wait for them."""
+    x = _packed(x)
+    g = g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
+    passed = torch.empty_like(x)
+    bottom, top = low * s.item(), high * s.item()
+    total = None if y is None else torch.zeros_like(s)
+    blocks = zip(_blocks(g), _blocks(x), _blocks(passed), _blocks(x if y is None else y), strict=True)
+    for given, values, target, rounded in blocks:
+        torch.ops.aten.hardtanh_backward.grad_input(given, values, bottom, top, grad_input=target)
+        if total is not None:
+            total += torch.dot(given, rounded) - torch.dot(target, values)
+    return passed, total
+
+
+def _packed(x: Tensor) -> Tensor:
+    """``x`` without gaps or overlaps in memory: itself if it is laid out row by row or channels last."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last or x.is_contiguous() else x.contiguous()
+
+
+def _blocks(x: Tensor) -> Sequence[Tensor]:
+    return torch.as_strided(x, (x.numel(),), (1,)).split(BLOCK)

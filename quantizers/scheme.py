@@ -1,0 +1,117 @@
+"""How one network is quantized: bits of weights and activations, family, and what departs from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Annotated, Any, Literal, get_args
+
+from qkd.errors import SchemeError, nearest
+
+Bits = Annotated[int, "bits, 1 to 8"]
+FamilyName = Literal["lsq", "hwgq"]
+Calibration = Literal["mse", "lsq", "minmax", "percentile"]
+
+SHORTHAND = re.compile(r"w([1-8])a([1-8])")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Bits and family of a network's quantizers; a mistake raises SchemeError.
+
+    Args:
+        weights: bits of conv and linear weights.
+        activations: bits of every tensor that feeds a conv or linear layer.
+        family: how numbers are rounded and what is learned: lsq or hwgq.
+        first: bits of the network's input and of the first layer's weights.
+        last: bits of the last layer's input and weights.
+        sums: bits of tensors that meet in additions, concatenations and pools and feed no layer directly.
+        per_channel: one weight scale per output channel, else one per layer.
+        calibration: how steps are chosen from data: mse, lsq, minmax or percentile.
+        overrides: layer name pattern (``layer1.*``) -> shorthand for the weights and the input of the layers it
+            matches; later ones win. Checked against the layers of the network by ``insert``.
+    """
+
+    weights: Bits
+    activations: Bits
+    _: KW_ONLY
+    family: FamilyName = "lsq"
+    first: Bits = 8
+    last: Bits = 8
+    sums: Bits = 8
+    per_channel: bool = True
+    calibration: Calibration = "mse"
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "activations", "first", "last", "sums"):
+            self._check_bits(name, getattr(self, name))
+        _check_word("family", self.family, get_args(FamilyName))
+        _check_word("calibration", self.calibration, get_args(Calibration))
+        if not isinstance(self.per_channel, bool):
+            raise SchemeError(f"per_channel: {self.per_channel!r} is not true or false")
+        for pattern, shorthand in self.overrides.items():
+            self._check_bits(f"overrides: {pattern}", bits_of(shorthand)[0], "weights")
+
+    def _check_bits(self, name: str, bits: Any, kind: str = "") -> None:
+        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
+            raise SchemeError(f"{name}: {bits!r} is not a number of bits; possible are 1 to 8")
+        of_weights = kind == "weights" or name in ("weights", "first", "last")
+        if bits == 1 and of_weights and self.family == "lsq":
+            raise SchemeError(
+                f"{name}: 1-bit weights have no grid in family lsq (its only level would be 0); "
+                f"take 2 bits (ternary), or family: hwgq (-1 and 1 times a scale)"
+            )
+
+    @classmethod
+    def parse(cls, text: str, **options: Any) -> Scheme:
+        """The scheme of a shorthand such as ``w4a8``; options are those of the class."""
+        weights, activations = bits_of(text)
+        return cls(weights, activations, **options)
+
+    def __str__(self) -> str:
+        return f"w{self.weights}a{self.activations}"
+
+
+def scheme(
+    *,
+    weights: Bits,
+    activations: Bits,
+    family: FamilyName = "lsq",
+    first: Bits = 8,
+    last: Bits = 8,
+    sums: Bits = 8,
+    per_channel: bool = True,
+    calibration: Calibration = "mse",
+    overrides: Mapping[str, str] | None = None,
+) -> Scheme:
+    """The long form of a scheme, as a recipe writes it; see `Scheme` for the meaning of each option."""
+    return Scheme(
+        weights,
+        activations,
+        family=family,
+        first=first,
+        last=last,
+        sums=sums,
+        per_channel=per_channel,
+        calibration=calibration,
+        overrides=overrides or {},
+    )
+
+
+def bits_of(shorthand: str) -> tuple[int, int]:
+    """Bits of weights and of activations in a shorthand such as ``w4a8``."""
+    found = SHORTHAND.fullmatch(str(shorthand).strip().lower())
+    if not found:
+        known = [f"w{w}a{a}" for w in range(1, 9) for a in range(1, 9)]
+        raise SchemeError(
+            f"{shorthand!r} is not a quantization scheme{nearest(shorthand, known)}; "
+            f"write w<bits>a<bits> with 1 to 8 bits, such as w4a8"
+        )
+    return int(found[1]), int(found[2])
+
+
+def _check_word(name: str, word: Any, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise SchemeError(f"{name}: {word!r} is unknown{nearest(word, known)}; possible are {', '.join(known)}")

@@ -1,0 +1,47 @@
+"""Golden losses: a refactor keeps every number to the last bit. `make golden` rewrites them; the diff is read.
+
+Bits are promised for one processor and one torch: on others the first epoch has to agree within the noise of float32.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qkd import recipe as recipes
+from qkd.produce import Machine, produce
+from qkd.run import Run, processor
+
+FOLDER = Path(__file__).parent / "golden"
+METHODS = ("qat", "kd", "cmtkd")
+
+
+def losses(name: str, folder: Path) -> dict[str, Any]:
+    drawn = "data={name: fake, batch: 16, size: 16, train: 64, test: 16, classes: 4}"
+    recipe = recipes.load(f"digits_{name}_w2a2", [drawn, "train.epochs=2", "pretrain.epochs=1"])
+    widths = [f"{'student' if part == 'student' else f'teachers.{part}'}.width=4" for part in recipe.networks]
+    recipe = recipes.load(f"digits_{name}_w2a2", [drawn, "train.epochs=2", "pretrain.epochs=1", *widths])
+    run = Run.create(folder / name)
+    produce(recipe, run, Machine("cpu", threads=1))
+    lines = [line for line in run.metrics() if line["phase"] != "before"]
+    return {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "epochs": [{k: v for k, v in line.items() if k.startswith(("train/loss", "importance"))} for line in lines],
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_are_those_of_the_last_commit(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path, found = FOLDER / f"{name}.json", losses(name, tmp_path)
+    if request.config.getoption("--rewrite-golden"):
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    kept = json.loads(path.read_text())
+    if (kept["processor"], kept["torch"]) == (found["processor"], found["torch"]):
+        assert found["epochs"] == kept["epochs"]
+    else:
+        assert found["epochs"][0] == pytest.approx(kept["epochs"][0], rel=0.05, abs=1e-3)

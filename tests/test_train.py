@@ -1,0 +1,135 @@
+"""The loop: the same seed gives the same run, a resumed run equals the unbroken one, nobody but the learners moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from qkd import recipe as recipes
+from qkd.errors import RunError, TrainingError
+from qkd.produce import Machine, produce, refuse_changed, reload
+from qkd.run import Run
+
+TINY: dict[str, Any] = {
+    "method": {"name": "cmtkd"},
+    "student": {"build": "resnet8", "width": 4, "quantize": "w2a2"},
+    "teachers": {
+        "four": {"build": "resnet8", "width": 4, "quantize": "w4a4"},
+        "eight": {"build": "resnet8", "width": 4, "quantize": "w8a8"},
+    },
+    "match": ["layer1", "layer2"],
+    "data": {"name": "fake", "batch": 16, "size": 16, "train": 64, "test": 32, "classes": 4},
+    "pretrain": {"epochs": 1},
+    "train": {"epochs": 3, "rate": 0.05},
+}
+
+
+def recipe_in(folder: Path, **changes: Any) -> Any:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return recipes.load(path)
+
+
+def run_of(folder: Path, recipe: Any, name: str = "run", **more: Any) -> tuple[Run, dict[str, Any]]:
+    run = Run.create(folder / name)
+    return run, produce(recipe, run, Machine("cpu", threads=1), **more)
+
+
+def losses(run: Run) -> list[dict[str, float]]:
+    return [
+        {k: v for k, v in line.items() if k.startswith(("train/", "val/", "importance/"))} for line in run.metrics()
+    ]
+
+
+def test_same_seed_same_losses_to_the_last_bit(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path)
+    (one, first), (two, second) = run_of(tmp_path, recipe), run_of(tmp_path, recipe)
+    assert one.folder.name == "run"
+    assert two.folder.name == "run-2"
+    assert losses(one) == losses(two)
+    assert first["top1"] == second["top1"]
+    other, _ = run_of(tmp_path, recipe_in(tmp_path, seed=1))
+    assert losses(one) != losses(other)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_resumed_run_equals_the_unbroken_one(tmp_path: Path, after: int) -> None:
+    recipe = recipe_in(tmp_path)
+    whole, _ = run_of(tmp_path, recipe, "whole")
+
+    def break_off(event: str, values: Any) -> None:
+        if event == "epoch" and values["phase"] == "train" and values["epoch"] == after:
+            raise Stop
+
+    broken = Run.create(tmp_path / "broken")
+    with pytest.raises(Stop):
+        produce(recipe, broken, Machine("cpu", threads=1), listen=break_off)
+    produce(recipe, broken, Machine("cpu", threads=1), resume=True)
+    assert losses(broken) == losses(whole)
+    expected = whole.load_product()
+    found = broken.load_product()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert found.keys() == expected.keys()
+
+
+def test_a_changed_recipe_is_refused_by_key(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, recipe_in(tmp_path), max_steps=1)
+    changed = recipe_in(tmp_path, train={"epochs": 4, "rate": 0.05})
+    with pytest.raises(RunError, match="train.epochs was 3, is 4"):
+        refuse_changed(run, changed)
+
+
+def test_a_finished_run_comes_back_as_its_product(tmp_path: Path) -> None:
+    run, result = run_of(tmp_path, recipe_in(tmp_path))
+    finished = reload(run)
+    state = run.load_product()
+    assert all(torch.equal(state[name], tensor) for name, tensor in finished.product.state_dict().items())
+    from qkd.produce import load_data, test_top1
+
+    assert test_top1(finished.product, load_data(finished.recipe), 16, "cpu") == pytest.approx(result["top1"])
+
+
+def test_frozen_teachers_stay_bitwise_as_they_were(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, method={"name": "cmtkd", "teachers": "frozen"})
+    run, _ = run_of(tmp_path, recipe)
+    first = Run.create(tmp_path / "first")
+    produce(recipe, first, Machine("cpu", threads=1), max_steps=1)
+    a, b = (r.load_state("checkpoints/last.pt")["parts"] for r in (run, first))
+    for name in a:
+        same = torch.equal(a[name], b[name])
+        if ".four." in name or ".eight." in name:
+            assert same, name
+    assert not torch.equal(a["networks.student.network.fc.weight"], b["networks.student.network.fc.weight"])
+
+
+def test_a_loss_that_is_not_finite_names_term_and_batch(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, train={"epochs": 2, "rate": 1e30})
+    with pytest.raises(TrainingError, match=r"phase train, epoch \d, batch \d: the loss \S+ is nan"):
+        run_of(tmp_path, recipe)
+
+
+def test_metrics_hold_losses_importance_and_gradient_shares(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, recipe_in(tmp_path))
+    lines = [line for line in run.metrics() if line["phase"] == "train"]
+    assert len(lines) == 3
+    assert {"train/loss/label/student", "importance/layer1/four", "images_per_second", "val/top1"} <= lines[-1].keys()
+    shares = [v for k, v in lines[0].items() if k.startswith("gradient/student/")]
+    assert sum(shares) == pytest.approx(1.0, abs=0.01)
+    weights = [v for k, v in lines[-1].items() if k.startswith("importance/layer1/")]
+    assert sum(weights) == pytest.approx(1.0)
+
+
+def test_the_float_start_is_made_once(tmp_path: Path) -> None:
+    events: list[str] = []
+    recipe = recipe_in(tmp_path, seed=77)
+    run_of(tmp_path, recipe, max_steps=1, listen=lambda event, values: events.append(event))
+    assert events.count("pretrain") == 1
+    assert events.count("cached") == 2
