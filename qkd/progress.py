@@ -64,7 +64,7 @@ class Reporter:
 
 def _epoch(values: Mapping[str, Any]) -> str:
     losses = "  ".join(
-        f"{name.removeprefix('train/loss/')} {value:.4f}"
+        f"{name.removeprefix('train/loss/')} {value:.3g}"
         for name, value in values.items()
         if name.startswith("train/loss/")
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,3 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import brevitas  # noqa: F401  (its import warns about deprecations of its own)

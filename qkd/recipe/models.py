@@ -44,8 +44,8 @@ class Train(Section):
     """How the rate falls: as a cosine to zero, by ten at half and at three quarters, or not at all."""
     warmup: NotNegative = 0.0
     """Epochs in which the rate rises from zero."""
-    clip: Positive | None = None
-    """The largest norm of the gradient; null leaves it as it is."""
+    clip: Positive | None = 5.0
+    """The largest norm of the gradient; null leaves it as it is. At 2 bits one large step can cost the run."""
     scale_rate: NotNegative = 1.0
     """What the scales of quantizers learn with, as a share of the rate."""
     augment: bool = True
