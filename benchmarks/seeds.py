@@ -37,7 +37,7 @@ def one(recipe: str, seed: int, out: Path, overrides: list[str], threads: str) -
     folder = out / f"{Path(recipe).stem}-seed{seed}"
     if not (folder / "export.json").is_file():
         if not (folder / "result.json").is_file():
-            resume = ["--resume"] if (folder / "checkpoints/last.pt").is_file() else []
+            resume = ["--resume"] if folder.is_dir() else []
             qkd("train", recipe, *overrides, f"seed={seed}", "--out", str(folder), "--threads", threads, "-q", *resume)
         qkd("export", str(folder))
     result, export = (json.loads((folder / name).read_text()) for name in ("result.json", "export.json"))

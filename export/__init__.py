@@ -9,14 +9,20 @@ from qkd.export.census import census
 from qkd.export.emit import Emitted, emit, emit_float
 from qkd.export.emulate import Divergence, emulate, first_divergence
 from qkd.export.graph import save
-from qkd.export.session import predict
+from qkd.export.ptq import SETTINGS, quantize_file
+from qkd.export.raw import Layout, RawImages, arranged
+from qkd.export.session import predict, suited_to
 from qkd.export.verify import Verdict, require, verify
 
 __all__ = [
+    "SETTINGS",
     "Divergence",
     "Emitted",
+    "Layout",
+    "RawImages",
     "Row",
     "Verdict",
+    "arranged",
     "bench",
     "census",
     "emit",
@@ -24,7 +30,9 @@ __all__ = [
     "emulate",
     "first_divergence",
     "predict",
+    "quantize_file",
     "require",
     "save",
+    "suited_to",
     "verify",
 ]

@@ -29,7 +29,7 @@ def binary(kind: str, *, integer: bool) -> Handler:
             )
         tensors = [_operand(walk, operand, name) for operand in operands]
         reason = "" if integer else f"onnxruntime has no integer {kind}"
-        if any(tensor.grid is None for tensor in tensors):
+        if not reason and any(tensor.grid is None for tensor in tensors):
             reason = "one of its operands is not quantized"
         walk.note(name, reason or walk.no_quantizer_behind(node))
         return Value(walk.graph.node(kind, [tensor.name for tensor in tensors], name))
@@ -54,7 +54,7 @@ def unary(kind: str, *, integer: bool = False, **fixed: float) -> Handler:
     def handler(walk: Walk, node: fx.Node) -> Value:
         value, name = walk.value(node.args[0]), label(node)
         reason = "" if integer else f"onnxruntime has no integer {kind}"
-        if value.grid is None:
+        if not reason and value.grid is None:
             reason = "its input is not quantized"
         walk.note(name, reason or walk.no_quantizer_behind(node))
         return Value(walk.graph.node(kind, [value.name], name, **fixed))

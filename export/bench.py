@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,24 @@ import numpy as np
 import onnxruntime
 
 from qkd.errors import ExportError, UsageError
-from qkd.export.session import only_input, open_session, run
+from qkd.export.census import convolutions
+from qkd.export.memory import peak_megabytes
+from qkd.export.session import input_type, instructions, only_input, open_session, run, suited
 
 WARM_UP = 3
 LEAST_ROUNDS = 5
-TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
+Clock = Callable[[], float]
+"""Seconds from any beginning."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A file that is timed, and what is the same at every batch size and number of threads."""
+
+    path: Path
+    top1: float | None
+    integer_convs: int
+    convs: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,8 @@ class Row:
     p50_ms, p95_ms: time of one call, not of one image. speedup: median of the compared file over this one's, None
     without a compared file. top1: % of the labels, None without them. rounds: how many calls were timed.
     instructions: the best integer instructions of the processor; int8 is far slower where "vnni" is missing.
+    load_ms: time to open the file. integer_convs of convs: convolutions that run as integer kernels. peak_mb: the most
+    memory a process of its own needs for the file beyond onnxruntime itself, None where it was not asked for.
     """
 
     file: str
@@ -41,6 +55,10 @@ class Row:
     top1: float | None
     rounds: int
     instructions: str
+    load_ms: float
+    integer_convs: int
+    convs: int
+    peak_mb: float | None
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -55,36 +73,45 @@ def bench(
     seconds: float = 1.0,
     repeats: int | None = None,
     images: np.ndarray | None = None,
+    raw: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    memory: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> list[Row]:
     """Rows for every file, ``against`` (the float file) last, at every number of threads and batch size.
 
     In each round every file runs once; rounds go on for ``seconds`` per file, or ``repeats`` times. Any ONNX file with
-    one input can be timed; without ``images`` (N, C, H, W) it gets noise of its input's shape. With ``images`` and
-    ``labels`` accuracy is added. Raises ExportError for a file that cannot run, UsageError for a setting below one.
+    one input can be timed; without ``images`` (N, C, H, W) it gets noise of its input's shape. A file that takes raw
+    images gets ``raw``, the same ones as uint8, in its layout. With ``labels`` accuracy is added, with ``memory`` the
+    peak, from a process for each file. ``clock`` may be ``time.process_time``, which does not count waiting for other
+    programs but adds threads up. Raises ExportError for a file that cannot run, UsageError for a setting below one.
     """
     _require_settings(batches, threads, seconds, repeats)
     paths = [Path(file) for file in [*files, *([] if against is None else [against])]]
-    top1 = [_top1(path, images, labels) for path in paths]
+    subjects = [_subject(path, images, raw, labels) for path in paths]
     rows = []
     for count in threads:
-        sessions = [open_session(path, threads=count) for path in paths]
+        opened = [_opened(path, count) for path in paths]
+        sessions = [session for session, _ in opened]
         for batch in batches:
-            feeds = [_feed(session, path, batch, images) for session, path in zip(sessions, paths, strict=True)]
-            times = _in_turns(sessions, feeds, seconds, repeats)
+            feeds = [_feed(session, path, batch, images, raw) for session, path in zip(sessions, paths, strict=True)]
+            times = _in_turns(sessions, feeds, seconds, repeats, clock)
             base = float(np.median(times[-1])) if against is not None else None
-            rows += [_row(path, batch, count, times[i], base, top1[i]) for i, path in enumerate(paths)]
+            for i, subject in enumerate(subjects):
+                peak = peak_megabytes(subject.path, next(iter(feeds[i].values())), count) if memory else None
+                rows.append(_row(subject, batch, count, times[i], base, opened[i][1], peak))
     return rows
 
 
-def instructions() -> str:
-    """The best integer dot product of this processor, as onnxruntime would use it, or its architecture."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return platform.machine()
-    order = ("avx512_vnni", "avx_vnni", "avx512bw", "avx2", "i8mm", "asimddp", "asimd")
-    return next((name for name in order if name in words), platform.machine())
+def _opened(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, float]:
+    """A session, and the seconds it took to open."""
+    start = time.perf_counter()
+    return open_session(path, threads=threads), time.perf_counter() - start
+
+
+def _subject(path: Path, images: np.ndarray | None, raw: np.ndarray | None, labels: np.ndarray | None) -> Subject:
+    integers, convs = convolutions(path)
+    return Subject(path, _top1(path, images, raw, labels), integers, convs)
 
 
 def _in_turns(
@@ -92,6 +119,7 @@ def _in_turns(
     feeds: Sequence[dict[str, np.ndarray]],
     seconds: float,
     repeats: int | None,
+    clock: Clock = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of each call, a list for each session; the order turns by one in every round."""
     for session, feed in zip(sessions, feeds, strict=True):
@@ -103,52 +131,65 @@ def _in_turns(
     while done < (repeats or LEAST_ROUNDS) or (repeats is None and time.perf_counter() < end):
         for turn in range(len(sessions)):
             which = (turn + done) % len(sessions)
-            start = time.perf_counter()
+            start = clock()
             sessions[which].run(None, feeds[which])
-            times[which].append(time.perf_counter() - start)
+            times[which].append(clock() - start)
         done += 1
     return times
 
 
-def _row(path: Path, batch: int, threads: int, times: list[float], base: float | None, top1: float | None) -> Row:
+def _row(
+    subject: Subject,
+    batch: int,
+    threads: int,
+    times: list[float],
+    base: float | None,
+    load: float,
+    peak: float | None,
+) -> Row:
     median = float(np.median(times))
     return Row(
-        file=str(path),
+        file=str(subject.path),
         batch=batch,
         threads=threads,
         p50_ms=1e3 * median,
         p95_ms=1e3 * float(np.quantile(times, 0.95)),
         images_per_second=batch / median,
-        bytes=path.stat().st_size,
+        bytes=subject.path.stat().st_size,
         speedup=None if base is None else base / median,
-        top1=top1,
+        top1=subject.top1,
         rounds=len(times),
         instructions=instructions(),
+        load_ms=1e3 * load,
+        integer_convs=subject.integer_convs,
+        convs=subject.convs,
+        peak_mb=peak,
     )
 
 
 def _feed(
-    session: onnxruntime.InferenceSession, path: Path, batch: int, images: np.ndarray | None
+    session: onnxruntime.InferenceSession, path: Path, batch: int, images: np.ndarray | None, raw: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    name, wanted = only_input(session), session.get_inputs()[0]
+    name, wanted, kind = only_input(session), session.get_inputs()[0], input_type(session, path)
     fixed = wanted.shape[0]
     if isinstance(fixed, int) and fixed != batch:
         raise ExportError(f"{path}: takes batches of {fixed} only, not of {batch}; ask for that batch size")
-    if wanted.type not in TYPES:
-        raise ExportError(f"{path}: its input is {wanted.type}; possible are {', '.join(TYPES)}")
-    if images is not None:
-        chosen = np.resize(images, (batch, *images.shape[1:])) if len(images) < batch else images[:batch]
-        return {name: np.ascontiguousarray(chosen, dtype=TYPES[wanted.type])}
+    given = None if images is None else suited(session, images, raw)
+    if given is not None:
+        chosen = np.resize(given, (batch, *given.shape[1:])) if len(given) < batch else given[:batch]
+        return {name: np.ascontiguousarray(chosen, dtype=kind)}
     if not all(isinstance(size, int) for size in wanted.shape[1:]):
         raise ExportError(f"{path}: takes images of {wanted.shape[1:]}; give images, their size is not in the file")
     noise = np.random.default_rng(0).normal(scale=1.0, size=(batch, *wanted.shape[1:]))
-    return {name: (noise if wanted.type.startswith("tensor(float") else 64 * np.abs(noise)).astype(TYPES[wanted.type])}
+    return {name: (noise if np.issubdtype(kind, np.floating) else 64 * np.abs(noise).clip(0, 1)).astype(kind)}
 
 
-def _top1(path: Path, images: np.ndarray | None, labels: np.ndarray | None) -> float | None:
-    if images is None or labels is None:
+def _top1(path: Path, images: np.ndarray | None, raw: np.ndarray | None, labels: np.ndarray | None) -> float | None:
+    session = open_session(path)
+    given = None if images is None else suited(session, images, raw)
+    if given is None or labels is None:
         return None
-    logits = run(open_session(path), images)
+    logits = run(session, given)
     return float(100 * (logits.argmax(1) == np.asarray(labels)).mean())
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import onnx
 
+from qkd.export.raw import FRONT
 from qkd.export.session import Source, metadata, optimized
 
 POOLS = {"MaxPool", "NhwcMaxPool"}
+INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
 NOT_LAYERS = {
     *("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Identity"),
     *("Flatten", "Reshape", "Transpose", "Slice", "Pad"),
@@ -38,6 +40,13 @@ def census_of(graph: onnx.ModelProto) -> dict[str, int]:
     return dict(Counter(node.op_type for node in graph.graph.node).most_common())
 
 
+def convolutions(source: Source) -> tuple[int, int]:
+    """How many convolutions run as integer kernels, and how many there are, in any ONNX file."""
+    kinds = [node.op_type for node in optimized(source).graph.node]
+    integer = sum(kind in INTEGER_CONVS for kind in kinds)
+    return integer, integer + sum(kind.endswith("Conv") and kind not in INTEGER_CONVS for kind in kinds)
+
+
 def layers_of(model: onnx.ModelProto, graph: onnx.ModelProto) -> Layers:
     """Splits the layers of an emitted model by what they became in the graph onnxruntime made of it."""
     reasons = dict(json.loads(metadata(model).get("float_layers", "{}")))
@@ -54,7 +63,7 @@ def _layers(model: onnx.ModelProto) -> list[str]:
     for node in model.graph.node:
         if all(name in constants for name in node.input):
             constants.update(node.output)
-        elif node.op_type not in NOT_LAYERS:
+        elif node.op_type not in NOT_LAYERS and node.name not in FRONT:
             names.append(node.name)
     return names
 

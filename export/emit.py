@@ -17,6 +17,8 @@ from qkd.export.invariants import require_invariants
 from qkd.export.layers import LAYERS
 from qkd.export.pack import Storage, require_storage
 from qkd.export.pooling import POOLS
+from qkd.export.raw import RawImages, require_exact
+from qkd.export.resolution import Resolution, resolutions
 from qkd.export.views import VIEWS
 from qkd.export.walk import Handler, Walk
 
@@ -29,13 +31,15 @@ class Emitted:
     """An ONNX model and what each of its layers runs in.
 
     integer_layers: names of layers that onnxruntime runs in integers. float_layers: (name, reason) of those that it
-    cannot, in the order of the graph. minimum_onnxruntime: the oldest version that reads the file.
+    cannot, in the order of the graph. minimum_onnxruntime: the oldest version that reads the file. resolution: how finely
+    each integer layer counts.
     """
 
     model: onnx.ModelProto
     integer_layers: tuple[str, ...]
     float_layers: tuple[tuple[str, str], ...]
     minimum_onnxruntime: str
+    resolution: tuple[Resolution, ...] = ()
 
 
 def emit(
@@ -45,26 +49,39 @@ def emit(
     storage: Storage = "int8",
     headroom: int = 63,
     metadata: Mapping[str, str] = NOTHING,
+    raw: RawImages | None = None,
 ) -> Emitted:
     """The product, left in evaluation mode, as ONNX with QuantizeLinear/DequantizeLinear around every operation.
 
     ``shape`` is (channels, height, width) of the images; the batch axis stays symbolic. ``storage`` "packed" keeps
     weights of up to 4 and 2 bits in as many bits and asks for a newer onnxruntime. ``headroom`` is what low-bit weights
-    are raised to (see ``fold``). A layer that cannot run in integers is emitted in float and named with the reason.
+    are raised to (see ``fold``). With ``raw`` the file takes uint8 images and normalises them
+    itself. A layer that cannot run in integers is emitted in float and named with the reason.
     Raises ExportError for an operation without ONNX form, naming it, and for a quantizer without calibration.
     """
     require_storage(storage)
-    walk = Walk(product, tuple(shape), integer=True, storage=storage, headroom=headroom)
-    model = _model(walk, tuple(shape), metadata)
+    walk = Walk(product, tuple(shape), integer=True, storage=storage, headroom=headroom, raw=raw)
+    model = _model(walk, tuple(shape), {**metadata, **_input(raw)})
     require_invariants(model)
+    if raw is not None:
+        require_exact(model, raw, tuple(shape))
     return Emitted(
-        model, tuple(walk.in_integers), tuple(walk.kept_float.items()), MINIMUM_ONNXRUNTIME[walk.graph.opset]
+        model,
+        tuple(walk.in_integers),
+        tuple(walk.kept_float.items()),
+        MINIMUM_ONNXRUNTIME[walk.graph.opset],
+        resolutions(model, walk.weights),
     )
 
 
-def emit_float(product: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
+def emit_float(product: nn.Module, shape: tuple[int, int, int], *, raw: RawImages | None = None) -> onnx.ModelProto:
     """The same network in float32: master weights, batch norm folded into them, no quantizers. What speed is compared with."""
-    return _model(Walk(product, tuple(shape), integer=False, storage="int8", headroom=0), tuple(shape), NOTHING)
+    walk = Walk(product, tuple(shape), integer=False, storage="int8", headroom=0, raw=raw)
+    return _model(walk, tuple(shape), _input(raw))
+
+
+def _input(raw: RawImages | None) -> Mapping[str, str]:
+    return {"input": "float32", "layout": "nchw"} if raw is None else {"input": "uint8", "layout": raw.layout}
 
 
 def _model(walk: Walk, shape: tuple[int, ...], metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -12,8 +12,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from qkd.errors import ExportError
 from qkd.export.graph import load, require_ours
 from qkd.export.operations import Operand, operation_of, read_node, real
+from qkd.export.raw import FRONT
 from qkd.export.session import Source, open_session, require_images
 
 MEMORY = 2**18
@@ -21,15 +23,15 @@ MEMORY = 2**18
 
 
 def emulate(source: Source, images: np.ndarray, *, batch: int | None = None) -> np.ndarray:
-    """Logits (N, classes) for float32 images (N, C, H, W), equal to onnxruntime's bit for bit.
+    """Logits (N, classes) for images as the file takes them (float32, or uint8), equal to onnxruntime's bit for bit.
 
     Integer layers are computed here; an operator that stayed float has no integer meaning and is handed to onnxruntime
     alone. Raises ExportError for a file with operators that an emitted file does not have.
     """
     program = Program(source)
-    images = require_images(images)
-    batch = batch or max(1, min(64, MEMORY // (images.shape[2] * images.shape[3])))
-    parts = [program.run(images[i : i + batch])[program.output] for i in range(0, len(images), batch)]
+    images = require_images(images, program.kind)
+    batch = batch or max(1, min(64, 3 * MEMORY // images[0].size))
+    parts = [program.run(images[i : i + batch]) for i in range(0, len(images), batch)]
     return np.concatenate(parts)
 
 
@@ -43,6 +45,8 @@ class Program:
         graph = model.graph
         opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self.input, self.output = graph.input[0].name, graph.output[0].name
+        self.kind = np.uint8 if graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8 else np.float32
+        self.shape = tuple(size.dim_value for size in graph.input[0].type.tensor_type.shape.dim)[1:]
         self.constants: dict[str, Operand] = {t.name: _tensor(t) for t in graph.initializer}
         self.nodes = []
         for node in (read_node(proto, opset) for proto in graph.node):
@@ -52,25 +56,40 @@ class Program:
                 self.nodes.append(node)
         self._last_reader = {name: index for index, node in enumerate(self.nodes) for name in node.inputs}
 
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Logits for one batch of images."""
+        return self.tensors(images, {})[self.output]
+
     @torch.no_grad()
-    def run(self, images: np.ndarray, keep: Collection[str] = ()) -> dict[str, np.ndarray]:
-        """The output, and the tensors named in ``keep``, for one batch of images."""
-        values = {self.input: torch.from_numpy(np.ascontiguousarray(images, np.float32))}
-        wanted, kept = {self.output, *keep}, {}
+    def tensors(self, images: np.ndarray, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The output and, for every tensor that is given, what is computed here from the given tensors before it.
+
+        Codes that come from a float operator are left out: they prove nothing about integers.
+        """
+        if images.shape[1:] != self.shape:
+            raise ExportError(f"the model takes images of {self.shape}, not of {images.shape[1:]}")
+        values: dict[str, Operand] = {self.input: torch.from_numpy(np.ascontiguousarray(images, self.kind))}
+        found: dict[str, np.ndarray] = {}
         for index, node in enumerate(self.nodes):
             operands = [values[name] if name in values else self.constants[name] for name in node.inputs]
-            values[node.output] = operation_of(node)(node, operands)
-            if node.output in wanted:
-                kept[node.output] = real(values[node.output]).numpy()
+            result = operation_of(node)(node, operands)
+            from_float = (
+                isinstance(operands[0], Tensor)
+                and operands[0].is_floating_point()
+                and node.inputs[0] not in (self.input, *FRONT)
+            )
+            if node.output == self.output or (node.output in given and not from_float):
+                found[node.output] = real(result).numpy()
+            values[node.output] = torch.from_numpy(given[node.output]) if node.output in given else result
             for name in node.inputs:
                 if self._last_reader[name] == index:
                     values.pop(name, None)
-        return kept
+        return found
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first layer whose integers differ: its name, how many values differ of how many, and by how many steps at most."""
+    """A layer whose integers differ: its name, how many values differ of how many, and by how many steps at most."""
 
     layer: str
     different: int
@@ -82,17 +101,24 @@ class Divergence:
 
 
 def first_divergence(source: Source, images: np.ndarray) -> Divergence | None:
-    """Where emulator and onnxruntime part ways first, for one batch of images; None if every integer is equal."""
+    """The first layer that gives other integers here than in onnxruntime, for one batch of images; None if there is none.
+
+    Every layer gets the integers onnxruntime computed before it, so each one is judged by itself, and integer layers
+    are judged also where others stayed float.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(load(source))
     names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in names)
     session = open_session(model)
-    images = np.ascontiguousarray(images, np.float32)
-    theirs = session.run(names, {session.get_inputs()[0].name: images})
-    ours = Program(source).run(images, names)
-    for name, found in zip(names, theirs, strict=True):
-        steps = np.abs(ours[name].astype(np.int64) - found.astype(np.int64))
+    program = Program(source)
+    images = require_images(images, program.kind)
+    theirs = dict(zip(names, session.run(names, {program.input: images}), strict=True))
+    ours = program.tensors(images, theirs)
+    for name in names:
+        if name not in ours:
+            continue
+        steps = np.abs(ours[name].astype(np.int64) - theirs[name].astype(np.int64))
         if steps.any():
             return Divergence(name.removesuffix(".quantize"), int((steps > 0).sum()), steps.size, int(steps.max()))
     return None

@@ -15,6 +15,10 @@ BIAS_LIMIT = 2**29
 SMALLEST_UNIT = 1e-30
 """Below this an accumulator unit (input scale times weight scale) comes near float32's smallest numbers."""
 
+ON_GRID = 1e-3
+"""How far, in steps, float32 rounding may carry a weight off its grid."""
+LARGEST_CODE = 127
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -29,7 +33,8 @@ class IntegerWeight:
     """A layer in integers; ``bias`` counts units of input scale * ``scales``.
 
     codes: int8, output channels first. scales, bias_scales: float32 (O,). bias: int32 (O,). factors: int8 (O,), what
-    the codes were multiplied with; ``codes // factors`` are the codes that were trained.
+    the codes were multiplied with; ``codes // factors`` are the codes that were trained. bias_errors: float64 (O,), how
+    far the bias in the file is from the one that was trained.
     """
 
     codes: np.ndarray
@@ -37,6 +42,7 @@ class IntegerWeight:
     bias: np.ndarray
     bias_scales: np.ndarray
     factors: np.ndarray
+    bias_errors: np.ndarray
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -59,8 +65,8 @@ def normalization(norm: Any, where: str) -> Affine:
 def trained_codes(layer: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Integer weights (int64, output channels first) and their scale for each output channel (float64).
 
-    Read from the values, not from the integers Brevitas offers: levels at odd multiples of half a step (DoReFa, binary)
-    have no integer there and become odd numbers of half the scale here.
+    Read from the values, not from the integers Brevitas offers: levels at odd multiples of half a step (mid-rise,
+    binary) or at powers of two have none there, and are integers of a finer scale here.
     """
     quantized = layer.quant_weight()
     values, scale = array(quantized.value), array(quantized.scale).reshape(-1)
@@ -73,14 +79,14 @@ def trained_codes(layer: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
         raise ExportError(
             f"{where}: weights or their scales are zero, infinite or not a number; the training broke down"
         )
-    for finer in (1, 2):
+    for finer in 2.0 ** np.arange(7):
         steps = values / across(scales / finer, values)
         codes = np.rint(steps)
-        if np.abs(steps - codes).max(initial=0) < 1e-2:
+        if np.abs(steps - codes).max(initial=0) < ON_GRID:
             break
     else:
-        raise ExportError(f"{where}: weights do not lie on an evenly spaced grid that contains zero or half a step")
-    if np.abs(codes).max(initial=0) > 127:
+        raise ExportError(f"{where}: weights lie on no grid that is evenly spaced around zero; use a uniform quantizer")
+    if np.abs(codes).max(initial=0) > LARGEST_CODE:
         raise ExportError(f"{where}: weights reach {int(np.abs(codes).max())} steps; int8 holds 127, so use fewer bits")
     return codes.astype(np.int64), scales / finer
 
@@ -113,12 +119,14 @@ def to_integers(
     factors = _factors(codes, scales * float(input_scale), bias, headroom)
     scales32 = (scales / factors).astype(np.float32)
     units = (np.float32(input_scale) * scales32).astype(np.float32)
+    steps = np.rint(bias / units)
     return IntegerWeight(
         codes=(codes * across(factors, codes)).astype(np.int8),
         scales=scales32,
-        bias=np.rint(bias / units).astype(np.int32),
+        bias=steps.astype(np.int32),
         bias_scales=units,
         factors=factors.astype(np.int8),
+        bias_errors=np.abs(steps * units.astype(np.float64) - bias),
     )
 
 

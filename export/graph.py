@@ -33,6 +33,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.opset = PLAIN_OPSET
+        self._input: tuple[int, tuple[int, ...]] | None = None
         self._names: set[str] = {INPUT, OUTPUT}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
@@ -67,14 +68,22 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
+    def takes(self, kind: int, shape: Sequence[int]) -> None:
+        """The input is of this type and (N, *shape), instead of float images."""
+        self._input = kind, tuple(shape)
+
     def needs(self, opset: int) -> None:
         self.opset = max(self.opset, opset)
 
     def model(self, output: str, shape: Sequence[int], classes: Sequence[int], metadata: Mapping[str, str]) -> Any:
-        """The checked model: one float input (N, *shape), one float output (N, *classes), N symbolic."""
+        """The checked model: one input, (N, *shape) floats unless ``takes`` said otherwise, and (N, *classes) floats out.
+
+        N is symbolic.
+        """
         self.nodes.append(helper.make_node("Identity", [output], [OUTPUT], name=OUTPUT))
         self._drop_unread()
-        inputs = [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", *shape])]
+        kind, size = self._input or (TensorProto.FLOAT, tuple(shape))
+        inputs = [helper.make_tensor_value_info(INPUT, kind, ["N", *size])]
         outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", *classes])]
         graph = helper.make_graph(self.nodes, "qkd", inputs, outputs, self.initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], producer_name=PRODUCER)

@@ -137,7 +137,9 @@ def _integer(walk: Walk, kind: str, value: Value, weight: IntegerWeight, name: s
     none = graph.constant(np.zeros(len(weight.bias), np.int32), f"{name}.bias.zero")
     bias, units = graph.constant(weight.bias, f"{name}.bias"), graph.constant(weight.bias_scales, f"{name}.bias.scale")
     biases = graph.node("DequantizeLinear", [bias, units, none], f"{name}.bias.dequantize", axis=0)
-    return Value(graph.node(kind, [value.name, weights, biases], name, **attributes))
+    result = graph.node(kind, [value.name, weights, biases], name, **attributes)
+    walk.weights[result] = weight
+    return Value(result)
 
 
 def _norm_as_convolution(walk: Walk, value: Value, norm: Affine, name: str) -> Value:

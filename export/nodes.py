@@ -12,7 +12,7 @@ from qkd.errors import ExportError
 from qkd.quantizers import disabled
 from qkd.trace import ByMode, trace, where_from
 
-BATCH = 2
+BATCH = 3
 """Images in the run that measures shapes; more than one, so that a batch axis that was lost is noticed."""
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 

@@ -79,13 +79,15 @@ def _gemm(node: Node, operands: list[Operand]) -> Operand:
     return requantize.weighted(total, inputs.scale, weights.scale)
 
 
-def _binary(kernel: Callable[[Codes, Codes], Pending]) -> Operation:
+def _binary(kernel: Callable[[Codes, Codes], Pending], plain: Callable[[Tensor, Tensor], Tensor]) -> Operation:
+    """``plain`` for tensors that are no codes: packed weights raised by factors, and bytes that are normalised."""
+
     def operation(node: Node, operands: list[Operand]) -> Operand:
         a, b = operands
         if isinstance(a, Codes) and isinstance(b, Codes):
             return kernel(a, b)
-        if all(isinstance(each, Tensor) and not each.is_floating_point() for each in operands):
-            return a * b  # packed weights raised by a power of two
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return plain(a, b)
         return _in_float(node, operands)
 
     return operation
@@ -156,11 +158,20 @@ def _clip(node: Node, operands: list[Operand]) -> Operand:
 
 
 def _cast(node: Node, operands: list[Operand]) -> Tensor:
-    if node.attributes["to"] != TensorProto.INT8:
+    wanted = _CASTS.get(node.attributes["to"])
+    if wanted is None:
         raise ExportError(
-            f"{node.name}: a Cast to type {node.attributes['to']}; emitted files cast weights to int8 only"
+            f"{node.name}: a Cast to type {node.attributes['to']}; emitted files cast weights to int8, bytes to float"
         )
-    return operands[0].to(torch.int8)
+    return operands[0].to(wanted)
+
+
+def _transpose(node: Node, operands: list[Operand]) -> Operand:
+    first = operands[0]
+    move = tuple(node.attributes["perm"])
+    if isinstance(first, Codes):
+        return Codes(first.codes.permute(*move), first.scale, first.zero)
+    return real(first).permute(*move)
 
 
 def _by_table(node: Node, operands: list[Operand]) -> Operand:
@@ -201,6 +212,7 @@ def real(operand: Operand) -> Tensor:
     return operand if isinstance(operand, Tensor) else operand.real()
 
 
+_CASTS = {TensorProto.INT8: torch.int8, TensorProto.FLOAT: torch.float32}
 _CONV = {"stride": "strides", "dilation": "dilations", "groups": "group"}
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -210,15 +222,15 @@ OPERATIONS: Mapping[str, Operation] = {
     "Cast": _cast,
     "Conv": _conv,
     "Gemm": _gemm,
-    "Add": _binary(requantize.added),
-    "Mul": _binary(requantize.multiplied),
+    "Add": _binary(requantize.added, torch.add),
+    "Mul": _binary(requantize.multiplied, torch.mul),
     "GlobalAveragePool": _average,
     "AveragePool": _average,
     "Concat": _concat,
     "MaxPool": _moving(_max_pool),
     "Flatten": _moving(lambda codes, node: codes.flatten(1)),
     "Reshape": _moving(lambda codes, node, shape: codes.reshape(len(codes), *shape.tolist()[1:])),
-    "Transpose": _moving(lambda codes, node: codes.permute(*node.attributes["perm"])),
+    "Transpose": _transpose,
     "Slice": _moving(lambda codes, node, *parts: _slice(codes, *parts)),
     "Pad": _pad,
     "Identity": lambda node, operands: operands[0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import tempfile
 from pathlib import Path
@@ -14,6 +15,13 @@ import onnxruntime
 
 from qkd.errors import ExportError
 from qkd.export.graph import load
+
+TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+}
 
 Source = str | Path | onnx.ModelProto
 """An ONNX file, or the model itself."""
@@ -45,14 +53,17 @@ def open_session(
 
 
 def predict(source: Source, images: np.ndarray, *, batch: int = 64, threads: int | None = None) -> np.ndarray:
-    """Logits (N, classes) of onnxruntime for float32 images (N, C, H, W), ``batch`` at a time."""
+    """Logits (N, classes) of onnxruntime for images as the file takes them, ``batch`` at a time.
+
+    float32 (N, C, H, W), or for a file with raw input uint8 in its layout.
+    """
     return run(open_session(source, threads=threads), images, batch)
 
 
 def run(session: onnxruntime.InferenceSession, images: np.ndarray, batch: int = 64) -> np.ndarray:
-    """First output of a session for float32 images (N, C, H, W), ``batch`` at a time."""
+    """First output of a session for images as its file takes them, ``batch`` at a time."""
     name = only_input(session)
-    images = require_images(images)
+    images = require_images(images, input_type(session))
     try:
         parts = [session.run(None, {name: images[i : i + batch]})[0] for i in range(0, len(images), batch)]
     except Exception as error:
@@ -60,12 +71,48 @@ def run(session: onnxruntime.InferenceSession, images: np.ndarray, batch: int = 
     return np.concatenate(parts)
 
 
-def require_images(images: np.ndarray) -> np.ndarray:
-    """The images as contiguous float32 (N, C, H, W); raises ExportError where there are none."""
-    images = np.ascontiguousarray(images, dtype=np.float32)
+def require_images(images: np.ndarray, wanted: type[np.generic] = np.float32) -> np.ndarray:
+    """The images, contiguous and of the wanted type; raises ExportError where there are none, or they are of the other kind.
+
+    Bytes are never taken for normalised images, nor the other way round: both would run and be wrong.
+    """
+    images = np.asarray(images)
     if images.ndim != 4 or not len(images):
         raise ExportError(f"images of the shape {images.shape}; give at least one, as (N, channels, height, width)")
-    return images
+    if (images.dtype == np.uint8) != (wanted is np.uint8):
+        kind = "raw uint8 images" if wanted is np.uint8 else "normalised float images"
+        raise ExportError(f"the file takes {kind}, not {images.dtype}; give those")
+    return np.ascontiguousarray(images, dtype=wanted)
+
+
+def input_type(session: onnxruntime.InferenceSession, where: object = "the model") -> type[np.generic]:
+    """What numbers a session's images are; raises ExportError, naming ``where``, for a type that images never have."""
+    found = session.get_inputs()[0].type
+    if found not in TYPES:
+        raise ExportError(f"{where}: its input is {found}; possible are {', '.join(TYPES)}")
+    return TYPES[found]
+
+
+def suited(session: onnxruntime.InferenceSession, images: np.ndarray, raw: np.ndarray | None) -> np.ndarray | None:
+    """Of the same images normalised and ``raw`` (uint8), both (N, C, H, W), those the session takes, in its layout.
+
+    None where it takes raw images and there are none.
+    """
+    if input_type(session) is not np.uint8:
+        return images
+    if raw is None:
+        return None
+    told = session.get_modelmeta().custom_metadata_map.get("layout", "")
+    sizes, channels = session.get_inputs()[0].shape, raw.shape[1]
+    last = told == "nhwc" if told else sizes[1] != channels and sizes[-1] == channels
+    return np.ascontiguousarray(raw.transpose(0, 2, 3, 1)) if last else raw
+
+
+def suited_to(source: Source, images: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """``suited`` for a file that is not open yet."""
+    given = suited(open_session(source, threads=1), images, raw)
+    assert given is not None
+    return given
 
 
 def only_input(session: onnxruntime.InferenceSession) -> str:
@@ -89,6 +136,16 @@ def optimized(source: Source) -> onnx.ModelProto:
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def instructions() -> str:
+    """The best integer dot product of this processor, as onnxruntime would use it, or its architecture."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return platform.machine()
+    order = ("avx512_vnni", "avx_vnni", "avx512bw", "avx2", "i8mm", "asimddp", "asimd")
+    return next((name for name in order if name in words), platform.machine())
 
 
 def metadata(source: Source) -> dict[str, str]:

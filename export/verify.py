@@ -15,12 +15,14 @@ from qkd.errors import ExportError, GateError
 from qkd.export.census import census_of, layers_of
 from qkd.export.emulate import emulate, first_divergence
 from qkd.export.graph import load, require_ours
-from qkd.export.session import metadata, open_session, optimized, run
+from qkd.export.session import instructions, metadata, open_session, optimized, run
 
 SMALL = 32
 """Images for the comparisons that are slow and need no statistics: one by one, and without the optimizer."""
 AGREEMENT_WITH_FLOAT_LAYERS = 99.0
-"""Least top-1 agreement (%) with the emulator where layers stayed float: their sums have no order to reproduce."""
+"""Least top-1 agreement (%) with the emulator where layers stayed float: their sums have no order to reproduce.
+
+Their integer layers are then proven one by one, each from the integers onnxruntime gave it."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,18 @@ class Verdict:
     """What was found about one file. Accuracies and agreements in %, None where labels or reference were not given.
 
     equal_fraction: share of images whose every logit is equal, to the last bit, in onnxruntime and the emulator.
+    first_divergence: the first layer whose integers differ, each layer judged by itself.
     float_layers: layers onnxruntime runs in float; reasons: why, for those the export announced.
     optimizer_difference: largest difference of a logit between the optimized and the literal graph, in standard
     deviations of the logits. agreement: top-1 of onnxruntime against the reference logits.
+    instructions: the best integer instructions of the processor it was found on.
     """
 
     file: str
     bytes: int
     images: int
     minimum_onnxruntime: str
+    instructions: str
     census: Mapping[str, int]
     integer_layers: tuple[str, ...]
     float_layers: tuple[str, ...]
@@ -70,9 +75,9 @@ def verify(
     training. Raises ExportError for a file that is broken or was not emitted here; ``require`` judges the verdict.
     """
     model = _checked(Path(file))
-    emulated = emulate(model, images)
     session = open_session(file)
     found = run(session, images)
+    emulated = emulate(model, images)
     graph = optimized(file)
     layers = layers_of(model, graph)
     equal = (found == emulated).all(axis=tuple(range(1, found.ndim)))
@@ -83,13 +88,14 @@ def verify(
         bytes=Path(file).stat().st_size,
         images=len(images),
         minimum_onnxruntime=metadata(model).get("minimum_onnxruntime", ""),
+        instructions=instructions(),
         census=census_of(graph),
         integer_layers=layers.integer,
         float_layers=layers.floating,
         reasons=layers.reasons,
         equal_fraction=float(equal.mean()),
         largest_difference=float(np.abs(found - emulated).max()),
-        first_divergence=_divergence(model, images[~equal]),
+        first_divergence=_divergence(model, images, equal),
         same_in_batches=np.array_equal(run(session, few, batch=1), found[: len(few)]),
         optimizer_difference=float(np.abs(literal - found[: len(few)]).max() / max(float(found.std()), 1e-12)),
         emulator_agreement=_agreement(found, emulated),
@@ -115,8 +121,10 @@ def _failures(verdict: Verdict) -> list[str]:
     if not verdict.float_layers and verdict.equal_fraction < 1:
         failures.append(
             f"logits of {100 * (1 - verdict.equal_fraction):.3g} % of the images differ from the integer emulator, first "
-            f"in {verdict.first_divergence}"
+            f"in {verdict.first_divergence or 'the logits alone'}{_saturation(verdict)}"
         )
+    if verdict.float_layers and verdict.first_divergence:
+        failures.append(f"integers differ from the emulator in {verdict.first_divergence}")
     if verdict.float_layers and verdict.emulator_agreement < AGREEMENT_WITH_FLOAT_LAYERS:
         failures.append(
             f"top-1 agrees with the integer emulator on {verdict.emulator_agreement:.4g} % of the images only"
@@ -124,6 +132,13 @@ def _failures(verdict: Verdict) -> list[str]:
     if not verdict.same_in_batches and not verdict.float_layers:
         failures.append("an image gives other logits alone than in a batch")
     return failures
+
+
+def _saturation(verdict: Verdict) -> str:
+    """x86 without VNNI adds two products of 8-bit codes in 16 bits, which overflow beyond 7-bit weights."""
+    if "vnni" in verdict.instructions or "avx" not in verdict.instructions:
+        return ""
+    return f"; this processor ({verdict.instructions}) is exact for weights of up to 7 bits only: use first: 7, last: 7"
 
 
 def _checked(path: Path) -> onnx.ModelProto:
@@ -136,11 +151,11 @@ def _checked(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _divergence(model: onnx.ModelProto, images: np.ndarray) -> str | None:
-    if not len(images):
-        return None
-    found = first_divergence(model, images[:SMALL])
-    return "the logits alone" if found is None else str(found)
+def _divergence(model: onnx.ModelProto, images: np.ndarray, equal: np.ndarray) -> str | None:
+    """The first layer that differs, asked for images whose logits differ; for any images where all logits are equal."""
+    asked = images[~equal] if not equal.all() else images
+    found = first_divergence(model, asked[:SMALL])
+    return None if found is None else str(found)
 
 
 def _top1(logits: np.ndarray, labels: np.ndarray | None) -> float | None:

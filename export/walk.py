@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,10 +13,12 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qkd.errors import ExportError, nearest
+from qkd.export.fold import IntegerWeight
 from qkd.export.graph import INPUT, Graph
 from qkd.export.grid import Grid, is_on, read_grid, require_calibrated
 from qkd.export.nodes import BATCH, is_tensor, label, measure, passes_through, traced, word
 from qkd.export.pack import Storage
+from qkd.export.raw import RawImages, front
 from qkd.quantizers.quiet import qnn
 
 MOVING_LAYERS = (nn.Flatten, nn.MaxPool2d, nn.ChannelShuffle)
@@ -44,23 +47,35 @@ Handler = Callable[["Walk", fx.Node], Any]
 class Walk:
     """The state of one emission. ``integer`` false emits the float network: master weights, no quantizers."""
 
-    def __init__(self, product: nn.Module, shape: tuple[int, ...], *, integer: bool, storage: Storage, headroom: int):
+    def __init__(
+        self,
+        product: nn.Module,
+        shape: tuple[int, ...],
+        *,
+        integer: bool,
+        storage: Storage,
+        headroom: int,
+        raw: RawImages | None = None,
+    ) -> None:
         self.module = traced(product)
         if integer:
             require_calibrated(self.module)
         self.results = measure(self.module, shape)
         self.integer, self.storage, self.headroom = integer, storage, headroom
         self.graph = Graph()
+        self.images = Value(INPUT if raw is None else front(self.graph, shape, raw))
+        self.weights: dict[str, IntegerWeight] = {}
         self.values: dict[fx.Node, Any] = {}
         self.folded: set[fx.Node] = set()
         self.kept_float: dict[str, str] = {}
         self.in_integers: list[str] = []
+        self._calls: Counter[str] = Counter()
 
     def run(self, handlers: Mapping[Any, Handler]) -> Value:
         """Emits every node and returns the network's output."""
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
-                self.values[node] = Value(INPUT)
+                self.values[node] = self.images
             elif node.op == "output":
                 return self._output(node)
             elif is_tensor(self.results[node]):
@@ -140,10 +155,12 @@ class Walk:
 
     def note(self, name: str, reason: str) -> bool:
         """Writes down whether a layer runs in integers (no reason against it) or stays float; true for integers."""
+        self._calls[name] += 1
+        called = name if self._calls[name] == 1 else f"{name}.call{self._calls[name]}"
         if self.integer and reason:
-            self.kept_float[name] = reason
+            self.kept_float[called] = reason
         elif self.integer:
-            self.in_integers.append(name)
+            self.in_integers.append(called)
         return self.integer and not reason
 
     def quantize(self, value: Value, grid: Grid, name: str) -> Value:
@@ -180,10 +197,10 @@ class Walk:
             return _pass
         found = next((handlers[key] for key in keys if key in handlers), None)
         if found is None:
-            raise self.no_form(node, handlers)
+            raise self._no_form(node, handlers)
         return found
 
-    def no_form(self, node: fx.Node, handlers: Mapping[Any, Handler]) -> ExportError:
+    def _no_form(self, node: fx.Node, handlers: Mapping[Any, Handler]) -> ExportError:
         kind = type(self.submodule(node)).__name__ if node.op == "call_module" else word(node.target)
         known = sorted({word(key) for key in handlers})
         return ExportError(

@@ -16,7 +16,8 @@ from qkd.methods import METHODS
 from qkd.networks.build import build
 from qkd.networks.staged import Staged, cut
 from qkd.plan import EXCHANGE, Cast, Phase, Plan, Shape, Step, needed
-from qkd.quantizers import Scheme, disabled, insert
+from qkd.product import quantize_heads
+from qkd.quantizers import disabled, insert
 from qkd.taps import SHARED, Outputs, Tap
 from qkd.terms import Term
 from qkd.trace import trace
@@ -61,10 +62,13 @@ def assemble(recipe: Recipe, facts: Facts, *, start: Start = keep_fresh) -> Asse
     networks = {part: _network(part, entry, recipe, facts, start) for part, entry in recipe.networks.items()}
     shapes = measure(networks, facts)
     stages = tuple(name for name in networks[STUDENT].names if name != "logits")
-    cast = Cast(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes)
+    starts = {part: entry.start_from for part, entry in recipe.networks.items()}
+    cast = Cast(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
     torch.manual_seed(recipe.seed)
     plan = _plan(recipe, cast)
-    _quantize_product(plan, recipe.student.quantize)
+    _check_heads(plan, networks)
+    if recipe.student.quantize is not None:
+        quantize_heads(plan, networks, recipe.student.quantize)
     parts = Parts(networks, plan)
     check(parts, plan, shapes, facts)
     return Assembly(parts, plan, cast, facts)
@@ -122,13 +126,6 @@ def _plan(recipe: Recipe, cast: Cast) -> Plan:
     return plan
 
 
-def _quantize_product(plan: Plan, scheme: Scheme | None) -> None:
-    """Heads that are deployed are quantized like the student; heads that only help to train stay float."""
-    head = plan.head(plan.product)
-    if head is not None and scheme is not None:
-        head.body = insert(head.body, scheme)
-
-
 def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts) -> None:
     """Every mistake of wiring that would show in the first batch, before it. Raises PlanError."""
     _check_exchange(plan, shapes)
@@ -138,6 +135,20 @@ def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts) -
         for step in phase.steps:
             _check_names(parts, plan, phase, step)
             _check_step(parts, plan, phase, step, facts)
+
+
+def _check_heads(plan: Plan, networks: Mapping[str, Staged]) -> None:
+    for via in (head.via for head in plan.heads if head.via is not None):
+        if via.part not in networks:
+            raise PlanError(f"no network {via.part!r} to borrow from{nearest(via.part, networks)}")
+        stages = networks[via.part].names
+        if via.stage not in stages:
+            raise PlanError(f"{via.part} has no stage {via.stage!r} to borrow; there are {', '.join(stages)}")
+        if networks[via.part].inputs(via.stage) != 1:
+            raise PlanError(
+                f"match: {via} cannot be borrowed: it reads more than the tensor before it; cut {via.part} where a "
+                f"single tensor is alive, for example behind a block"
+            )
 
 
 def _known(parts: Parts) -> str:

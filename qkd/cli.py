@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from qkd import __version__
-from qkd.commands import bench, evaluate, export, look, report, start, train
+from qkd.commands import allocate, bench, compare, evaluate, export, look, report, start, sweep, train
 from qkd.errors import QkdError
 
 
@@ -29,14 +29,17 @@ def commands(verbose: bool) -> None:
 
 for command in (
     train.train,
+    sweep.sweep,
     export.export,
     bench.bench,
     evaluate.evaluate,
     report.report,
+    compare.compare,
     look.check,
     look.explain,
     look.layers,
     look.ls,
+    allocate.allocate,
     start.init,
     start.schema,
     start.env,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkd.report.evidence import Evidence, gather, headline, shipped, short
+from qkd.report.evidence import Evidence, gather, headline, mapping, shipped, short
 from qkd.run import Run
 
 NUMBERS = (
@@ -36,7 +36,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
     theirs = [row for row in evidence.rows if row not in shipped(evidence)]
     return {
         "run": str(evidence.run.folder),
-        "method": result.get("method", evidence.recipe.get("method", {}).get("name")),
+        "method": result.get("method", mapping(evidence.recipe.get("method")).get("name")),
         "network": evidence.student.get("build"),
         "bits": short(evidence.student) if evidence.student else None,
         "float_top1": result.get("float_top1"),
@@ -81,17 +81,3 @@ def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _spread(values: Sequence[float]) -> dict[str, float | int | None]:
     mean = statistics.fmean(values) if values else None
     return {"mean": mean, "std": statistics.stdev(values) if len(values) > 1 else None, "count": len(values)}
-
-
-def deployed(row: Mapping[str, Any]) -> float | None:
-    """The accuracy one gets: in onnxruntime where that was measured, else in PyTorch."""
-    return row["top1"] if row["top1_onnxruntime"] is None else row["top1_onnxruntime"]
-
-
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points no other beats in both cost (first) and accuracy (second), by rising cost."""
-    best: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
-        if not best or accuracy > best[-1][1]:
-            best.append((cost, accuracy))
-    return best

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from qkd.taps import LOGITS, SHARED
+from qkd.taps import LOGITS, SHARED, Tap
 
 
 class Exchange(nn.Module, ABC):
@@ -21,6 +21,7 @@ class Exchange(nn.Module, ABC):
 
     members: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
+    progress: float = 0.0  # how far the phase is, 0..1; told before each step
 
     @abstractmethod
     def forward(self, stage: str, flow: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
@@ -88,6 +89,48 @@ class Fuse(Exchange):
             for stage in self.weighed
             for member, weight in zip(self.members, self.weights(stage).tolist(), strict=True)
         }
+
+
+class Swap(Exchange):
+    """Chance decides at each stage whose output student and teacher go on from.
+
+    The student's own is kept with the probability ``keep(progress)``, drawn anew for each stage and batch. Where channel
+    counts differ, learned 1x1 convolutions lead out of the teacher and back into it. Without gradients, in evaluation,
+    nothing is swapped. Source: Fu et al. 2020 (IAKD).
+    """
+
+    def __init__(
+        self,
+        student: str,
+        teacher: str,
+        stages: Sequence[str],
+        keep: Callable[[float], float],
+        shapes: Mapping[Tap, Sequence[int]],
+    ) -> None:
+        super().__init__()
+        self.members, self.keep, self.swapped = (student, teacher), keep, tuple(stages)
+        sizes = {stage: (shapes[Tap(student, stage)], shapes[Tap(teacher, stage)]) for stage in stages}
+        adapted = [s for s, (own, theirs) in sizes.items() if own[0] != theirs[0] and own[1:] == theirs[1:]]
+        self.stages = tuple(stage for stage in stages if stage not in adapted)
+        self.leave, self.enter = nn.ModuleDict(), nn.ModuleDict()
+        for stage in adapted:
+            own, theirs = (shape[0] for shape in sizes[stage])
+            self.leave[_key(stage)], self.enter[_key(stage)] = nn.Conv2d(theirs, own, 1), nn.Conv2d(own, theirs, 1)
+
+    def forward(self, stage: str, flow: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if stage not in self.swapped or not torch.is_grad_enabled() or not all(m in flow for m in self.members):
+            return {}
+        student, teacher = self.members
+        kept = float(torch.rand(()) < self.keep(self.progress))
+        theirs = self.leave[_key(stage)](flow[teacher]) if _key(stage) in self.leave else flow[teacher]
+        hybrid = flow[student] * kept + theirs * (
+            1 - kept
+        )  # a sum, so that whatever was not drawn has a gradient: zero
+        back = self.enter[_key(stage)](hybrid) if _key(stage) in self.enter else hybrid
+        return {student: hybrid, teacher: back}
+
+    def metrics(self) -> dict[str, float]:
+        return {"keep": self.keep(self.progress)}
 
 
 def _key(stage: str) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qkd.assemble import Assembly, assemble, matches
-from qkd.plan import EXCHANGE, Phase, Step, rounds
+from qkd.plan import EXCHANGE, Phase, Plan, Step, rounds
 from qkd.produce import facts_of, load_data
 
 if TYPE_CHECKING:
+    from qkd.heads import Head
     from qkd.recipe import Recipe
+    from qkd.terms import Term
 
 
 def checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, Assembly]:
@@ -30,12 +33,29 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
         bits = str(entry.quantize) if entry.quantize else "float"
         size = sum(p.numel() for p in assembly.parts.part(part).parameters())
         lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, starts from {entry.start_from}")
-    lines += [f"  {head.name:<10} head on {', '.join(map(str, head.reads))}" for head in plan.heads]
+    lines += [_head(head, plan) for head in plan.heads]
     lines += _exchange(recipe, assembly)
     for phase, epochs in zip(plan.phases, rounds(plan, recipe.train.epochs), strict=True):
         lines += ["", f"phase {phase.name}: {epochs} epochs", *_phase(phase, assembly)]
-    lines += ["", f"product  {plan.product}: exported, everything else is left behind"]
+    lines += ["", f"product  {_product(plan)}: exported, everything else is left behind"]
     return "\n".join(lines)
+
+
+def _head(head: Head, plan: Plan) -> str:
+    borrowed = f", classified by {head.via.part}" if head.via else ""
+    stays = "" if head in plan.deployed() else ", not in the product"
+    return f"  {head.name:<10} {head.about or 'classifier'} on {', '.join(map(str, head.reads))}{borrowed}{stays}"
+
+
+def _product(plan: Plan) -> str:
+    """The product's name and what it is made of."""
+    heads = plan.deployed()
+    if not heads:
+        return plan.product
+    names = [head.name for head in heads]
+    networks = [str(tap) for head in heads for tap in head.reads if tap.part not in names]
+    borrowed = [str(head.via) for head in heads if head.via]
+    return f"{plan.product} ({', '.join(dict.fromkeys([*networks, *names, *borrowed]))})"
 
 
 def _option(name: str, value: Any) -> str:
@@ -62,7 +82,7 @@ def _phase(phase: Phase, assembly: Assembly) -> list[str]:
         frozen = sorted(_frozen(step, assembly))
         if frozen:
             lines.append(f"  frozen   {', '.join(frozen)}")
-        lines += [f"  {_weight(term.weight):>8} x {term.name}" for term in step.terms]
+        lines += [f"  {_weight(term.weight):>8} x {term.name}{_chance(term)}" for term in step.terms]
     return lines
 
 
@@ -77,12 +97,19 @@ def _frozen(step: Step, assembly: Assembly) -> set[str]:
     return set(needed(assembly.plan, step)) - {learner.partition(".")[0] for learner in step.learners} - {EXCHANGE}
 
 
+def _chance(term: Term) -> str:
+    return f"  ({term.chance})" if term.chance is not None else ""
+
+
 def _weight(weight: float | Callable[[float], float]) -> str:
-    return f"{weight(0.0):g}..{weight(1.0):g}" if callable(weight) else f"{weight:g}"
+    if not callable(weight):
+        return f"{weight:g}"
+    says = type(weight).__str__ is not object.__str__  # qkd.schedules do, plain functions do not
+    return f"({weight})" if says else f"{weight(0.0):g}..{weight(1.0):g}"
 
 
 def layer_table(name: str, *, size: int, channels: int, classes: int) -> str:
-    """Layers in the order of the graph: output shape, parameters; a star where a network can be cut. -> text"""
+    """Layers in the order of the graph: output shape, parameters, MACs of one image, and whether one can cut there. -> text"""
     import torch
 
     from qkd.networks.build import build
@@ -90,7 +117,8 @@ def layer_table(name: str, *, size: int, channels: int, classes: int) -> str:
 
     module = trace(build(name, classes=classes, channels=channels))
     record_shapes(module, torch.zeros(2, channels, size, size))
-    rows = [("layer", "kind", "output", "parameters")]
+    rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "MACs", "cut")]
+    total = [0, 0]
     calls = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
     for node in module.graph.nodes:
         if node.op != "call_module":
@@ -99,12 +127,36 @@ def layer_table(name: str, *, size: int, channels: int, classes: int) -> str:
         meta = node.meta.get("tensor_meta")
         shape = "x".join(map(str, meta.shape[1:])) if meta is not None and hasattr(meta, "shape") else ""
         count = sum(p.numel() for p in layer.parameters())
-        star = "" if calls.count(str(node.target)) == 1 else " (called more than once)"
-        rows.append((str(node.target) + star, type(layer).__name__, shape, f"{count:,}" if count else ""))
+        work = _macs(layer, meta.shape) if shape else 0
+        total = [total[0] + count, total[1] + work]
+        where = "yes" if calls.count(str(node.target)) == 1 else "no: called more than once"
+        numbers = (f"{number:,}" if number else "" for number in (count, work))
+        rows.append((str(node.target), type(layer).__name__, shape, *numbers, where))
+    rows.append(("all", "", "", *(f"{number:,}" for number in total), ""))
     blocks = sorted({path for target in calls for path in _parents(target)})
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, "", f"blocks one can cut behind as well: {', '.join(blocks)}"])
+
+
+def _macs(layer: Any, shape: Sequence[int]) -> int:
+    """Multiplications of one image: every weight at every place its output channel is computed at."""
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.dim() < 2:
+        return 0
+    places = math.prod(shape[1:]) // len(weight)
+    return int(weight.numel() * places)
+
+
+def foreseen(assembly: Assembly) -> list[str]:
+    """What will stay float in the exported file, one line for each reason. Raises ExportError for what has no such form."""
+    from qkd.foresee import shortened, stays_float
+    from qkd.quantizers import quantizers
+
+    product = assembly.product()
+    if not any(True for _ in quantizers(product)):
+        return []
+    return shortened(stays_float(product, assembly.facts.shape))
 
 
 def _parents(target: str) -> list[str]:
@@ -128,6 +180,18 @@ def listing(what: str) -> list[tuple[str, str]]:
     else:
         from qkd.quantizers import FAMILIES as table
     return [(name, (thing.__doc__ or "").strip().split("\n")[0]) for name, thing in table.items()]
+
+
+def methods() -> list[dict[str, Any]]:
+    """What there is to know of every method before choosing it: name, paper, year, needs, and one line about it."""
+    from qkd.about import About, about
+    from qkd.methods import METHODS
+
+    rows = []
+    for name, summary in listing("methods"):
+        known = about(METHODS[name]) or About("")
+        rows.append({"name": name, "paper": known.paper, "year": known.year, "needs": known.needs, "about": summary})
+    return rows
 
 
 def _comment(text: str) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from qkd.heads import Deployed, Head
+from qkd.anchors import Anchor
+from qkd.heads import Head
 from qkd.members import Members
 from qkd.networks.staged import Flow, Staged
 from qkd.plan import EXCHANGE, Plan
+from qkd.product import product_of
+from qkd.surveys import Survey
 from qkd.taps import Outputs, Tap
 
 
@@ -21,6 +26,15 @@ class Parts(nn.Module):
         self.networks: Members[Staged] = Members(networks)
         self.exchange = plan.exchange
         self.heads: Members[Head] = Members({head.name: head for head in plan.heads})
+        self.anchors: Members[Anchor] = Members({anchor.part: anchor for anchor in plan.anchors})
+        self.surveys: Members[Survey] = Members({str(i): survey for i, survey in enumerate(plan.surveys)})
+        self._products: list[nn.Module] = []  # in a list, so that it is not a part of its own
+        self.remember()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Parts:
+        self._products.clear()  # buffers may be replaced, not changed in place
+        super()._apply(fn, recurse)
+        return self
 
     def forward(self, images: Tensor, active: Collection[str]) -> Outputs:
         """Every tap of the active networks, what the exchange recorded, and the heads whose sources ran.
@@ -43,7 +57,15 @@ class Parts(nn.Module):
         for head in self.heads.values():
             if all(tap in outputs for tap in head.reads):
                 outputs |= head(outputs, self.networks)
+        for anchor in self.anchors.values() if torch.is_grad_enabled() else ():
+            if anchor.part in networks:
+                outputs[anchor.tap] = anchor(self.networks[anchor.part])
         return outputs
+
+    def remember(self) -> None:
+        """A phase begins: what terms over parameters compare with is what parameters are now."""
+        for anchor in self.anchors.values():
+            anchor.remember(self.networks[anchor.part])
 
     def part(self, name: str) -> nn.Module:
         """A network, a head or the exchange by its name."""
@@ -56,9 +78,18 @@ class Parts(nn.Module):
         part, _, stage = learner.partition(".")
         module = self.part(part)
         if not stage:
-            return iter((module,))
+            return iter((module.body if isinstance(module, Head) else module,))  # what is borrowed is not the head's
         assert isinstance(module, Staged)
         return module.modules_of(stage)
+
+    def outside(self, learners: Collection[str]) -> set[nn.Module]:
+        """The modules that belong to none of the learners."""
+        inside = {m for learner in learners for module in self.modules_of(learner) for m in module.modules()}
+        return set(self.modules()) - inside
+
+    def at(self, progress: float) -> None:
+        """How far the phase is, 0..1, for an exchange that acts differently early and late."""
+        self.exchange.progress = progress
 
     def learn(self, learners: Collection[str]) -> None:
         """Put the learners into training mode with gradients; everybody else into evaluation mode without."""
@@ -68,7 +99,7 @@ class Parts(nn.Module):
                 module.train().requires_grad_(True)
 
     def product(self, plan: Plan) -> nn.Module:
-        """What is deployed, as one module images -> logits that can be traced."""
-        if plan.product in self.networks:
-            return self.networks[plan.product].network
-        return Deployed(self.heads[plan.product], self.networks)
+        """What is deployed, as one module images -> logits that can be traced; its layers are those of the parts."""
+        if not self._products:
+            self._products.append(product_of(plan, self.networks, self.heads))
+        return self._products[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,52 @@ def kl_divergence(student: Tensor, teacher: Tensor, *, temperature: float) -> Te
     """
     p, q = (logits.float().div(temperature).log_softmax(1) for logits in (student, teacher))
     return F.kl_div(p, q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """``-sum softmax(teacher/T) log softmax(student/T)``, the mean over the batch. Logits ``(batch, classes)`` x2 -> ().
+
+    KL plus the teacher's entropy: for a constant teacher the gradient at T = 1 is that of KL.
+    Source: Mishra & Marr 2018 (Apprentice), the third summand.
+    """
+    p, q = (logits.float().div(temperature).log_softmax(1) for logits in (student, teacher))
+    return -(q.exp() * p).sum(1).mean()
+
+
+def balanced_divergence(student: Tensor, teacher: Tensor, *, temperature: float, emphasis: float) -> Tensor:
+    """Forward plus reverse KL, one of them times ``emphasis``, chosen for every sample. Logits x2 -> ().
+
+    Where the teacher is less sure than the student (larger entropy) the forward one is emphasised, which covers all the
+    classes that the teacher sees; elsewhere the reverse one, which sharpens. Entropies are those of the softened
+    distributions. Source: Amara et al. 2022 (BD-KD); the paper's abstract gives the rule, the emphasis is ours.
+    """
+    p, q = (logits.float().div(temperature).log_softmax(1) for logits in (student, teacher))
+    forward, reverse = (q.exp() * (q - p)).sum(1), (p.exp() * (p - q)).sum(1)
+    surer = (p.exp() * p).sum(1) > (q.exp() * q).sum(1)  # entropies, negated
+    u, v = 1 + (emphasis - 1) * surer, 1 + (emphasis - 1) * ~surer
+    return (u * forward + v * reverse).mean() * temperature**2
+
+
+def decoupled_divergence(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, target: float = 1.0, others: float = 8.0
+) -> Tensor:
+    """DKD: KL of "the true class or not", and KL among the other classes, each with a weight of its own. -> ()
+
+    ``T^2 (target TCKD + others NCKD)``; with ``others`` equal to the teacher's probability of the other classes it would
+    be KL again. Source: Zhao et al. 2022 (DKD), eq. 7; 1 and 8 are their weights for most pairs on CIFAR-100.
+    """
+    p, q = (logits.float().div(temperature) for logits in (student, teacher))
+    rest = F.one_hot(labels, p.shape[1]) == 0
+    hidden = [z[rest].view(len(z), -1) for z in (p, q)]
+    binary = [
+        torch.stack([z.gather(1, labels[:, None])[:, 0], other.logsumexp(1)], 1)
+        for z, other in zip((p, q), hidden, strict=True)
+    ]
+    tckd, nckd = (
+        F.kl_div(a.log_softmax(1), b.log_softmax(1), reduction="batchmean", log_target=True)
+        for a, b in (binary, hidden)
+    )
+    return (target * tckd + others * nckd) * temperature**2
 
 
 def attention_map(features: Tensor) -> Tensor:

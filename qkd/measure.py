@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qkd.errors import ExportError
-from qkd.export import bench
+from qkd.errors import ExportError, GateError, UsageError, nearest
+from qkd.export import SETTINGS, bench, quantize_file
 from qkd.run import RECIPE, Run, processor
 from qkd.ship import FLOAT_FILE, STUDENT_FILE, test_images
 
 BENCH = "bench.json"
+AGAINST = ("float", "ptq", "none")
+CALIBRATION_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What every file that is timed has to reach, at every batch size and number of threads; None asks for nothing.
+
+    min_top1 in %; max_p50_ms for one call; min_speedup over the file compared with; max_drop of top-1 below it, in points.
+    """
+
+    min_top1: float | None = None
+    max_p50_ms: float | None = None
+    min_speedup: float | None = None
+    max_drop: float | None = None
+
+    @property
+    def any(self) -> bool:
+        return any(value is not None for value in vars(self).values())
 
 
 def measure(
@@ -22,23 +42,94 @@ def measure(
     batches: Sequence[int] = (1, 8),
     threads: Sequence[int] = (1,),
     seconds: float = 1.0,
+    memory: bool = False,
 ) -> dict[str, Any]:
     """Time the files, interleaved with what they are compared with. -> what `qkd bench --json` prints.
 
-    In a run folder the result is kept as ``bench.json``. Raises ExportError for a missing file.
+    ``against`` "ptq" also times two quantizations that onnxruntime makes of the float file itself. In a run folder the
+    result is kept as ``bench.json``. Raises ExportError for a missing file.
     """
     paths = [_file(path) for path in files]
     float_file = _against(paths[0], against)
     run = Run(paths[0].parent) if (paths[0].parent / RECIPE).is_file() else None
     sample = test_images(run) if run else None
-    images, labels = sample if sample else (None, None)
+    rivals = _rivals(run, float_file) if against == "ptq" else []
+    images, raw, labels = sample if sample else (None, None, None)
     rows = bench(
-        paths, against=float_file, batches=batches, threads=threads, seconds=seconds, images=images, labels=labels
+        [*paths, *rivals],
+        against=float_file,
+        batches=batches,
+        threads=threads,
+        seconds=seconds,
+        images=images,
+        raw=raw,
+        labels=labels,
+        memory=memory,
     )
-    report = {"processor": processor(), "rows": [row.as_dict() for row in rows]}
+    report = {"processor": processor(), "rows": [row.as_dict() for row in rows], "judged": [str(p) for p in paths]}
     if run:
         run.write(BENCH, json.dumps(report, indent=2) + "\n")
     return report
+
+
+def require_gates(report: dict[str, Any], gates: Gates) -> None:
+    """Raises GateError naming every row and number that misses a gate; UsageError for a gate that nothing can answer."""
+    rows = [row for row in report["rows"] if row["file"] in report["judged"]]
+    missed = [miss for row in rows for miss in _missed(row, _beside(row, report["rows"]), gates)]
+    if missed:
+        raise GateError("; ".join(missed))
+
+
+def _missed(row: dict[str, Any], beside: dict[str, Any] | None, gates: Gates) -> list[str]:
+    drop = None if beside is None or beside["top1"] is None or row["top1"] is None else beside["top1"] - row["top1"]
+    asked = (
+        ("top-1", row["top1"], gates.min_top1, 1, "%", "in a run folder whose data is there"),
+        ("p50", row["p50_ms"], gates.max_p50_ms, -1, "ms", ""),
+        ("speed-up", row["speedup"], gates.min_speedup, 1, "x", "beside a file to compare with"),
+        (
+            "drop of top-1",
+            drop,
+            gates.max_drop,
+            -1,
+            "points",
+            "beside a float file, in a run folder whose data is there",
+        ),
+    )
+    where = f"{row['file']} at batch {row['batch']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    missed = []
+    for name, found, limit, sign, unit, needed in asked:
+        if limit is None:
+            continue
+        if found is None:
+            raise UsageError(f"{where}: no {name} is known; it is measured {needed}")
+        # not (a >= b) rather than a < b: what is not a number passes no gate
+        if not sign * found >= sign * limit:
+            bound = "at least" if sign > 0 else "at most"
+            missed.append(f"{where}: {name} is {found:.4g} {unit}, asked for {bound} {limit:g}")
+    return missed
+
+
+def _beside(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the file compared with, at the same batch size and number of threads: the last of them."""
+    same = [each for each in rows if (each["batch"], each["threads"]) == (row["batch"], row["threads"])]
+    return same[-1] if row["speedup"] is not None and same[-1] is not row else None
+
+
+def _rivals(run: Run | None, float_file: Path | None) -> list[Path]:
+    """Onnxruntime's own static quantizations of the float file, calibrated on the run's training images."""
+    if run is None or float_file is None:
+        raise ExportError("--against ptq: needs a run folder with its float.onnx; `qkd export` writes it")
+    images = _calibration_images(run)
+    names = {setting: float_file.with_name(f"ptq_{setting}.onnx") for setting in SETTINGS}
+    return [quantize_file(float_file, path, images, setting) for setting, path in names.items()]
+
+
+def _calibration_images(run: Run) -> Any:
+    from qkd import recipe as recipes
+    from qkd.produce import load_data
+
+    data = load_data(recipes.load(run.folder / RECIPE))
+    return data.normalize(data.train.images[:CALIBRATION_IMAGES]).numpy()
 
 
 def _file(path: Path) -> Path:
@@ -54,7 +145,10 @@ def _file(path: Path) -> Path:
 def _against(first: Path, against: str) -> Path | None:
     if against == "none":
         return None
-    if against != "float":
+    if against not in AGAINST:
+        if not Path(against).exists() and not against.endswith(".onnx"):
+            known = ", ".join(AGAINST)
+            raise ExportError(f"--against {against}: choose {known} or an ONNX file{nearest(against, AGAINST)}")
         return _file(Path(against))
     beside = first.with_name(FLOAT_FILE)
     return beside if beside.is_file() and beside != first else None

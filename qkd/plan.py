@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from qkd.anchors import Anchor
 from qkd.exchange import Exchange, NoExchange
 from qkd.heads import Head, classifier
+from qkd.surveys import Survey
 from qkd.taps import SHARED, Tap
 from qkd.terms import Term
 
@@ -50,9 +52,25 @@ class Plan:
     heads: tuple[Head, ...] = ()
     product: str = "student"
     rates: Mapping[str, float] = field(default_factory=dict)
+    anchors: tuple[Anchor, ...] = ()
+    surveys: tuple[Survey, ...] = ()
 
     def head(self, name: str) -> Head | None:
         return next((head for head in self.heads if head.name == name), None)
+
+    @property
+    def learners(self) -> frozenset[str]:
+        """Whoever learns in any phase."""
+        return frozenset(learner for phase in self.phases for step in phase.steps for learner in step.learners)
+
+    def deployed(self) -> tuple[Head, ...]:
+        """The heads that are part of the product, in their order; none where the product is a network."""
+        wanted, found = {self.product}, []
+        for head in reversed(self.heads):
+            if head.name in wanted:
+                wanted |= head.parts
+                found.append(head)
+        return tuple(reversed(found))
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,7 @@ class Cast:
     stages: tuple[str, ...]
     classes: int
     shapes: Mapping[Tap, Shape]
+    starts: Mapping[str, str] = field(default_factory=dict)  # part -> what its `start_from:` says
 
     @property
     def everyone(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,48 +10,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 from torch import nn
 
+from qkd import data as data_sets
 from qkd import recipe as recipes
 from qkd.assemble import STUDENT, Assembly, Facts, assemble
-from qkd.data import DATASETS, Data
-from qkd.errors import RunError
-from qkd.evaluate import logits, top1, top1_of_parts
+from qkd.atomic import claimed, sweep
+from qkd.checkpoints import LAST
+from qkd.cost import cost
+from qkd.data import Data
+from qkd.evaluate import ece, logits, top1, top1_of_parts
+from qkd.machine import Machine
+from qkd.position import Cursor, snapshot
 from qkd.quantizers import calibrate
-from qkd.run import DATA, ENVIRONMENT, LAST, RECIPE, RESULT, Run, environment
+from qkd.reopen import FLOAT, Finished, float_network, latest, refuse_changed, reload
+from qkd.run import DATA, ENVIRONMENT, METRICS, RECIPE, RESULT, Run, environment
 from qkd.starts import Starts
-from qkd.train import Listener, Training, settle, train
+from qkd.tracking import tensorboard
+from qkd.train import Listener, Training, finished, train
+from qkd.validation import settle
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
 
-FLOAT = "float.safetensors"
 BEFORE = "before"  # the line of metrics that holds what calibration alone gives
 CALIBRATION_IMAGES = 1024
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where and how to compute."""
-
-    device: str = "auto"
-    precision: str = "fp32"
-    threads: int | None = None
-
-    def fabric(self) -> Any:
-        import lightning_fabric
-
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        accelerator, _, index = self.device.partition(":")
-        names = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-        devices: Any = [int(index)] if index else 1
-        return lightning_fabric.Fabric(accelerator=accelerator, devices=devices, precision=names[self.precision])  # type: ignore[arg-type]
-
-
 def load_data(recipe: Recipe) -> Data:
     """The data set of a recipe. Raises DataError."""
-    return DATASETS[recipe.data.name](**recipe.data.options)
+    return data_sets.load(recipe.data.name, recipe.data.options)
 
 
 def facts_of(data: Data) -> Facts:
@@ -60,53 +49,111 @@ def facts_of(data: Data) -> Facts:
 
 def produce(
     recipe: Recipe,
-    run: Run,
+    run: Run | None,
     machine: Machine,
     *,
     resume: bool = False,
     max_steps: int | None = None,
     listen: Listener = lambda event, values: None,
 ) -> dict[str, Any]:
-    """Train the recipe's product in a run folder. -> what `qkd train --json` prints."""
-    start = time.perf_counter()
+    """Train the recipe's product in a run folder. -> what `qkd train --json` prints.
+
+    With ``resume`` it goes on behind the newest checkpoint that is sound, or from the start where there is none yet.
+    Of several ranks the first is given the run; it alone writes and talks. Raises Interrupted, the state kept, when a
+    signal asked for the end.
+    """
     fabric = machine.fabric()
-    data = load_data(recipe)
-    _write_facts(run, recipe, data)
-    starts = Starts(recipe, data, fabric, listen=listen)
-    kept: dict[str, Mapping[str, Any]] = {}
-
-    def begin(part: str, entry: Any, network: nn.Module) -> None:
-        starts(part, entry, network)
-        if part == STUDENT and part in starts.top1:
-            kept[part] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-    assembly = assemble(recipe, facts_of(data), start=begin)
-    _keep_float(run, kept.get(STUDENT))
-    training = _training(recipe, assembly, data, fabric, run, max_steps, listen)
-    before = _before(run) if resume else _prepare(training, assembly, data)
-    cursor = train(training, resume=resume)
-    result = _finish(training, assembly, data)
-    return _report(run, recipe, starts, cursor, {"before_top1": before, **result}, time.perf_counter() - start)
+    folder = Path(fabric.broadcast(str(run.folder) if run else ""))
+    if not fabric.is_global_zero:
+        run, listen = Run(folder, writes=False), lambda event, values: None
+    assert run is not None
+    if resume and fabric.broadcast(run.writes and run.finished):
+        listen("finished", {"run": str(folder)})
+        return run.read_json(RESULT)
+    if machine.tensorboard and run.writes:
+        listen = tensorboard(folder, listen)
+    with claimed(folder) if run.writes else contextlib.nullcontext():
+        return _Production(recipe, run, machine, fabric, resume, max_steps, listen).result()
 
 
-def _training(
-    recipe: Recipe, assembly: Assembly, data: Data, fabric: Any, run: Run, max_steps: int | None, listen: Listener
-) -> Training:
-    scheme = recipe.student.quantize
-    low = scheme is not None and min(scheme.weights, scheme.activations) <= 4
-    return Training(
-        parts=assembly.parts.to(fabric.device).to(memory_format=torch.channels_last),
-        plan=assembly.plan,
-        data=data,
-        settings=recipe.train,
-        batch=recipe.data.batch,
-        seed=recipe.seed,
-        fabric=fabric,
-        run=run,
-        reestimate=low if recipe.train.reestimate == "auto" else bool(recipe.train.reestimate),
-        max_steps=max_steps,
-        listen=listen,
-    )
+@dataclass(frozen=True)
+class _Production:
+    recipe: Recipe
+    run: Run
+    machine: Machine
+    fabric: Any
+    resume: bool
+    max_steps: int | None
+    listen: Listener
+
+    def result(self) -> dict[str, Any]:
+        start, data = time.perf_counter(), load_data(self.recipe)
+        if self.run.writes:
+            sweep(self.run.folder)
+        _write_facts(self.run, self.recipe, data)
+        found = self.run.checkpoints.load(LAST) if self.resume and self.run.writes else None
+        saved = self.fabric.broadcast(found)
+        training, assembly, cursor = self._go_on(data) if saved else self._begin(data)
+        self._state_ranks()
+        if saved:
+            self.listen("resumed", {"steps": saved["cursor"]["steps"]})
+        cursor = train(training, cursor, saved)
+        result = _finish(training, assembly, data)
+        result["finished"] = finished(training, cursor)
+        return _report(self.run, self.recipe, cursor, result, time.perf_counter() - start)
+
+    def _state_ranks(self) -> None:
+        ranks, batch = self.fabric.world_size, self.recipe.data.batch
+        if ranks > 1:
+            facts = {"ranks": ranks, "batch": batch, "each": batch // ranks, "rate": self.recipe.train.rate}
+            self.listen("ranks", facts)
+
+    def _go_on(self, data: Data) -> tuple[Training, Assembly, Cursor | None]:
+        assembly = assemble(self.recipe, facts_of(data))
+        return self._training(assembly, data), assembly, None
+
+    def _begin(self, data: Data) -> tuple[Training, Assembly, Cursor]:
+        """Float starts, quantization, calibration; then a checkpoint, so that none of it is ever done twice."""
+        if self.run.writes:
+            self.run.checkpoints.forget_after(-1, whole=True)
+        self.run.write(METRICS, "")
+        starts = Starts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
+        assembly = assemble(self.recipe, facts_of(data), start=lambda *start: _start(self.run, starts, *start))
+        training = self._training(assembly, data)
+        before = _prepare(training, assembly, data)
+        cursor = Cursor(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
+        state = snapshot(self.fabric, training.parts, cursor)
+        if self.run.writes:
+            self.run.checkpoints.save(LAST, state, steps=0)
+        return training, assembly, cursor
+
+    def _training(self, assembly: Assembly, data: Data) -> Training:
+        recipe, scheme = self.recipe, self.recipe.student.quantize
+        low = scheme is not None and min(scheme.weights, scheme.activations) <= 4
+        return Training(
+            parts=assembly.parts.to(self.fabric.device).to(memory_format=torch.channels_last),
+            plan=assembly.plan,
+            data=data,
+            settings=recipe.train,
+            batch=recipe.data.batch,
+            seed=recipe.seed,
+            fabric=self.fabric,
+            run=self.run,
+            checkpoints=self.run.checkpoints,
+            reestimate=low if recipe.train.reestimate == "auto" else bool(recipe.train.reestimate),
+            max_steps=self.max_steps,
+            save_every=60 * self.machine.save_every,
+            compile=self.machine.compile,
+            listen=self.listen,
+        )
+
+
+def _start(run: Run, starts: Starts, part: str, entry: Any, network: nn.Module) -> None:
+    """Give a network its float weights; those of the student are kept, to compare the product with."""
+    starts(part, entry, network)
+    if part == STUDENT and part in starts.top1:
+        state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+        run.write(FLOAT, save(state))
 
 
 def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
@@ -117,9 +164,8 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
     images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
     for staged in training.parts.networks.values():
         calibrate(staged.network, images)
-    head = assembly.plan.head(assembly.plan.product)
-    if head is not None:
-        calibrate(assembly.product(), images)
+    if assembly.plan.deployed():
+        calibrate(assembly.product(), images, under="heads.")
     if training.reestimate:
         settle(training)
     before = test_top1(assembly.product(), data, training.batch, training.device)
@@ -127,10 +173,6 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
     training.run.log({"phase": BEFORE, "steps": 0, "test/top1": before})
     training.listen(BEFORE, {"top1": before})
     return before
-
-
-def _before(run: Run) -> float | None:
-    return next((line["test/top1"] for line in run.metrics() if line.get("phase") == BEFORE), None)
 
 
 def test_top1(product: nn.Module, data: Data, batch: int, device: torch.device | str) -> float:
@@ -141,27 +183,33 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
     product = assembly.product()
     assert training.run is not None
     training.run.save_product(product.state_dict())
-    score = test_top1(product, data, training.batch, training.device)
+    scores = logits(product, data.batches("test", training.batch, device=training.device))
     together = top1_of_parts(training.parts, data.batches("test", training.batch, device=training.device))
-    return {"top1": score, "parts": {name: round(value, 4) for name, value in together.items()}}
+    return {
+        "top1": top1(scores, data.test.labels),
+        "ece": round(ece(scores, data.test.labels), 4),
+        "parts": {name: round(value, 4) for name, value in together.items()},
+        "cost": cost(training),
+    }
 
 
-def _report(
-    run: Run, recipe: Recipe, starts: Starts, cursor: Any, result: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
+def _report(run: Run, recipe: Recipe, cursor: Cursor, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     values = {
         "run": str(run.folder),
         "method": recipe.method.name,
         "top1": result["top1"],
-        "float_top1": starts.top1.get(STUDENT),
-        "val_top1": cursor.best,
+        "float_top1": cursor.facts.get("float_top1"),
+        "val_top1": cursor.best if cursor.best >= 0 else None,
         "epochs": recipe.train.epochs,
         "seconds": round(seconds, 1),
         "seed": recipe.seed,
-        "before_top1": result["before_top1"],
+        "before_top1": cursor.facts.get("before_top1"),
         "training_seconds": round(cursor.seconds, 1),
         "steps": cursor.steps,
         "parts": result["parts"],
+        "ece": result["ece"],
+        "cost": result["cost"],
+        "finished": result["finished"],
     }
     run.write_json(RESULT, values)
     return values
@@ -182,82 +230,16 @@ def _write_facts(run: Run, recipe: Recipe, data: Data) -> None:
     )
 
 
-def _keep_float(run: Run, state: Mapping[str, Any] | None) -> None:
-    if state is not None:
-        from safetensors.torch import save
-
-        run.write(FLOAT, save({name: tensor.contiguous().clone() for name, tensor in state.items()}))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run read back: its product with the trained weights, on the CPU, in evaluation mode."""
-
-    run: Run
-    recipe: Recipe
-    facts: Facts
-    data: Mapping[str, Any]
-    product: nn.Module
-    assembly: Assembly
-
-
-def reload(run: Run) -> Finished:
-    """The product of a finished run. Raises RunError if it is not finished or does not fit its recipe."""
-    recipe = recipes.load(run.folder / RECIPE, paths_exist=False)
-    state, data = run.load_product(), run.read_json(DATA)
-    facts = Facts(tuple(data["shape"]), len(data["labels"]))
-    assembly = assemble(recipe, facts)
-    product = assembly.product()
-    try:
-        product.load_state_dict(state)
-    except RuntimeError as error:
-        raise RunError(
-            f"{run.folder}: the product does not fit the recipe: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    return Finished(run, recipe, facts, data, product.eval(), assembly)
-
-
-def float_network(finished: Finished) -> nn.Module | None:
-    """The student's float start, the network a quantized product has to be compared with; None where there was none."""
-    from safetensors.torch import load_file
-
-    from qkd.networks.build import build
-
-    path = finished.run.folder / FLOAT
-    if not path.is_file() or finished.assembly.plan.product != STUDENT:
-        return None
-    entry = finished.recipe.student
-    network = build(
-        entry.build, classes=finished.facts.classes, channels=finished.facts.shape[0], options=entry.options
-    )
-    network.load_state_dict(load_file(path))
-    return network.eval()
-
-
-def refuse_changed(run: Run, recipe: Recipe) -> None:
-    """Raise RunError naming every key in which the recipe differs from the run's."""
-    before, now = (
-        recipes.load(run.folder / RECIPE, paths_exist=False).model_dump(mode="json"),
-        recipe.model_dump(mode="json"),
-    )
-    changed = [f"{key} was {json.dumps(a)}, is {json.dumps(b)}" for key, a, b in _differences(before, now)]
-    if changed:
-        raise RunError(
-            f"{run.folder}: the recipe changed since: {'; '.join(changed)}; start a new run instead of --resume"
-        )
-
-
-def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = list(dict.fromkeys([*before, *now]))
-        return [d for n in names for d in _differences(before.get(n), now.get(n), f"{key}.{n}" if key else n)]
-    return [] if before == now else [(key, before, now)]
-
-
-def latest(root: Path, name: str) -> Run:
-    """The newest run of a recipe's name that has a checkpoint. Raises RunError if there is none."""
-    found = [p for p in root.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
-    found = [p for p in found if (p / LAST).is_file()]
-    if not found:
-        raise RunError(f"{root / name}: nothing to resume: no run of this name has a checkpoint yet")
-    return Run.open(max(found, key=lambda p: (p / LAST).stat().st_mtime))
+__all__ = [
+    "FLOAT",
+    "Finished",
+    "Machine",
+    "facts_of",
+    "float_network",
+    "latest",
+    "load_data",
+    "produce",
+    "refuse_changed",
+    "reload",
+    "test_top1",
+]

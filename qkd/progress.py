@@ -76,5 +76,10 @@ LINES = {
     "epoch": _epoch,
     "cached": lambda v: f"{v['part']}: float {v['build']} taken from the cache",
     "pretrain": lambda v: f"{v['part']}: training float {v['build']} for {v['epochs']} epochs (kept for later runs)",
+    "finished": lambda v: f"{v['run']}: finished already; nothing to resume",
+    "resumed": lambda v: f"going on behind step {v['steps']}",
+    "ranks": lambda v: f"{v['ranks']} ranks: batches of {v['batch']} in all, {v['each']} each, rate {v['rate']:g}",
+    "compiling": lambda v: f"compiling {v['stages']} stages; the first steps take longer",
+    "eager": lambda v: f"not compiled: {v['why']}",
     "before": lambda v: f"calibrated: {v['top1']:.2f} % on test before training",
 }

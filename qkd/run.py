@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -17,18 +18,24 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from qkd import __version__
+from qkd.atomic import place
+from qkd.checkpoints import Checkpoints
 from qkd.errors import RunError
 
 RECIPE, ORIGINAL, ENVIRONMENT, DATA = "recipe.yaml", "recipe.orig.yaml", "environment.json", "data.json"
 METRICS, PRODUCT, RESULT = "metrics.jsonl", "product.safetensors", "result.json"
-LAST, BEST = "checkpoints/last.pt", "checkpoints/best.pt"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One folder. Writes are atomic: a reader sees the old file or the new one, never half of one."""
+    """One folder. Writes are atomic: a reader sees the old file or the new one, never half of one.
+
+    Of several processes that train together one ``writes``; to the others the folder is there to read.
+    """
 
     folder: Path
+    writes: bool = True
 
     @classmethod
     def create(cls, folder: Path) -> Run:
@@ -36,7 +43,7 @@ class Run:
         for number in range(1, 10_000):
             candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
             try:
-                (candidate / "checkpoints").mkdir(parents=True, exist_ok=False)
+                (candidate / CHECKPOINTS).mkdir(parents=True, exist_ok=False)
             except FileExistsError:
                 continue
             except OSError as error:
@@ -52,19 +59,23 @@ class Run:
             raise RunError(f"{folder}: {what}; `qkd train` makes one")
         return cls(folder)
 
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / CHECKPOINTS)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end, product and all."""
+        return (self.folder / PRODUCT).is_file() and bool(self._result().get("finished", True))
+
+    def _result(self) -> dict[str, Any]:
+        return self.read_json(RESULT) if (self.folder / RESULT).is_file() else {"finished": False}
+
     def write(self, name: str, content: bytes | str) -> Path:
-        """Put a file in place at once: written beside it, synced, then renamed."""
+        """Put a file in place at once. Raises RunError, and leaves what was there, where that fails."""
         path = self.folder / name
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise RunError(f"{path}: cannot write: {error.strerror}; what was there before is untouched") from error
+        if self.writes:
+            place(path, lambda file: file.write(content.encode() if isinstance(content, str) else content))
         return path
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
@@ -81,38 +92,34 @@ class Run:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line to the metrics."""
-        with (self.folder / METRICS).open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        if not self.writes:
+            return
+        path = self.folder / METRICS
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"{path}: cannot write: {error.strerror}; the last checkpoint is untouched") from error
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the metrics; half a line, which a process that was killed may have left, is none."""
         path = self.folder / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        found = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(dict(json.loads(line)))
+        return found
 
-    def forget_after(self, steps: int) -> None:
-        """Drop the lines of metrics that a resumed run is about to write again."""
-        kept = [line for line in self.metrics() if line.get("steps", 0) <= steps]
+    def forget_after(self, steps: int, *, whole: bool) -> None:
+        """Drop the lines of metrics that a resumed run is about to write again.
+
+        Not ``whole``: training goes on in the middle of an epoch, so no epoch has ended at ``steps`` yet.
+        """
+        limit = steps if whole else steps - 1
+        kept = [line for line in self.metrics() if line.get("steps", 0) <= limit]
         self.write(METRICS, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def save_state(self, name: str, state: Mapping[str, Any]) -> None:
-        """A checkpoint of tensors and plain values."""
-        path = self.folder / name
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            torch.save(dict(state), beside)
-            beside.replace(path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            beside.unlink(missing_ok=True)
-            raise RunError(f"{path}: cannot write the checkpoint: {error}; the one before is untouched") from error
-
-    def load_state(self, name: str) -> dict[str, Any]:
-        """A checkpoint, read without executing anything from it."""
-        path = self.folder / name
-        if not path.is_file():
-            raise RunError(f"{path}: no checkpoint; the run did not get that far")
-        try:
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise RunError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}") from error
 
     def save_product(self, state: Mapping[str, Tensor]) -> None:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}

@@ -4,79 +4,129 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from qkd import __version__
-from qkd.errors import DataError
+from qkd.atomic import place
+from qkd.data import Data
+from qkd.errors import DataError, ExportError, GateError
 from qkd.evaluate import logits
-from qkd.export import emit, emit_float, require, save, verify
+from qkd.export import (
+    Emitted,
+    Layout,
+    RawImages,
+    emit,
+    emit_float,
+    predict,
+    require,
+    save,
+    suited_to,
+    verify,
+)
+from qkd.inscription import metadata, write_program
 from qkd.produce import Finished, float_network, load_data, reload
 from qkd.run import Run
 
 STUDENT_FILE, FLOAT_FILE, EXPORT = "student.onnx", "float.onnx", "export.json"
+Input = Literal["float", "uint8"]
+COMPARED = 256
+"""Images for which a file with raw input is held against the one with float input."""
 
 
-def ship(run: Run, *, output: Path | None = None, storage: Literal["int8", "packed"] = "int8") -> dict[str, Any]:
-    """Emit, verify, save. -> what `qkd export --json` prints. Raises GateError if the file is not what was trained."""
-    finished = reload(run)
-    emitted = emit(finished.product, finished.facts.shape, storage=storage, metadata=metadata(finished))
+def ship(
+    run: Run,
+    *,
+    output: Path | None = None,
+    storage: Literal["int8", "packed"] = "int8",
+    input: Input = "float",
+    layout: Layout = "nchw",
+) -> dict[str, Any]:
+    """Emit, verify, save; the float file and ``infer.py`` beside. -> what `qkd export --json` prints.
+
+    With ``input`` "uint8" the file takes raw images in a layout and normalises them itself, to the same logits. Raises
+    GateError if the file is not what was trained, and leaves what was there; ExportError for settings that make no file.
+    """
     path = output or run.folder / STUDENT_FILE
+    _require(path, input, layout)
+    finished = reload(run)
+    data = load_data(finished.recipe)
+    scale, shift = (part.reshape(-1).numpy() for part in data.affine())
+    raw = RawImages(scale, shift, layout)
+    emitted = _emitted(finished, storage, raw, input)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save(emitted.model, beside)
-        verdict = _verify(finished, beside)
-        float_path = _save_float(finished, run)
-        report = {
-            **verdict,
-            "file": str(path),
-            "bytes": beside.stat().st_size,
-            "float_bytes": float_path.stat().st_size,
-            "storage": storage,
-        }
+        verdict = _verify(finished, beside, data, raw if input == "uint8" else None)
+        if input == "uint8":
+            _require_same(finished, storage, beside, data, raw)
+        network = float_network(finished) or finished.product
+        floating = save(emit_float(network, finished.facts.shape), path.with_name(FLOAT_FILE))
+        facts = {"file": str(path), "bytes": beside.stat().st_size, "float_bytes": floating.stat().st_size}
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    (path.parent / EXPORT).write_text(json.dumps(report, indent=2) + "\n")
+    report = {**verdict, **facts, "storage": storage, "input": input, "layout": layout, **_resolution(emitted)}
+    program = write_program(path)
+    report["program"] = None if program is None else str(program)
+    place(path.with_name(EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
     return report
 
 
-def _verify(finished: Finished, path: Path) -> dict[str, Any]:
-    data = load_data(finished.recipe)
+def _require(path: Path, input: str, layout: str) -> None:
+    if path.name == FLOAT_FILE:
+        raise ExportError(f"{path}: the float file of the same network gets this name; choose another with -o")
+    if layout != "nchw" and input != "uint8":
+        raise ExportError(f"layout {layout} with float input: training's own layout is nchw; add --input uint8")
+
+
+def _emitted(finished: Finished, storage: Literal["int8", "packed"], raw: RawImages, input: Input) -> Emitted:
+    told = metadata(finished, raw, "uint8" if input == "uint8" else "float32")
+    given = raw if input == "uint8" else None
+    return emit(finished.product, finished.facts.shape, storage=storage, metadata=told, raw=given)
+
+
+def _verify(finished: Finished, path: Path, data: Data, raw: RawImages | None) -> dict[str, Any]:
     batches = list(data.batches("test", finished.recipe.data.batch))
     images = np.concatenate([batch.images.contiguous().numpy() for batch in batches])
     reference = logits(finished.product, batches).numpy()
-    verdict = verify(path, images, labels=data.test.labels.numpy(), reference_logits=reference)
+    given = images if raw is None else raw.arranged(data.test.images.numpy())
+    verdict = verify(path, given, labels=data.test.labels.numpy(), reference_logits=reference)
     require(verdict)
     return verdict.as_dict()
 
 
-def _save_float(finished: Finished, run: Run) -> Path:
-    network = float_network(finished) or finished.product
-    path = run.folder / FLOAT_FILE
-    save(emit_float(network, finished.facts.shape), path)
-    return path
+def _require_same(
+    finished: Finished, storage: Literal["int8", "packed"], path: Path, data: Data, raw: RawImages
+) -> None:
+    """Raises GateError unless bytes give the logits of normalised images, to the last bit."""
+    images = data.test.images[:COMPARED]
+    floats = emit(finished.product, finished.facts.shape, storage=storage).model
+    expected = predict(floats, data.normalize(images).numpy())
+    same = (predict(path, raw.arranged(images.numpy())) == expected).all(axis=1)
+    if not same.all():
+        raise GateError(f"{path}: {100 * (1 - same.mean()):.3g} % of raw images give other logits than normalised ones")
 
 
-def metadata(finished: Finished) -> Mapping[str, str]:
-    """What travels inside the file: labels, preprocessing, bits, recipe."""
-    entry, data = finished.recipe.student, finished.data
+def _resolution(emitted: Emitted) -> dict[str, Any]:
+    """What the report says of each integer layer's resolution, and of those whose bias is coarse."""
     return {
-        "labels": json.dumps(data["labels"]),
-        "preprocessing": json.dumps({"mean": data["mean"], "std": data["std"], "scale": 255, "layout": "NCHW"}),
-        "scheme": str(entry.quantize),
-        "network": entry.build,
-        "method": finished.recipe.method.name,
-        "recipe": finished.run.folder.name,
-        "qkd": __version__,
+        "resolution": [each.as_dict() for each in emitted.resolution],
+        "coarse_layers": [each.layer for each in emitted.resolution if each.coarse],
     }
 
 
-def test_images(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
-    """The normalised test images (N, C, H, W) and labels of a run's recipe; None where the data is not there any more."""
+class Sample(NamedTuple):
+    """Test images (N, C, H, W), normalised and as bytes, and their labels (N,)."""
+
+    images: np.ndarray
+    raw: np.ndarray
+    labels: np.ndarray
+
+
+def test_images(run: Run) -> Sample | None:
+    """The test images of a run's recipe; None where the data is not there any more."""
     try:
         return _images_for(run.folder / STUDENT_FILE, None)
     except DataError:
@@ -91,7 +141,7 @@ def score(
     ``integer`` evaluates the ONNX file with the integer emulator. Raises DataError if no test data is known.
     """
     from qkd.evaluate import top1
-    from qkd.export import emulate, predict
+    from qkd.export import emulate
     from qkd.produce import Machine, test_top1
 
     if run_or_file.is_dir() and not integer:
@@ -103,14 +153,14 @@ def score(
     path = run_or_file / STUDENT_FILE if run_or_file.is_dir() else run_or_file
     if not path.is_file():
         raise DataError(f"{path}: no such file; `qkd export` writes one")
-    images, labels = _images_for(path, recipe)
-    outputs = (emulate if integer else predict)(path, images)
+    sample = _images_for(path, recipe)
+    outputs = (emulate if integer else predict)(path, suited_to(path, sample.images, sample.raw))
     import torch
 
-    return {"top1": top1(torch.from_numpy(outputs), torch.from_numpy(labels)), "images": len(labels)}
+    return {"top1": top1(torch.from_numpy(outputs), torch.from_numpy(sample.labels)), "images": len(sample.labels)}
 
 
-def _images_for(path: Path, recipe: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _images_for(path: Path, recipe: str | None) -> Sample:
     from qkd import recipe as recipes
 
     if recipe is None and not (path.parent / "recipe.yaml").is_file():
@@ -118,4 +168,4 @@ def _images_for(path: Path, recipe: str | None) -> tuple[np.ndarray, np.ndarray]
     loaded = recipes.load(recipe if recipe is not None else path.parent / "recipe.yaml")
     data = load_data(loaded)
     images = [batch.images.contiguous().numpy() for batch in data.batches("test", loaded.data.batch)]
-    return np.concatenate(images), data.test.labels.numpy()
+    return Sample(np.concatenate(images), data.test.images.numpy(), data.test.labels.numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from qkd import __version__
+from qkd.atomic import held, place
+from qkd.checkpoints import LAST, Checkpoints
 from qkd.errors import NetworkError, RunError, nearest
 from qkd.evaluate import logits, top1
 from qkd.forward import Parts
+from qkd.machine import Machine
 from qkd.networks.staged import cut
 from qkd.plan import Phase, Plan, Step
 from qkd.terms import label
@@ -46,6 +51,8 @@ class Starts:
     recipe: Recipe
     data: Data
     fabric: Fabric
+    folder: Path  # for checkpoints of what is not finished yet
+    machine: Machine = field(default_factory=Machine)
     listen: Listener = field(default=lambda event, values: None)
     top1: dict[str, float] = field(default_factory=dict)
 
@@ -63,17 +70,24 @@ class Starts:
         network.to("cpu")
 
     def _pretrained(self, part: str, entry: NetworkEntry, network: nn.Module) -> dict[str, Tensor]:
-        path = cache_folder() / "float" / f"{self._key(network)}.safetensors"
-        if path.is_file():
-            self.listen("cached", {"part": part, "build": entry.build})
-            return dict(load_file(path))
-        self.listen("pretrain", {"part": part, "build": entry.build, "epochs": self.recipe.pretrain.epochs})
-        self._train(network)
-        state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
-        _keep(path, state)
+        key = self._key(network)
+        path = cache_folder() / "float" / f"{key}.safetensors"
+        with held(path) if self.fabric.world_size == 1 else contextlib.nullcontext():  # others may be making it
+            state = self.fabric.broadcast(_cached(path) if self.fabric.is_global_zero else None)
+            if state is not None:
+                self.listen("cached", {"part": part, "build": entry.build})
+                return dict(state)
+            self.listen("pretrain", {"part": part, "build": entry.build, "epochs": self.recipe.pretrain.epochs})
+            checkpoints = Checkpoints(self.folder / f"float-{key}")
+            self._train(network, checkpoints)
+            state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+            if self.fabric.is_global_zero:
+                _keep(path, state)
+                checkpoints.clear()
         return state
 
-    def _train(self, network: nn.Module) -> None:
+    def _train(self, network: nn.Module, checkpoints: Checkpoints) -> None:
+        """Train a float network. What an interrupted run of the same folder had done of it is taken up."""
         staged = cut(trace(network), [])
         plan = Plan((Phase("float", (Step(["student"], [label("student")]),)),))
         training = Training(
@@ -84,11 +98,15 @@ class Starts:
             batch=self.recipe.data.batch,
             seed=self.recipe.seed,
             fabric=self.fabric,
-            run=None,
+            checkpoints=checkpoints,
+            choose=False,
+            save_every=60 * self.machine.save_every,
+            compile=self.machine.compile,
             listen=self.listen,
         )
         torch.manual_seed(self.recipe.seed)
-        train(training)
+        saved = self.fabric.broadcast(checkpoints.load(LAST) if self.fabric.is_global_zero else None)
+        train(training, saved=saved)
         network.to("cpu")
 
     def _key(self, network: nn.Module) -> str:
@@ -103,16 +121,21 @@ class Starts:
         return digest.hexdigest()[:24]
 
 
+def _cached(path: Path) -> dict[str, Tensor] | None:
+    """What is cached there; None for nothing, or a file that is damaged."""
+    try:
+        return dict(load_file(path)) if path.is_file() else None
+    except (SafetensorError, OSError):
+        return None
+
+
 def _keep(path: Path, state: Mapping[str, Tensor]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(state), beside)
-        beside.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot keep the float start: {error.strerror}; set XDG_CACHE_HOME elsewhere"
-        ) from error
+        place(path, lambda file: file.write(save(dict(state))))
+    except (OSError, RunError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path}: cannot keep the float start: {why}; set XDG_CACHE_HOME elsewhere") from error
 
 
 def load_checkpoint(network: nn.Module, path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qkd.taps import Tap
 
@@ -39,7 +41,114 @@ def min_logit(taps: Sequence[Tap]) -> Target:
     return Target("ensemble", tuple(taps), min_logits)
 
 
+def naive(taps: Sequence[Tap]) -> Target:
+    """For every sample the logits of the member that is least wrong about it. Source: Guo et al. 2020 (KDCL), Naive."""
+    return Target("naive", tuple(taps), best_logits)
+
+
+def linear(taps: Sequence[Tap]) -> Target:
+    """The mixture of the members that is least wrong about the batch. Source: Guo et al. 2020 (KDCL), Linear."""
+    return Target("linear", tuple(taps), mixed_logits)
+
+
+def weighed(taps: Sequence[Tap], weights: Callable[[], Tensor]) -> Target:
+    """The sum of the logits with the weights (members,) that are in force when it is asked for."""
+
+    def build(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+        return torch.einsum("m,mbc->bc", weights().to(logits[0].dtype), torch.stack(tuple(logits)))
+
+    return Target("weighed", tuple(taps), build)
+
+
+def routed(
+    taps: Sequence[Tap], difficulty: Callable[[Sequence[Tensor], Tensor], Tensor], also: Sequence[Tap] = ()
+) -> Target:
+    """One member teaches each sample: the first the easiest, the last the hardest, equally many each.
+
+    ``difficulty([logits, ...], labels) -> (batch,)`` gets the logits of ``taps`` and ``also``; samples are ranked within
+    their batch. Source: Amara et al. 2022 (CES-KD).
+    """
+
+    def build(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+        return routed_logits(logits[: len(taps)], difficulty(logits, labels))
+
+    return Target("expert", (*taps, *also), build)
+
+
+def virtual(part: str, confidence: float) -> Target:
+    """A teacher made by hand: the true class has the probability ``confidence``, the others share the rest equally.
+
+    Source: Yuan et al. 2020 (teacher-free distillation), eq. 9. Departure: given as logits, the logarithms of those
+    probabilities, so that a temperature softens it as it does any other teacher.
+    """
+
+    def build(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+        return virtual_logits(labels, logits[0].shape[1], confidence)
+
+    return Target("virtual", (Tap(part),), build)
+
+
+def virtual_logits(labels: Tensor, classes: int, confidence: float) -> Tensor:
+    """The logarithms of a virtual teacher's probabilities. (batch,) -> (batch, classes) float32"""
+    least = 1e-6
+    others = torch.full((len(labels), classes), max(1 - confidence, least) / (classes - 1), device=labels.device)
+    return others.scatter(1, labels[:, None], max(confidence, least)).log()
+
+
 def min_logits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     """``min_i (z_i - z_i[label])`` over the members. [(batch, classes)], (batch,) -> (batch, classes)."""
     shifted = [z - z.gather(1, labels[:, None]) for z in logits]
     return torch.stack(shifted).amin(0)
+
+
+def best_logits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The logits of the member with the lowest cross-entropy, sample by sample. -> (batch, classes)"""
+    wrong = torch.stack([cross_entropies(z, labels) for z in logits])
+    return torch.stack(tuple(logits))[wrong.argmin(0), torch.arange(len(labels), device=labels.device)]
+
+
+def routed_logits(logits: Sequence[Tensor], difficulty: Tensor) -> Tensor:
+    """The logits of member ``floor(rank / batch * members)``, rank being a sample's place by difficulty. -> (batch, classes)"""
+    rank = difficulty.argsort(stable=True).argsort()
+    chosen = rank * len(logits) // len(rank)
+    return torch.stack(tuple(logits))[chosen, torch.arange(len(rank), device=rank.device)]
+
+
+def mixed_logits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """``sum_i w_i z_i`` with the weights of ``best_mixture``, which get no gradient. -> (batch, classes)"""
+    weights = best_mixture(logits, labels).to(logits[0].dtype)
+    return torch.einsum("m,mbc->bc", weights, torch.stack(tuple(logits)))
+
+
+@torch.no_grad()
+def best_mixture(logits: Sequence[Tensor], labels: Tensor, *, rounds: int = 3) -> Tensor:
+    """The weights, positive and summing to one, that minimise the cross-entropy of the mixed logits. -> (members,)
+
+    Convex, so a few rounds in which every two members share their common weight anew come close to the optimum; with two
+    members one such step is exact.
+    """
+    z = torch.stack([each.double() for each in logits])
+    weights = torch.full((len(z),), 1 / len(z), dtype=torch.float64, device=z.device)
+    right = F.one_hot(labels, z.shape[2])
+    for _ in range(rounds if len(z) > 2 else 1):
+        for i, j in combinations(range(len(z)), 2):
+            both = weights[i] + weights[j]
+            others = torch.einsum("m,mbc->bc", weights, z) - weights[i] * z[i] - weights[j] * z[j]
+            share = _best_share(others + both * z[j], both * (z[i] - z[j]), right)
+            weights[i], weights[j] = both * share, both * (1 - share)
+    return weights
+
+
+def _best_share(z: Tensor, direction: Tensor, right: Tensor) -> Tensor:
+    """The s in 0..1 that minimises the cross-entropy of ``z + s direction``, by bisection of its slope. -> ()"""
+    low, high = z.new_zeros(()), z.new_ones(())
+    for _ in range(24):
+        middle = (low + high) / 2
+        rising = (((z + middle * direction).softmax(1) - right) * direction).sum() > 0
+        low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
+    return (low + high) / 2
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """How wrong the logits are about every sample. (batch, classes), (batch,) -> (batch,)"""
+    return F.cross_entropy(logits.float(), labels, reduction="none")

@@ -8,20 +8,24 @@ Imports qkd.errors and qkd.trace and nothing else of the project.
 
 from __future__ import annotations
 
-from qkd.quantizers.calibrate import calibrate, reestimate_batch_norm
-from qkd.quantizers.injectors import FAMILIES
+from qkd.quantizers.alarms import alarms
+from qkd.quantizers.calibrate import calibrate, pretend_calibrated, reestimate_batch_norm
+from qkd.quantizers.families import FAMILIES
 from qkd.quantizers.insert import insert
-from qkd.quantizers.listing import Layer, describe, disabled, quantizers, scales, uncalibrated
+from qkd.quantizers.listing import Layer, compile_cores, describe, disabled, quantizers, scales, uncalibrated
 from qkd.quantizers.scheme import Scheme, scheme
 
 __all__ = [
     "FAMILIES",
     "Layer",
     "Scheme",
+    "alarms",
     "calibrate",
+    "compile_cores",
     "describe",
     "disabled",
     "insert",
+    "pretend_calibrated",
     "quantizers",
     "reestimate_batch_norm",
     "scales",

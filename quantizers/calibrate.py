@@ -5,33 +5,35 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkd.errors import DataError, QkdError
-from qkd.quantizers.listing import activations, disabled, weights
+from qkd.quantizers.listing import activations, disabled, quantizers, weights
 
 SAMPLE = 2**14
 """Values kept per quantizer and batch, its extremes among them."""
 
 
-def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def calibrate(network: nn.Module, batches: Iterable[Tensor], *, under: str | tuple[str, ...] = "") -> None:
     """Choose the scale of every quantizer by the method of its scheme, and mark it as calibrated.
 
     The network runs once over the batches (images, N x C x H x W) in float and in evaluation mode; nothing but the
     quantizers changes. A batch norm that has seen no batch yet normalises with the statistics of the batch, as it will
-    in training. A quantizer that only ever saw zeros gets a scale of ordinary size and is named in a warning.
+    in training. A quantizer that only ever saw zeros gets a scale of ordinary size and is named in a warning. With
+    ``under`` it is about the quantizers whose names begin so; all others stay and round as they do.
     Raises DataError where there is no batch, QkdError naming the first tensor that is not finite.
     """
-    samples: dict[str, list[Tensor]] = {name: [] for name, _ in activations(network)}
+    chosen = [(name, layer) for name, layer in activations(network) if name.startswith(under)]
+    samples: dict[str, list[Tensor]] = {name: [] for name, _ in chosen}
     given = _some(batches, "calibrate")
-    with _watching(network, samples), disabled(network), _evaluating(network), torch.no_grad():
+    with _watching(network, samples), disabled(network, under), _evaluating(network), torch.no_grad():
         for images in given:
             network(images)
-    for name, layer in activations(network):
+    for name, layer in chosen:
         values = torch.cat(samples[name])[None] if samples[name] else torch.zeros(1, 1)
         if not values.isfinite().all():
             raise QkdError(f"calibrate: {name} reads numbers that are not finite")
@@ -39,8 +41,22 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
             logging.getLogger("qkd").warning("calibrate: %s reads nothing but zeros", name)
         core = layer.act_quant.core
         core.fit(values.to(core.calibrated.device))
-    for _, layer in weights(network):
+    for layer in (layer for name, layer in weights(network) if name.startswith(under)):
         layer.weight_quant.tensor_quant.fit(layer.weight.detach().flatten(1))
+
+
+def pretend_calibrated(network: nn.Module) -> None:
+    """Give every quantizer some scale without any data: for what depends on the network's form alone, never for numbers."""
+    for core in (core for _, core in quantizers(network) if not core.is_calibrated()):
+        core.calibration = "minmax"
+    for _, layer in activations(network):
+        core = layer.act_quant.core
+        if not core.is_calibrated():
+            core.fit(torch.tensor([[-1.0, 1.0]], device=core.calibrated.device))
+    for _, layer in weights(network):
+        core = layer.weight_quant.tensor_quant
+        if not core.is_calibrated():
+            core.fit(layer.weight.detach().flatten(1))
 
 
 def _some(batches: Iterable[Tensor], what: str) -> Iterator[Tensor]:
@@ -57,7 +73,7 @@ def _watching(network: nn.Module, samples: dict[str, list[Tensor]]) -> Iterator[
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
         return layer.register_forward_hook(lambda _layer, _inputs, output: samples[name].append(_sample(output)))
 
-    handles = [watch(name, layer) for name, layer in activations(network)]
+    handles = [watch(name, layer) for name, layer in activations(network) if name in samples]
     try:
         yield
     finally:
@@ -96,14 +112,15 @@ def _unseen(norm: _BatchNorm) -> bool:
     return norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0
 
 
-def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], *, leave: Collection[nn.Module] = ()) -> None:
     """Replace the running statistics of every batch norm by their mean over the batches, with rounding on.
 
-    Weights and scales stay; the mode of the network is restored. Raises DataError where there is no batch.
+    Weights and scales stay, and so do the batch norms in ``leave``; the mode of the network is restored. Raises DataError
+    where there is no batch.
     """
     given = _some(batches, "reestimate_batch_norm")
     modes = {module: module.training for module in network.modules()}
-    norms = [module for module in modes if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [m for m in modes if isinstance(m, _BatchNorm) and m.track_running_stats and m not in leave]
     momenta = {norm: norm.momentum for norm in norms}
     network.eval()
     for norm in norms:

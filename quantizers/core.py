@@ -26,6 +26,11 @@ def levels(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
     return (-top if narrow else -top - 1), top
 
 
+def over(x: Tensor, shape: tuple[int, ...]) -> list[int]:
+    """The axes along which numbers share a step of that shape; all of them where it is ()."""
+    return [axis for axis in range(x.ndim) if not shape or shape[axis] == 1]
+
+
 class FakeQuant(nn.Module, ABC):
     """A quantizer's core: bits, integer range, and whether its scale has been calibrated (kept in the state dict)."""
 
@@ -37,6 +42,7 @@ class FakeQuant(nn.Module, ABC):
         super().__init__()
         self.bits, self.low, self.high, self.calibration = bits, low, high, calibration
         self.name = ""
+        self.compiled = False
         self._ready = False
         self.register_buffer("calibrated", torch.tensor(False))
         self.register_buffer("zero_point", torch.tensor(0.0), persistent=False)
@@ -50,10 +56,14 @@ class FakeQuant(nn.Module, ABC):
     def fit(self, values: Tensor) -> None:
         """Choose the scale from values (channels, n) and mark the quantizer as calibrated."""
 
+    def zero(self) -> Tensor:
+        """The integer that stands for 0."""
+        return self.zero_point
+
     def forward(self, x: Tensor) -> Quantized:
         self.require_calibration()
         value, scale = self.quantize(x)
-        return value, scale, self.zero_point, self.bit_width
+        return value, scale, self.zero(), self.bit_width
 
     def mark_calibrated(self) -> None:
         self.calibrated.fill_(True)
@@ -73,7 +83,7 @@ class FakeQuant(nn.Module, ABC):
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         super()._load_from_state_dict(*arguments, **keywords)
-        self._ready = False
+        self._ready = bool(self.calibrated)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, low={self.low}, high={self.high}"
@@ -106,7 +116,7 @@ class LsqQuant(FakeQuant):
         self.mark_calibrated()
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return round_to_grid(x, self.step, self.low, self.high, self.gradient_scale(x))
+        return round_to_grid(x, self.step, self.low, self.high, self.gradient_scale(x), compiled=self.compiled)
 
     def gradient_scale(self, x: Tensor) -> float:
         """``1 / sqrt(N * high)``. Source: Esser et al., section 2.2."""

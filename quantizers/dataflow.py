@@ -13,11 +13,12 @@ from torch import fx, nn
 from qkd.trace import ByMode
 
 Kind = Literal[
-    "input", "output", "constant", "scalar", "layer", "norm", "relu", "add", "cat", "pool", "max", "pass", "other"
-]
+    "input", "output", "constant", "scalar", "layer", "norm", "relu", "curve", "add", "cat", "pool", "max", "pass", "other"
+]  # fmt: skip
 """
-layer: a conv or linear layer that gets quantized weights; norm: batch norm; pool: an average of elements;
-max: picks elements; pass: moves or drops elements, so that its output lies on the grid of its input;
+layer: a conv or linear layer that gets quantized weights; norm: batch norm; curve: an activation function other than ReLU, or
+a product of two tensors: it reads and writes grids, though most are computed in float between them; pool: an average of
+elements; max: picks elements; pass: moves or drops elements, so that its output lies on the grid of its input;
 scalar: not a tensor; other: anything else, which stays float.
 """
 
@@ -25,6 +26,7 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 _MODULES: dict[type, Kind] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6), "relu"),
+    **dict.fromkeys((nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU), "curve"),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), "norm"),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), "max"),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "pool"),
@@ -33,6 +35,8 @@ _MODULES: dict[type, Kind] = {
 }
 _FUNCTIONS: dict[str, Kind] = {
     **dict.fromkeys(("relu", "relu_", "relu6"), "relu"),
+    **dict.fromkeys(("hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu"), "curve"),
+    **dict.fromkeys(("mul", "imul", "mul_"), "curve"),
     **dict.fromkeys(("add", "add_", "iadd"), "add"),
     **dict.fromkeys(("cat", "concat", "concatenate"), "cat"),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"), "pool"),
@@ -94,7 +98,8 @@ def _kind_of_call(node: fx.Node, known: dict[fx.Node, Kind]) -> Kind:
         source = node.args[0]
         return "pass" if isinstance(source, fx.Node) and function_name(source) in _PIECES else "other"
     found = _FUNCTIONS.get(name, "other") if node.op == "call_method" else _CALLS.get(node.target, "other")
-    return "other" if found == "add" and not _adds_two_tensors(node, known) else found
+    two = found == "add" or name in ("mul", "imul", "mul_")
+    return "other" if two and not _adds_two_tensors(node, known) else found
 
 
 def _adds_two_tensors(node: fx.Node, known: dict[fx.Node, Kind]) -> bool:
@@ -112,7 +117,7 @@ def readers(node: fx.Node, kind: dict[fx.Node, Kind]) -> Iterator[fx.Node]:
     """The nodes that want this tensor on a grid, seen through what only moves or picks its elements."""
     for user in node.users:
         what = kind[user]
-        if what in ("layer", "add", "cat", "pool", "max") or (what == "norm" and not folded(user, kind)):
+        if what in ("layer", "curve", "add", "cat", "pool", "max") or (what == "norm" and not folded(user, kind)):
             yield user
         if what in ("pass", "max"):
             yield from readers(user, kind)

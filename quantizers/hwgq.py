@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qkd.errors import SchemeError
-from qkd.quantizers.core import FakeQuant, levels
+from qkd.quantizers.core import FakeQuant, levels, over
 from qkd.quantizers.rounding import SMALLEST, round_to_grid, wide
 
 ACTIVATION_STEPS = {1: 0.798, 2: 0.538, 3: 0.3217, 4: 0.184, 5: 0.1030, 6: 0.0566, 7: 0.0307, 8: 0.0165}
@@ -47,7 +47,7 @@ class HalfWave(FakeQuant):
         self.mark_calibrated()
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return round_to_grid(x, self.scale(), self.low, self.high, 1.0)
+        return round_to_grid(x, self.scale(), self.low, self.high, 1.0, compiled=self.compiled)
 
 
 class MidRise(FakeQuant):
@@ -69,10 +69,10 @@ class MidRise(FakeQuant):
     def scale_of(self, weight: Tensor) -> Tensor:
         """Half the distance of the levels, shaped (O, 1, ...) or 0-d."""
         still = wide(weight.detach())
-        over = [axis for axis in range(weight.ndim) if not self.shape or self.shape[axis] == 1]
+        axes = over(weight, self.shape)
         if self.bits == 1:
-            return still.abs().mean(over, keepdim=bool(self.shape)).clamp_min(SMALLEST)
-        deviation = still.std(over, correction=0, keepdim=bool(self.shape))
+            return still.abs().mean(axes, keepdim=bool(self.shape)).clamp_min(SMALLEST)
+        deviation = still.std(axes, correction=0, keepdim=bool(self.shape))
         return (deviation * (WEIGHT_STEPS[self.bits] / 2)).clamp_min(SMALLEST)
 
     def fit(self, values: Tensor) -> None:
@@ -81,10 +81,11 @@ class MidRise(FakeQuant):
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.scale_of(x)
         codes = (wide(x.detach()) / (2 * scale)).floor().mul(2).add(1).clamp(self.low, self.high)
-        return _straight_through(x, (codes * scale).to(x.dtype)), scale
+        return straight_through(x, (codes * scale).to(x.dtype)), scale
 
 
-def _straight_through(x: Tensor, value: Tensor) -> Tensor:
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """``value``, with the gradient of ``x``."""
     if torch.compiler.is_compiling():
         return value + (x - x.detach())
     result: Tensor = _StraightThrough.apply(x, value)

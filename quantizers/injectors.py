@@ -6,7 +6,7 @@ qnn.QuantReLU(act_quant=LsqUnsigned, bit_width=4)
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, final
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -20,6 +20,24 @@ from qkd.quantizers.quiet import (
     WeightQuantProxyFromInjector,
     value,
 )
+
+
+class ActivationCore(Protocol):
+    """What an activation quantizer's core offers besides being called: its grid as it is now."""
+
+    bits: int
+    low: int
+    high: int
+    bit_width: Tensor
+    calibrated: Tensor
+
+    def __call__(self, x: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+    def scale(self) -> Tensor: ...
+
+    def zero(self) -> Tensor: ...
+
+    def fit(self, values: Tensor) -> None: ...
 
 
 class WeightProxy(WeightQuantProxyFromInjector):
@@ -51,8 +69,8 @@ class ActivationProxy(ActQuantProxyFromInjector):
             self._built = True
 
     @property
-    def core(self) -> LsqQuant | HalfWave:
-        core: LsqQuant | HalfWave = self.fused_activation_quant_proxy.tensor_quant
+    def core(self) -> ActivationCore:
+        core: ActivationCore = self.fused_activation_quant_proxy.tensor_quant
         return core
 
     @property
@@ -69,18 +87,20 @@ class ActivationProxy(ActQuantProxyFromInjector):
         return self.core.scale() if self.is_quant_enabled else None
 
     def zero_point(self, force_eval: bool = True) -> Tensor | None:
-        return self.core.zero_point if self.is_quant_enabled else None
+        return self.core.zero() if self.is_quant_enabled else None
 
     def bit_width(self, force_eval: bool = True) -> Tensor | None:
         return self.core.bit_width if self.is_quant_enabled else None
 
 
-class _Quantizer(ExtendedInjector):
+class Quantizer(ExtendedInjector):
+    """What all have in common; `families` lists what is made of it."""
+
     calibration = "mse"
     float_to_int_impl_type = FloatToIntImplType.ROUND
 
 
-class _Weight(_Quantizer):
+class Weight(Quantizer):
     proxy_class = WeightProxy
     signed = True
     narrow_range = True
@@ -94,12 +114,12 @@ class _Weight(_Quantizer):
         return tuple(size if i == axis else 1 for i, size in enumerate(module.weight.shape))
 
 
-class _Activation(_Quantizer):
+class Activation(Quantizer):
     proxy_class = ActivationProxy
     narrow_range = False
 
 
-class LsqWeight(_Weight):
+class LsqWeight(Weight):
     """Symmetric weights with a learned step, one per output channel unless ``per_channel=False``."""
 
     @value
@@ -107,7 +127,7 @@ class LsqWeight(_Weight):
         return LsqQuant(bit_width, True, calibration, step_shape, of_weights=True)
 
 
-class LsqUnsigned(_Activation):
+class LsqUnsigned(Activation):
     """Activations from zero up, one learned step per tensor."""
 
     signed = False
@@ -117,7 +137,7 @@ class LsqUnsigned(_Activation):
         return LsqQuant(bit_width, False, calibration)
 
 
-class LsqSigned(_Activation):
+class LsqSigned(Activation):
     """Activations of both signs, one learned step per tensor."""
 
     signed = True
@@ -127,7 +147,7 @@ class LsqSigned(_Activation):
         return LsqQuant(bit_width, True, calibration)
 
 
-class HwgqWeight(_Weight):
+class HwgqWeight(Weight):
     """Mid-rise Gaussian weights of 1 to 7 bits; 8-bit weights, whose odd codes exceed int8, take the LSQ grid."""
 
     @value
@@ -137,7 +157,7 @@ class HwgqWeight(_Weight):
         return LsqQuant(bit_width, True, calibration, step_shape, of_weights=True)
 
 
-class HwgqUnsigned(_Activation):
+class HwgqUnsigned(Activation):
     """Half-wave Gaussian activations: the step is fixed by calibration."""
 
     signed = False
@@ -145,32 +165,3 @@ class HwgqUnsigned(_Activation):
     @value
     def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
         return HalfWave(bit_width, calibration)
-
-
-class Family:
-    """The quantizers of one scheme family; the first line of a family's documentation is what listings show."""
-
-    weight: ClassVar[type]
-    unsigned: ClassVar[type]
-    signed: ClassVar[type]
-
-
-@final
-class Lsq(Family):
-    """Learned step sizes for weights and activations (Esser et al., ICLR 2020)."""
-
-    weight, unsigned, signed = LsqWeight, LsqUnsigned, LsqSigned
-
-
-@final
-class Hwgq(Family):
-    """Fixed Gaussian grids for weights and half-wave activations (Cai et al., CVPR 2017).
-
-    The paper leaves tensors of both signs in float (the network's input, what an addition reads); here they take the
-    learned step of LSQ, so that the network still runs in integers.
-    """
-
-    weight, unsigned, signed = HwgqWeight, HwgqUnsigned, LsqSigned
-
-
-FAMILIES: dict[str, type[Family]] = {"lsq": Lsq, "hwgq": Hwgq}

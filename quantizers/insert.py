@@ -26,15 +26,17 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
     * Conv and linear layers become Brevitas layers with the same names and weights. Batch norm stays behind them.
     * Every call of a ReLU or ReLU6 becomes its own quantizer; a module called twice keeps its name for the first call.
     * Every other tensor that a layer, an addition, a concatenation or a pool reads gets a quantizer where it is made:
-      the network's input, conv + batch norm without a ReLU, the results of additions, concatenations and pools.
+      the network's input, conv + batch norm without a ReLU, the results of additions, products, concatenations, pools.
       Flatten, dropout, reshapes and max pools pass the grid of their input on. The logits get none.
     * Bits: a tensor that feeds a layer takes that layer's activation bits, a tensor that feeds none takes
       ``scheme.sums``. First and last layers (those no layer comes before or after) take ``first`` and ``last``.
     * In-place additions become plain ones, because the tensor they would overwrite is still needed.
 
-    What is not known stays float (Hardswish, SiLU, softmax, functional convolutions, layers of other classes), with
-    quantized neighbours. So does a batch norm that does not follow a layer directly, as in DenseNet: what it reads is
-    quantized, and so is the ReLU behind it. Quantizers are born uncalibrated and refuse to run; see `calibrate`.
+    Other activation functions (Hardswish, SiLU, ...) read and write grids too, though most have no integer kernel and are
+    computed in float between them. What is not known stays float (softmax, functional convolutions, layers of other
+    classes), with quantized neighbours. So does a batch norm that does not follow a layer directly, as in DenseNet: what
+    it reads is quantized, and so is the ReLU behind it. Quantizers are born uncalibrated and refuse to run; see
+    `calibrate`.
 
     Raises NetworkError where the network cannot be traced, SchemeError where the scheme does not fit it.
     """
@@ -67,7 +69,7 @@ class _Insertion:
             kind = self.kind[node]
             if kind == "relu":
                 self._replace_relu(node, bits or self.scheme.sums)
-            elif kind in ("input", "layer", "norm", "add", "cat", "pool", "other") and bits:
+            elif kind in ("input", "layer", "norm", "curve", "add", "cat", "pool", "other") and bits:
                 self._quantize(node, bits)
         self._swap_layers()
         _forbid_overwriting(self.module)
@@ -78,9 +80,9 @@ class _Insertion:
         for pattern, shorthand in self.scheme.overrides.items():
             matches = fnmatch.filter(names, pattern)
             if not matches:
-                raise SchemeError(
-                    f"overrides: no layer is called {pattern!r}{nearest(pattern, names)}; layers are {', '.join(names)}"
-                )
+                groups = [f"{'.'.join(words[:i])}.*" for words in map(_words, names) for i in range(1, len(words))]
+                near = nearest(pattern, [*names, *dict.fromkeys(groups)])
+                raise SchemeError(f"overrides: no layer is called {pattern!r}{near}; layers are {', '.join(names)}")
             found |= dict.fromkeys(matches, bits_of(shorthand))
         return found
 
@@ -164,6 +166,10 @@ def _forbid_overwriting(module: fx.GraphModule) -> None:
             node.target = _PLAIN[node.target]
         if node.op == "call_method" and node.target in ("add_", "mul_", "sub_", "div_"):
             node.target = node.target.rstrip("_")
+
+
+def _words(path: str) -> list[str]:
+    return path.split(".")
 
 
 def _scope(node: fx.Node) -> str:

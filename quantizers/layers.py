@@ -1,18 +1,76 @@
-"""Brevitas twins of float layers, and the quantizers between them."""
+"""Brevitas twins of float layers, and the quantizers between them.
+
+They are Brevitas' layers, with a shorter way through ``forward`` where nothing but their own quantizer is on: per call
+Brevitas' general one costs as much as rounding a small tensor.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from qkd.errors import SchemeError
 from qkd.quantizers.core import FakeQuant
-from qkd.quantizers.injectors import FAMILIES
+from qkd.quantizers.families import FAMILIES
 from qkd.quantizers.quiet import qnn
 from qkd.quantizers.scheme import Scheme
 
-_TWINS: dict[type, Any] = {nn.Conv1d: qnn.QuantConv1d, nn.Conv2d: qnn.QuantConv2d, nn.Linear: qnn.QuantLinear}
+
+class _Weighted:
+    """A layer with quantized weights and nothing else."""
+
+    is_leaf = True
+
+    def forward(self: Any, x: Any) -> Any:
+        proxy = self.weight_quant
+        if not isinstance(x, Tensor) or self.export_mode or proxy.export_mode:
+            return super().forward(x)  # type: ignore[misc]
+        return self.compute(x, self.weight if proxy.disable_quant else proxy.tensor_quant(self.weight)[0])
+
+    def compute(self: Any, x: Tensor, weight: Tensor) -> Tensor:
+        result: Tensor = self._conv_forward(x, weight, self.bias)
+        return result
+
+
+@final
+class Convolution1d(_Weighted, qnn.QuantConv1d):
+    pass
+
+
+@final
+class Convolution2d(_Weighted, qnn.QuantConv2d):
+    pass
+
+
+@final
+class Linear(_Weighted, qnn.QuantLinear):
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
+
+
+class _Activation:
+    is_leaf = True
+
+    def forward(self: Any, x: Any) -> Any:
+        proxy = self.act_quant
+        if not isinstance(x, Tensor) or self.export_mode or proxy.export_mode or proxy.disable_quant:
+            return super().forward(x)  # type: ignore[misc]
+        return proxy.core(x)[0]
+
+
+@final
+class Relu(_Activation, qnn.QuantReLU):
+    pass
+
+
+@final
+class Identity(_Activation, qnn.QuantIdentity):
+    pass
+
+
+_TWINS: dict[type, Any] = {nn.Conv1d: Convolution1d, nn.Conv2d: Convolution2d, nn.Linear: Linear}
 _CONV_SETTINGS = (
     "in_channels",
     "out_channels",
@@ -32,7 +90,7 @@ def twin(layer: nn.Module, bits: int, scheme: Scheme) -> nn.Module:
         **{name: getattr(layer, name) for name in names},
         bias=layer.bias is not None,
         device="meta",  # the parameters made here are thrown away: no memory, no random numbers
-        weight_quant=FAMILIES[scheme.family].weight,
+        weight_quant=FAMILIES[scheme.of_weights].weight,
         weight_bit_width=bits,
         weight_calibration=scheme.calibration,
         weight_per_channel=scheme.per_channel,
@@ -47,8 +105,8 @@ def relu_quantizer(name: str, bits: int, scheme: Scheme, six: bool = False) -> n
 
     With rounding on the top level bounds the output: calibration puts it at 6 or below, training may move it.
     """
-    made: nn.Module = qnn.QuantReLU(
-        act_quant=FAMILIES[scheme.family].unsigned, bit_width=bits, calibration=scheme.calibration
+    made: nn.Module = Relu(
+        act_quant=FAMILIES[scheme.of_activations].unsigned, bit_width=bits, calibration=scheme.calibration
     )
     if six:
         made.act_quant.fused_activation_quant_proxy.activation_impl = nn.ReLU6()  # type: ignore[union-attr]
@@ -62,9 +120,9 @@ def identity_quantizer(name: str, bits: int, scheme: Scheme, signed: bool) -> nn
             f"{name}: the tensor has both signs, and 1 bit has no grid for that; take 2 bits or more for the layers it "
             f"feeds (overrides, first, last or sums)"
         )
-    family = FAMILIES[scheme.family]
+    family = FAMILIES[scheme.of_activations]
     quantizer = family.signed if signed else family.unsigned
-    made: nn.Module = qnn.QuantIdentity(act_quant=quantizer, bit_width=bits, calibration=scheme.calibration)
+    made: nn.Module = Identity(act_quant=quantizer, bit_width=bits, calibration=scheme.calibration)
     return _named(made, name)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from qkd.quantizers.core import FakeQuant, LsqQuant
+from qkd.quantizers.core import FakeQuant
 from qkd.quantizers.injectors import ActivationProxy, WeightProxy
 from qkd.quantizers.quiet import qnn
 
@@ -42,15 +42,28 @@ def uncalibrated(network: nn.Module) -> list[str]:
 
 
 def scales(network: nn.Module) -> list[nn.Parameter]:
-    """The learned steps; weight decay would pull them to zero, so they get none."""
-    return [core.step for _, core in quantizers(network) if isinstance(core, LsqQuant)]
+    """What quantizers learn (steps, offsets, clipping levels); weight decay would pull them to zero, so they get none."""
+    return [parameter for _, core in quantizers(network) for parameter in core.parameters()]
+
+
+def compile_cores(network: nn.Module, on: bool = True) -> None:
+    """Compile the rounding of every quantizer as one kernel forward and one backward, for layers that stay eager.
+
+    The kernels take tensors of every size, so they are compiled once for a process (seconds, at the first step). Inside
+    a stage that is compiled as a whole this changes nothing.
+    """
+    for _, core in quantizers(network):
+        core.compiled = on
 
 
 @contextlib.contextmanager
-def disabled(network: nn.Module) -> Iterator[None]:
-    """The network in float for the length of the block: nothing is rounded, activation functions still apply."""
-    proxies = [layer.act_quant for _, layer in activations(network)] + [
-        layer.weight_quant for _, layer in weights(network)
+def disabled(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[None]:
+    """The network in float for the length of the block: nothing is rounded, activation functions still apply.
+
+    With ``under`` only the layers whose names begin so.
+    """
+    proxies = [layer.act_quant for name, layer in activations(network) if name.startswith(under)] + [
+        layer.weight_quant for name, layer in weights(network) if name.startswith(under)
     ]
     before = [proxy.disable_quant for proxy in proxies]
     for proxy in proxies:

@@ -10,13 +10,14 @@ Arithmetic is float32 (float64 for float64 tensors) whatever autocast does: a bf
 neighbouring level. ``y`` comes back in the type of ``x``.
 
 Three ways lead to the same numbers: on the CPU, with one step for a tensor, the work is done a block at a time, so that
-memory is read and written once; elsewhere with whole-tensor operations; under ``torch.compile`` as a differentiable
-expression, which the compiler fuses with what surrounds it.
+memory is read and written once; elsewhere with whole-tensor operations, which ``torch.compile`` traces and fuses with
+what surrounds them; or, where asked for, with the same operations compiled on their own (see `compile_cores`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,18 +30,28 @@ BLOCK = 2**18
 """Elements worked on at once: small enough to stay in the cache, large enough to make the calls cheap."""
 
 
-def round_to_grid(x: Tensor, step: Tensor, low: int, high: int, gradient_scale: float) -> tuple[Tensor, Tensor]:
-    """``x`` rounded to the grid ``s * {low, ..., high}``, in its shape and type; and ``s = positive(step)``.
+def round_to_grid(
+    x: Tensor,
+    step: Tensor,
+    low: int,
+    high: int,
+    gradient_scale: float,
+    *,
+    scale: Tensor | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``x`` rounded to the grid ``s * {low, ..., high}``, in its shape and type; and ``s``.
 
     Args:
         step: learned step, 0-d for the whole tensor or shaped to broadcast over it, e.g. (O, 1, 1, 1).
         gradient_scale: factor on the gradient of the step (LSQ section 2.2).
+        scale: ``s`` where it is not ``positive(step)``; the gradient of the step is then that of ``s * step / step``,
+            straight through whatever made the one of the other.
+        compiled: forward and backward as one compiled kernel each.
     Source: Esser et al., Learned Step Size Quantization, ICLR 2020, eq. 1-5.
     """
-    s = positive(step)
-    if torch.compiler.is_compiling():
-        return _expression(x, step, s, low, high, gradient_scale), s
-    return _Round.apply(x, step, s, low, high, gradient_scale), s
+    s = positive(step) if scale is None else scale
+    return _Round.apply(x, step, s, low, high, gradient_scale, compiled), s
 
 
 def positive(step: Tensor) -> Tensor:
@@ -51,52 +62,59 @@ def positive(step: Tensor) -> Tensor:
     return step.detach().abs().clamp_min(SMALLEST)
 
 
+def direction(step: Tensor) -> Tensor:
+    """The derivative of ``positive``: 1 or -1, also at zero."""
+    return torch.copysign(torch.ones_like(step), step)
+
+
 def wide(x: Tensor) -> Tensor:
     """``x`` in the type rounding is decided in: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _expression(x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
-    """The same as a differentiable expression: ``t - t.detach()`` is exactly zero and carries the gradient of t."""
-    still = wide(x.detach())
-    s = s.to(still.dtype)
-    ratio = still / s
-    q = ratio.round().clamp(low, high)
-    inside = (still > low * s) & (still < high * s)
-    slope = torch.where(inside, q - ratio, q) * torch.where(step.detach() < 0, -gradient_scale, gradient_scale)
-    y = q * s + slope * (step - step.detach())
-    return (y + torch.where(inside, wide(x - x.detach()), 0.0)).to(x.dtype)
+Kernels = tuple[Callable[..., Tensor], Callable[..., Any]]
 
 
-def _kernels(x: Tensor, s: Tensor) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor | None]]]:
+def _kernels(x: Tensor, s: Tensor, compiled: bool = False) -> Kernels:
+    if torch.compiler.is_compiling():
+        return _round_whole, _differentiate_whole
+    if compiled and (s.ndim == 0 or s.numel() == len(s)):
+        return _round_fused, _differentiate_fused
     in_blocks = s.ndim == 0 and x.device.type == "cpu"
     return (_round_blocks, _differentiate_blocks) if in_blocks else (_round_whole, _differentiate_whole)
 
 
 class _Round(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float, compiled: bool
+    ) -> Tensor:
         still = wide(x)
         s = s.to(still.dtype)
-        y = _kernels(x, s)[0](still, s, low, high).to(x.dtype)
-        exact = y.dtype == still.dtype  # a bfloat16 y is off the grid by more than the rounding the step learns from
-        ctx.save_for_backward(x, step, s, *([y] if exact and ctx.needs_input_grad[1] else []))
+        y = _kernels(x, s, compiled)[0](still, s, low, high).to(x.dtype)
+        # a bfloat16 y is off the grid by more than the rounding the step learns from, and a compiled kernel finds y
+        # faster than memory does
+        keep = y.dtype == still.dtype and ctx.needs_input_grad[1] and not compiled
+        ctx.save_for_backward(x, step, s, *([y] if keep else []))
         ctx.bounds = low, high
-        ctx.gradient_scale = gradient_scale
+        ctx.gradient_scale, ctx.compiled = gradient_scale, compiled
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, step, s, *kept = ctx.saved_tensors
-        rounded, differentiated = _kernels(x, s)
-        y = kept[0] if kept else rounded(wide(x), s, *ctx.bounds) if ctx.needs_input_grad[1] else None
-        passed, total = differentiated(wide(gradient), wide(x), y, s, *ctx.bounds)
+        rounded, differentiated = _kernels(x, s, ctx.compiled)
+        if differentiated is _differentiate_fused:
+            passed, total = differentiated(wide(gradient), wide(x), s, *ctx.bounds)
+        else:
+            y = kept[0] if kept else rounded(wide(x), s, *ctx.bounds) if ctx.needs_input_grad[1] else None
+            passed, total = differentiated(wide(gradient), wide(x), y, s, *ctx.bounds)
         to_x = passed.to(x.dtype) if ctx.needs_input_grad[0] else None
         to_step = None
-        if total is not None:
-            to_step = (total * ctx.gradient_scale / torch.copysign(s, step)).to(step.dtype)
-        return to_x, to_step, None, None, None, None
+        if ctx.needs_input_grad[1]:
+            to_step = (total * ctx.gradient_scale / torch.copysign(positive(step), step)).to(step.dtype)
+        return to_x, to_step, None, None, None, None, None
 
 
 def _round_whole(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
@@ -107,7 +125,12 @@ def _differentiate_whole(
     g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: int, high: int
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient passed on to x, and ``s`` times that of the scale where ``y`` is given."""
-    passed = g.masked_fill((x <= low * s) | (x >= high * s), 0.0)
+    ratio = x / s
+    if torch.compiler.is_compiling():
+        # two choices instead of one between two conditions: the compiler's code for `or` is several times slower
+        passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
+    else:
+        passed = torch.ops.aten.hardtanh_backward(g, ratio, low, high)
     return passed, None if y is None else (g * y).addcmul_(passed, x, value=-1).sum_to_size(s.shape)
 
 
@@ -124,7 +147,7 @@ def _differentiate_blocks(
 ) -> tuple[Tensor, Tensor | None]:
     """As `_differentiate_whole`, by kernels that take plain numbers, which anywhere else would mean to wait for them."""
     x = _packed(x)
-    g = g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
+    g = _laid_out_as(x, g)
     passed = torch.empty_like(x)
     bottom, top = low * s.item(), high * s.item()
     total = None if y is None else torch.zeros_like(s)
@@ -134,6 +157,46 @@ def _differentiate_blocks(
         if total is not None:
             total += torch.dot(given, rounded) - torch.dot(target, values)
     return passed, total
+
+
+@cache
+def _compiled() -> Kernels:
+    """The whole-tensor kernels, compiled once for tensors of every size."""
+
+    def differentiate(g: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor | None]:
+        return _differentiate_whole(g, x, _round_whole(x, s, low, high), s, low, high)
+
+    return (
+        torch.compile(_round_whole, dynamic=True, fullgraph=True),
+        torch.compile(differentiate, dynamic=True, fullgraph=True),
+    )
+
+
+def _round_fused(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    x = _packed(x.detach())
+    return _compiled()[0](*_rows(s, x), low, high).as_strided(x.shape, x.stride())
+
+
+def _differentiate_fused(g: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    x, g = _packed(x.detach()), g.detach()
+    flat, rows = _rows(s, x)
+    passed, total = _compiled()[1](_laid_out_as(x, g).as_strided(flat.shape, flat.stride()), flat, rows, low, high)
+    return passed.as_strided(x.shape, x.stride()), total.reshape(s.shape)
+
+
+def _rows(s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A packed tensor as one row, or one for each step, in the order of memory; and the steps beside them.
+
+    So the compiler sees two kinds of tensors, whatever the layers.
+    """
+    if s.ndim == 0:
+        return torch.as_strided(x, (x.numel(),), (1,)), s
+    count = x.numel() // len(x)
+    return torch.as_strided(x, (len(x), count), (count, 1)), s.reshape(-1, 1)
+
+
+def _laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    return other if other.stride() == x.stride() else torch.empty_like(x).copy_(other)
 
 
 def _packed(x: Tensor) -> Tensor:

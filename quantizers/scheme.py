@@ -10,8 +10,13 @@ from typing import Annotated, Any, Literal, get_args
 from qkd.errors import SchemeError, nearest
 
 Bits = Annotated[int, "bits, 1 to 8"]
-FamilyName = Literal["lsq", "hwgq"]
-Calibration = Literal["mse", "lsq", "minmax", "percentile"]
+FamilyName = Literal["lsq", "lsq_plus", "pact", "dorefa", "hwgq", "pot", "ternary", "binary", "ewgs"]
+Calibration = Literal["mse", "lsq", "minmax", "percentile", "paper"]
+
+ONLY = {"ternary": 2, "binary": 1}
+"""Families whose weights have one number of bits; the ends and overrides take LSQ's grid at any other."""
+WITHOUT_ZERO = ("pact", "dorefa", "hwgq", "ewgs")
+"""Families whose weights have no level at zero, so that 1 bit is a grid: -1 and 1 times a scale."""
 
 SHORTHAND = re.compile(r"w([1-8])a([1-8])")
 
@@ -23,12 +28,14 @@ class Scheme:
     Args:
         weights: bits of conv and linear weights.
         activations: bits of every tensor that feeds a conv or linear layer.
-        family: how numbers are rounded and what is learned: lsq or hwgq.
+        family: how numbers are rounded and what is learned: lsq, lsq_plus, pact, dorefa, hwgq, pot (powers of two),
+            ternary, binary or ewgs.
+        weight_family, activation_family: another family for one of the two.
         first: bits of the network's input and of the first layer's weights.
         last: bits of the last layer's input and weights.
         sums: bits of tensors that meet in additions, concatenations and pools and feed no layer directly.
         per_channel: one weight scale per output channel, else one per layer.
-        calibration: how steps are chosen from data: mse, lsq, minmax or percentile.
+        calibration: how steps are chosen from data: mse, lsq, minmax, percentile, or paper (that of the family's paper).
         overrides: layer name pattern (``layer1.*``) -> shorthand for the weights and the input of the layers it
             matches; later ones win. Checked against the layers of the network by ``insert``.
     """
@@ -37,32 +44,58 @@ class Scheme:
     activations: Bits
     _: KW_ONLY
     family: FamilyName = "lsq"
+    weight_family: FamilyName | None = None
+    activation_family: FamilyName | None = None
     first: Bits = 8
     last: Bits = 8
     sums: Bits = 8
     per_channel: bool = True
     calibration: Calibration = "mse"
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        for name in ("family", "weight_family", "activation_family"):
+            if getattr(self, name) is not None or name == "family":
+                _check_word(name, getattr(self, name), get_args(FamilyName))
         for name in ("weights", "activations", "first", "last", "sums"):
             self._check_bits(name, getattr(self, name))
-        _check_word("family", self.family, get_args(FamilyName))
         _check_word("calibration", self.calibration, get_args(Calibration))
         if not isinstance(self.per_channel, bool):
             raise SchemeError(f"per_channel: {self.per_channel!r} is not true or false")
         for pattern, shorthand in self.overrides.items():
-            self._check_bits(f"overrides: {pattern}", bits_of(shorthand)[0], "weights")
+            try:
+                self._check_bits(f"overrides: {pattern}", bits_of(shorthand)[0], "ends")
+            except SchemeError as error:
+                words = str(error).removeprefix(f"overrides: {pattern}: ")
+                raise SchemeError(f"overrides: {pattern}: {words}") from error
 
     def _check_bits(self, name: str, bits: Any, kind: str = "") -> None:
         if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
             raise SchemeError(f"{name}: {bits!r} is not a number of bits; possible are 1 to 8")
-        of_weights = kind == "weights" or name in ("weights", "first", "last")
-        if bits == 1 and of_weights and self.family == "lsq":
+        kind = kind or ("weights" if name == "weights" else "ends" if name in ("first", "last") else "")
+        if kind:
+            self._check_weights(name, bits, kind)
+
+    def _check_weights(self, name: str, bits: int, kind: str) -> None:
+        """Whether weights of so many bits have a grid in their family that export can write."""
+        family = self.of_weights
+        only = ONLY.get(family)
+        if only is not None and bits != only and kind == "weights":
+            raise SchemeError(f"{name}: {family} weights have {only} bit{'s' * (only > 1)}, not {bits}")
+        if bits == 1 and only != 1 and family not in WITHOUT_ZERO:
             raise SchemeError(
-                f"{name}: 1-bit weights have no grid in family lsq (its only level would be 0); "
-                f"take 2 bits (ternary), or family: hwgq (-1 and 1 times a scale)"
+                f"{name}: 1-bit weights have no grid in family {family} (its only level would be 0); "
+                f"take 2 bits, or weight_family: binary (-1 and 1 times a scale)"
             )
+
+    @property
+    def of_weights(self) -> FamilyName:
+        """The family of the weights."""
+        return self.weight_family or self.family
+
+    @property
+    def of_activations(self) -> FamilyName:
+        return self.activation_family or self.family
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> Scheme:
@@ -79,6 +112,8 @@ def scheme(
     weights: Bits,
     activations: Bits,
     family: FamilyName = "lsq",
+    weight_family: FamilyName | None = None,
+    activation_family: FamilyName | None = None,
     first: Bits = 8,
     last: Bits = 8,
     sums: Bits = 8,
@@ -91,6 +126,8 @@ def scheme(
         weights,
         activations,
         family=family,
+        weight_family=weight_family,
+        activation_family=activation_family,
         first=first,
         last=last,
         sums=sums,

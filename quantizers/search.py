@@ -65,11 +65,56 @@ def percentile(values: Tensor, low: int, high: int) -> Tensor:
     return ordered[:, math.ceil(PERCENTILE * (values.shape[1] - 1))] / high
 
 
+def sigmas(values: Tensor, low: int, high: int) -> Tensor:
+    """``max(|mean - 3 std|, |mean + 3 std|) / -low``. Source: Bhalgat et al., LSQ+, section 3.3; low as without narrow range."""
+    return (values.mean(1).abs() + 3 * values.std(1, correction=0)) / (high + 1)
+
+
+def offsets(values: Tensor, levels: int, method: str) -> tuple[Tensor, Tensor]:
+    """Step and lowest value of a grid of ``levels`` steps for values (n,), a whole number of steps around zero.
+
+    minmax takes the extremes, percentile leaves out one in ten thousand on both sides; mse, lsq and paper (LSQ+ section 3.3)
+    search for the two ends with the least squared error. All zeros give a step of ordinary size.
+    """
+    values = values.detach().float() if values.dtype != torch.float64 else values.detach()
+    if not values.any():
+        return torch.tensor(1 / levels), torch.tensor(0.0)
+    bottom, top = values.min().clamp_max(0), values.max().clamp_min(0)
+    if method == "percentile":
+        ordered = values.sort().values
+        cut = int((1 - PERCENTILE) * (len(values) - 1))
+        bottom, top = ordered[cut].clamp_max(0), ordered[-1 - cut].clamp_min(0)
+    if method in ("mse", "lsq", "paper"):
+        bottom, top = _best_ends(values[None], bottom, top, levels)
+    return (top - bottom).clamp_min(torch.finfo(values.dtype).tiny) / levels, bottom
+
+
+def _best_ends(values: Tensor, bottom: Tensor, top: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Shares of both extremes, in turns until none is better."""
+    seen, counts = _reduced(values)
+    weights = torch.ones_like(seen) if counts is None else counts
+
+    def error(ends: tuple[float, float]) -> float:
+        step = ((top * ends[1] - bottom * ends[0]) / levels).clamp_min(torch.finfo(seen.dtype).tiny)
+        zero = (-bottom * ends[0] / step).round()
+        rounded = ((seen / step).round() + zero).clamp_(0, levels).sub_(zero).mul_(step)
+        return float(((rounded - seen).square_() * weights).sum())
+
+    shares = [index / 32 for index in range(2, 34)]
+    best = (1.0, 1.0)
+    for _ in range(3):
+        best = min(((share, best[1]) for share in shares), key=error)
+        best = min(((best[0], share) for share in shares), key=error)
+    return bottom * best[0], top * best[1]
+
+
 METHODS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "mse": mse,
     "lsq": lsq,
     "minmax": minmax,
     "percentile": percentile,
+    "paper": lsq,
+    "sigmas": sigmas,
 }
 
 

@@ -172,7 +172,7 @@ def test_hints_between_different_widths_learn_a_regressor_that_stays_out_of_the_
     plan = cmtkd(Cast("student", ("t0", "t1"), STAGES, 4, shapes), feature="hint")
     parts = Parts(networks, plan)
     check(parts, plan, shapes, FACTS)
-    assert [head.name for head in plan.heads] == ["regress_layer1", "regress_layer2"]
+    assert [head.name for head in plan.heads] == ["adapt_student_layer1_to_shared", "adapt_student_layer2_to_shared"]
     assert set(parts.product(plan).state_dict()) == set(networks["student"].network.state_dict())
 
 
@@ -187,9 +187,9 @@ def test_teachers_of_different_shapes_cannot_be_fused() -> None:
 def test_needs_teachers_and_matched_layers() -> None:
     networks = {"student": staged(0), "t0": staged(1)}
     shapes = measure(networks, FACTS)
-    with pytest.raises(PlanError, match="needs teachers"):
+    with pytest.raises(PlanError, match="cmtkd needs a teacher"):
         cmtkd(Cast("student", (), STAGES, 4, shapes))
-    with pytest.raises(PlanError, match="needs matched layers"):
+    with pytest.raises(PlanError, match="cmtkd needs matched layers"):
         cmtkd(Cast("student", ("t0",), (), 4, shapes))
 
 

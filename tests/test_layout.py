@@ -53,9 +53,24 @@ def test_rooms_are_linked_relatively(room: str) -> None:
     assert str(link.readlink()) == f"../{room}"
 
 
-@pytest.mark.parametrize("file", ["forward.py", "train.py", "assemble.py", "plan.py", "optimize.py", "evaluate.py"])
+ENGINE = (
+    "forward",
+    "train",
+    "loop",
+    "steps",
+    "position",
+    "known",
+    "validation",
+    "assemble",
+    "plan",
+    "optimize",
+    "evaluate",
+)
+
+
+@pytest.mark.parametrize("file", ENGINE)
 def test_the_engine_names_no_method(file: str) -> None:
-    tree = ast.parse((ROOT / "qkd" / file).read_text())
+    tree = ast.parse((ROOT / "qkd" / f"{file}.py").read_text())
     words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not (words | names) & set(METHODS)

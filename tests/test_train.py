@@ -102,7 +102,7 @@ def test_frozen_teachers_stay_bitwise_as_they_were(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, recipe)
     first = Run.create(tmp_path / "first")
     produce(recipe, first, Machine("cpu", threads=1), max_steps=1)
-    a, b = (r.load_state("checkpoints/last.pt")["parts"] for r in (run, first))
+    a, b = (r.checkpoints.load("last")["parts"] for r in (run, first))
     for name in a:
         same = torch.equal(a[name], b[name])
         if ".four." in name or ".eight." in name:

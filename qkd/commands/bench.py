@@ -22,10 +22,22 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str) -> t
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--against", default="float", show_default=True, help="float (the file beside), none, or an ONNX file.")
+@click.option(
+    "--against",
+    default="float",
+    show_default=True,
+    help="float (the file beside), ptq (onnxruntime's own as well), none, or an ONNX file.",
+)
 @click.option("--batch", default="1,8", show_default=True, callback=numbers, help="Batch sizes.")
 @click.option("--threads", default="1", show_default=True, callback=numbers, help="Threads of onnxruntime.")
 @click.option("--seconds", default=1.0, show_default=True, help="How long each file runs per batch size and threads.")
+@click.option("--memory", is_flag=True, help="Peak memory too, from a process for each file.")
+@click.option("--min-top1", type=float, metavar="PERCENT", help="Exit code 3 below this accuracy.")
+@click.option("--max-p50-ms", type=float, metavar="MS", help="Exit code 3 if the median of a call takes longer.")
+@click.option("--min-speedup", type=float, metavar="X", help="Exit code 3 if it is less over the file compared with.")
+@click.option(
+    "--max-drop", type=float, metavar="POINTS", help="Exit code 3 if top-1 is further below the other file's."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def bench(
     files: tuple[Path, ...],
@@ -33,16 +45,19 @@ def bench(
     batch: tuple[int, ...],
     threads: tuple[int, ...],
     seconds: float,
+    memory: bool,
     as_json: bool,
+    **gates: float | None,
 ) -> None:
     """Time ONNX FILES (or run folders) on onnxruntime, interleaved with their float counterpart."""
-    from qkd.measure import measure
+    from qkd.measure import Gates, measure, require_gates
 
-    report = measure(files, against=against, batches=batch, threads=threads, seconds=seconds)
+    report = measure(files, against=against, batches=batch, threads=threads, seconds=seconds, memory=memory)
     if as_json:
         click.echo(json.dumps(report))
     else:
         show(report)
+    require_gates(report, Gates(**gates))
 
 
 def show(report: dict[str, Any]) -> None:
@@ -52,7 +67,20 @@ def show(report: dict[str, Any]) -> None:
     from qkd.progress import console
 
     table = Table(title=f"onnxruntime on {report['processor']}", title_justify="left")
-    for name in ("file", "batch", "threads", "p50 ms", "p95 ms", "images/s", "kB", "speed-up", "top-1 %"):
+    memory = any(row["peak_mb"] is not None for row in report["rows"])
+    for name in (
+        "file",
+        "batch",
+        "threads",
+        "p50 ms",
+        "p95 ms",
+        "images/s",
+        "kB",
+        "int convs",
+        "speed-up",
+        "top-1 %",
+        *["peak MB"] * memory,
+    ):
         table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
     for row in report["rows"]:
         table.add_row(
@@ -63,8 +91,10 @@ def show(report: dict[str, Any]) -> None:
             f"{row['p95_ms']:.3f}",
             f"{row['images_per_second']:.0f}",
             f"{row['bytes'] / 1000:.1f}",
+            f"{row['integer_convs']}/{row['convs']}",
             "" if row["speedup"] is None else f"{row['speedup']:.2f}x",
             "" if row["top1"] is None else f"{row['top1']:.2f}",
+            *[f"{row['peak_mb'] or 0:.1f}"] * memory,
         )
     console().print(table)
     for sentence in verdict(report["rows"]):

@@ -12,8 +12,12 @@ import click
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("--seeds", is_flag=True, help="Runs that differ only in their seed as one row: mean ± standard deviation.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Accuracy against latency and size: .html or .png.")
+@click.option(
+    "--seeds", is_flag=True, help="Runs that differ only in their seed as one row: mean ± standard deviation."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Accuracy against latency and size: .html or .png."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def compare(runs: tuple[Path, ...], seeds: bool, output: Path | None, as_json: bool) -> None:
     """Accuracy, size and speed of several runs, side by side."""

@@ -19,15 +19,31 @@ import click
     show_default=True,
     help="packed: weights of 4 and 2 bits take 4 and 2 bits; needs a newer onnxruntime, which is printed.",
 )
+@click.option(
+    "--input",
+    type=click.Choice(["float", "uint8"]),
+    default="float",
+    show_default=True,
+    help="uint8: the file takes raw images and normalises them itself, to the same logits.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["nchw", "nhwc"]),
+    default="nchw",
+    show_default=True,
+    help="Where the channels of raw images lie.",
+)
 @click.option("--require-integer", is_flag=True, help="Exit code 3 if a layer stays float.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def export(run: Path, output: Path | None, storage: Any, require_integer: bool, as_json: bool) -> None:
+def export(
+    run: Path, output: Path | None, storage: Any, input: Any, layout: Any, require_integer: bool, as_json: bool
+) -> None:
     """Write the product of RUN as ONNX, proven equal to an integer emulator on the whole test split."""
     from qkd.errors import GateError
     from qkd.run import Run
     from qkd.ship import ship
 
-    report = ship(Run.open(run), output=output, storage=storage)
+    report = ship(Run.open(run), output=output, storage=storage, input=input, layout=layout)
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -48,15 +64,39 @@ def show(report: dict[str, Any]) -> None:
     smaller = report["float_bytes"] / report["bytes"]
     rows = [
         ("integer layers", f"{count} of {count + len(floats)}" + "".join(f"\nfloat: {f}" for f in floats)),
-        ("equal to the integer emulator", f"{100 * report['equal_fraction']:.2f} % of the test images' logits"),
+        (
+            "equal to the integer emulator",
+            f"{100 * report['equal_fraction']:.2f} % of the {report['images']} test images, every logit",
+        ),
         ("top-1 in PyTorch (fake quantization)", f"{report['top1_torch']:.2f} %"),
         ("top-1 in onnxruntime", f"{report['top1_onnxruntime']:.2f} %"),
         (
             "size",
             f"{report['bytes'] / 1000:.1f} kB, float {report['float_bytes'] / 1000:.1f} kB ({smaller:.1f}x smaller)",
         ),
+        ("takes", _takes(report)),
         ("needs onnxruntime", f">= {report['minimum_onnxruntime']}"),
+        ("resolution", _resolution(report)),
     ]
     for name, value in rows:
         table.add_row(name, value)
     console().print(table)
+
+
+def _takes(report: dict[str, Any]) -> str:
+    if report["input"] == "uint8":
+        return f"raw images, uint8, {report['layout'].upper()}"
+    return "normalised images, float32, NCHW"
+
+
+def _resolution(report: dict[str, Any]) -> str:
+    """Whether low-bit layers count finely enough: a bias step beside the step of the layer's output."""
+    steps = {each["layer"]: each["bias_step"] for each in report["resolution"] if each["bias_step"] is not None}
+    if not report["coarse_layers"]:
+        return f"bias steps of at most {max(steps.values(), default=0):.3f} output steps"
+    errors = {each["layer"]: each["bias_error"] for each in report["resolution"]}
+    coarse = [
+        f"{name}: a bias step is {steps[name]:.2f} output steps, rounding moved it by {errors[name]:.2f} at most"
+        for name in report["coarse_layers"]
+    ]
+    return "\n".join(coarse)

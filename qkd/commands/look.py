@@ -16,10 +16,11 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
     """Every mistake of RECIPE at once, in seconds; exit code 2 if there is one."""
     from qkd import recipe as recipes
     from qkd.errors import RecipeError, UsageError
-    from qkd.explain import checked
+    from qkd.explain import checked, foreseen
 
     try:
         loaded, assembly = checked(recipe, overrides)
+        floating = foreseen(assembly)
     except RecipeError as error:
         if as_json:
             click.echo(json.dumps({"problems": [problem._asdict() for problem in error.problems], "plan": None}))
@@ -29,7 +30,7 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
             problem = {"file": recipe, "line": 0, "key": "", "message": str(error)}
             click.echo(json.dumps({"problems": [problem], "plan": None}))
         raise
-    for warning in recipes.warnings(loaded):
+    for warning in (*recipes.warnings(loaded), *floating):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({"problems": [], "plan": [phase.name for phase in assembly.plan.phases]}))
@@ -67,12 +68,17 @@ def layers(network: str, size: int, channels: int, classes: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def ls(what: str, as_json: bool) -> None:
     """What there is."""
-    from qkd.explain import listing
+    from qkd.explain import listing, methods
 
-    rows = listing(what)
+    if what == "methods":
+        found = methods()
+        rows = [(row["name"], f"{row['about']}\n{row['paper']}; needs {row['needs']}") for row in found]
+    else:
+        rows = listing(what)
+        found = [{"name": name, "about": about} for name, about in rows]
     if as_json:
-        click.echo(json.dumps({what: [{"name": name, "about": about} for name, about in rows]}))
+        click.echo(json.dumps({what: found}))
         return
     width = max(len(name) for name, _ in rows)
     for name, about in rows:
-        click.echo(f"{name:<{width}}  {about}")
+        click.echo(f"{name:<{width}}  " + about.replace("\n", "\n" + " " * (width + 2)))

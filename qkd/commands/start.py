@@ -13,7 +13,7 @@ import click
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The file. [default: <name>.yaml]")
 def init(name: str, output: Path | None) -> None:
     """Copy a recipe that comes with qkd (`qkd ls recipes`) to edit."""
-    from qkd import recipe as recipes
+    import qkd.recipe as recipes
     from qkd.errors import RunError
 
     path = output or Path(f"{name}.yaml")
@@ -27,7 +27,7 @@ def init(name: str, output: Path | None) -> None:
 @click.command()
 def schema() -> None:
     """JSON Schema of recipes, for editors."""
-    from qkd import recipe as recipes
+    import qkd.recipe as recipes
 
     click.echo(json.dumps(recipes.schema(), indent=2))
 

@@ -28,6 +28,22 @@ def on_machine(function: Any) -> Any:
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder. [default: runs/<recipe name>[-N]]")
 @click.option("--resume", is_flag=True, help="Go on with the newest run of this recipe (or with --out).")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--compile",
+    "compile_",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="torch.compile each stage; auto: when the run is long enough to pay for it.",
+)
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Minutes between checkpoints inside an epoch.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write the metrics for TensorBoard too (if it is installed).")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many batches.")
 @click.option(
     "--dry-run", is_flag=True, help="Everything once, quickly: build, two batches, export, verify. Nothing is kept."
@@ -40,52 +56,70 @@ def train(
     overrides: tuple[str, ...],
     out: Path | None,
     resume: bool,
-    precision: str,
-    max_steps: int | None,
     dry_run: bool,
+    max_steps: int | None,
     as_json: bool,
     quiet: bool,
-    device: str,
-    threads: int | None,
+    **machine: Any,
 ) -> None:
     """Train the product of RECIPE (a file, or the name of a recipe that comes with qkd) into a run folder.
 
-    KEY=VALUE changes single settings: `train.epochs=3 student.quantize=w4a4 seed=1`.
+    KEY=VALUE changes single settings: `train.epochs=3 student.quantize=w4a4 seed=1`. Several processes:
+    `torchrun --nproc-per-node 2 -m qkd train RECIPE`; data.batch then counts the images of all of them together.
     """
     from qkd import recipe as recipes
-    from qkd.produce import Machine, produce
-    from qkd.progress import Reporter
+    from qkd.machine import Machine
+    from qkd.ranks import is_first
 
     loaded = recipes.load(recipe, overrides)
-    for warning in recipes.warnings(loaded):
+    first = is_first()
+    for warning in recipes.warnings(loaded) if first else ():
         click.echo(f"warning: {warning}", err=True)
-    machine = Machine(device, precision, threads)
-    with Reporter(quiet=quiet) as reporter, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         if dry_run:
-            out, max_steps = Path(scratch) / "dry", 2
-            overrides = (*overrides, "pretrain.epochs=1")
-            loaded = recipes.load(recipe, overrides)
-        run = _run(recipe, loaded, out, resume)
-        result = produce(loaded, run, machine, resume=resume, max_steps=max_steps, listen=reporter)
-        if dry_run:
+            out, max_steps, resume = Path(scratch) / "dry", 2, False
+            loaded = recipes.load(recipe, (*overrides, "pretrain.epochs=1"))
+        run = _run(recipe, loaded, out, resume) if first else None
+        machine["compile"] = machine.pop("compile_")
+        result = _produce(loaded, run, Machine(**machine), resume, max_steps, quiet=quiet or not first)
+        if dry_run and run is not None:
             from qkd.ship import ship
 
             result["export"] = ship(run)
-    _print(result, as_json)
+    if first:
+        _print(result, as_json)
+
+
+def _produce(
+    recipe: Any, run: Any, machine: Any, resume: bool, max_steps: int | None, *, quiet: bool
+) -> dict[str, Any]:
+    from qkd.interrupt import Interrupted
+    from qkd.produce import produce
+    from qkd.progress import Reporter
+
+    try:
+        with Reporter(quiet=quiet) as reporter:
+            return produce(recipe, run, machine, resume=resume, max_steps=max_steps, listen=reporter)
+    except Interrupted as interrupted:
+        if run is not None:
+            click.echo(f"{run.folder}: {interrupted.message}; go on with --out {run.folder} --resume", err=True)
+        raise
 
 
 def _run(recipe: str, loaded: Any, out: Path | None, resume: bool) -> Any:
     from qkd import recipe as recipes
-    from qkd.produce import latest, refuse_changed
-    from qkd.run import ORIGINAL, Run
+    from qkd.reopen import latest, refuse_changed, to_go_on
+    from qkd.run import ORIGINAL, RECIPE, Run
 
-    name = Path(recipe).stem
     if resume:
-        run = Run.open(out) if out else latest(Path("runs"), name)
-        refuse_changed(run, loaded)
-        return run
-    run = Run.create(out or Path("runs") / name)
+        run = to_go_on(out) if out else latest(Path("runs"), Path(recipe).stem)
+        if (run.folder / RECIPE).is_file():
+            refuse_changed(run, loaded)
+            return run
+    else:
+        run = Run.create(out or Path("runs") / Path(recipe).stem)
     run.write(ORIGINAL, recipes.text_of(recipe))
+    run.write(RECIPE, recipes.dump(loaded))
     return run
 
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from qkd.data.batches import Batch, Data, Split
 from qkd.data.digits import digits
 from qkd.data.fake import fake
 from qkd.data.folder import folder
+from qkd.data.own import own_data
+from qkd.data.vision import cifar10, cifar100, fashion_mnist, svhn
+from qkd.errors import DataError
+from qkd.user_code import is_own, named
 
-DATASETS: dict[str, Callable[..., Data]] = {"digits": digits, "folder": folder, "fake": fake}
+DATASETS: dict[str, Callable[..., Data]] = {
+    "digits": digits,
+    "folder": folder,
+    "fake": fake,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "fashion_mnist": fashion_mnist,
+    "svhn": svhn,
+}
 
-__all__ = ["DATASETS", "Batch", "Data", "Split"]
+
+def load(name: str, options: Mapping[str, Any]) -> Data:
+    """A data set by its name, or by ``file.py:Name``. Raises DataError."""
+    make = named(name, DATASETS, what="data set", error=DataError)
+    return own_data(name, make, options) if is_own(name) else make(**options)
+
+
+__all__ = ["DATASETS", "Batch", "Data", "Split", "load"]

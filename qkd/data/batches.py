@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -78,12 +79,14 @@ class Data:
         device: torch.device | str = "cpu",
         augment: bool = False,
         shard: tuple[int, int] = (0, 1),
+        skip: int = 0,
     ) -> Iterator[Batch]:
         """The split once through: in order, or shuffled (and augmented) as the seed alone decides.
 
         With a seed a last incomplete batch of one image is left out, since BatchNorm cannot learn from it. ``shard`` is
         (rank, ranks): of every batch this rank gets its part; with a seed the parts are equal, so that no rank waits
-        for another, and without one nothing is left out. The global random state is neither read nor changed.
+        for another, and without one nothing is left out. The first ``skip`` batches are passed over. The global random
+        state is neither read nor changed.
         """
         chosen: Split = getattr(self, split)
         count = len(chosen.labels)
@@ -94,7 +97,8 @@ class Data:
             order = torch.randperm(count, generator=generator)
             moves = _moves(count, self._padding, generator)
         flip = self.augment == "crop+flip"
-        for ids in _parts(order, batch_size, shard, training=shuffle_seed is not None):
+        parts = _parts(order, batch_size, shard, training=shuffle_seed is not None)
+        for ids in itertools.islice(parts, skip, None):
             images = chosen.images[ids.to(chosen.images.device)].to(device, non_blocking=True)
             if augment and moves is not None and self.augment != "none":
                 images = crop_and_flip(images, moves[ids].to(device), padding=self._padding, flip=flip)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
-
 from qkd import targets
+from qkd.about import published
 from qkd.bounds import NotNegative, Positive
-from qkd.errors import PlanError
 from qkd.exchange import Fuse
-from qkd.heads import Head
+from qkd.heads import Head, adapt, learning
 from qkd.losses import Reduction
 from qkd.plan import EXCHANGE, Cast, Phase, Plan, Step
 from qkd.taps import SHARED, Tap
@@ -20,6 +17,7 @@ from qkd.terms import Term, attend, hint, imitate, label
 COMBINED = "combined"  # the head of `combined: head`
 
 
+@published("Pham, Hoang & Do, WACV 2023", teachers=1, match=True)
 def cmtkd(
     cast: Cast,
     *,
@@ -58,10 +56,6 @@ def cmtkd(
     The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as eq. 1 writes it.
     Departures: the paper keeps first and last layers in float, here they have 8 bits unless the scheme says otherwise.
     """
-    if not cast.teachers:
-        raise PlanError("cmtkd needs teachers: add some under `teachers:`, of more bits than the student")
-    if not cast.stages:
-        raise PlanError("cmtkd needs matched layers: name them under `match:`, for example [layer1, layer2]")
     learn = teachers == "learn"
     learned = importance == "learned"
     fuse = Fuse(
@@ -94,7 +88,7 @@ def cmtkd(
         cast.student,
         *(cast.teachers if learn else ()),
         *((EXCHANGE,) if learned else ()),
-        *(h.name for h in heads),
+        *learning(heads),
     ]
     phase = Phase("train", (Step(learners, terms),))
     return Plan((phase,), exchange=fuse, heads=heads, rates={EXCHANGE: importance_rate})
@@ -103,18 +97,20 @@ def cmtkd(
 def _features(
     cast: Cast, feature: str, reduction: Reduction, gamma: float | None, *, detach_source: bool
 ) -> tuple[tuple[Head, ...], list[Term]]:
-    """The feature terms, one per matched layer, and the 1x1 regressors that hints need where channel counts differ."""
-    pairs: Sequence[tuple[Tap, Tap]] = [(Tap(cast.student, s), Tap(SHARED, s)) for s in cast.stages]
+    """The feature terms, one per matched layer, and the adapters they need where shapes differ."""
+    heads: list[Head] = []
+    terms: list[Term] = []
     if feature == "none":
-        return (), []
-    if feature == "attention":
-        weight = 100.0 if gamma is None else gamma
-        return (), [attend(a, b, reduction=reduction, detach_source=detach_source) * weight for a, b in pairs]
-    weight, heads, terms = 1.0 if gamma is None else gamma, [], []
-    for tap, source in pairs:
-        own, theirs = cast.channels(*tap), cast.channels(cast.teachers[0], source.stage)
-        if own != theirs:
-            heads.append(Head(f"regress_{tap.stage.replace('.', '_')}", [tap], nn.Conv2d(own, theirs, 1)))
-            tap = Tap(heads[-1].name)
-        terms.append(hint(tap, source, detach_source=detach_source) * weight)
+        return (), terms
+    default = 1.0 if feature == "hint" else 100.0
+    for stage in cast.stages:
+        source = Tap(SHARED, stage)
+        shapes = {**cast.shapes, source: cast.shapes[Tap(cast.teachers[0], stage)]}
+        own, theirs, more = adapt(Tap(cast.student, stage), source, shapes, channels=feature == "hint")
+        heads += more
+        if feature == "hint":
+            term = hint(own, theirs, detach_source=detach_source)
+        else:
+            term = attend(own, theirs, reduction=reduction, detach_source=detach_source)
+        terms.append(term * (default if gamma is None else gamma))
     return tuple(heads), terms

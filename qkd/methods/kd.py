@@ -1,23 +1,53 @@
-"""Knowledge distillation from frozen teachers (Hinton et al. 2015)."""
+"""Knowledge distillation from frozen teachers, logits and features (Hinton et al. 2015)."""
 
 from __future__ import annotations
 
-from qkd import targets
-from qkd.bounds import Positive, Share
+from typing import Literal
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive, Share
 from qkd.errors import PlanError
+from qkd.features import Feature, features
+from qkd.heads import learning
 from qkd.plan import Cast, Phase, Plan, Step
 from qkd.taps import Tap
-from qkd.terms import imitate, label
+from qkd.targets import mean
+from qkd.terms import Term, decouple, imitate, label
 
 
-def kd(cast: Cast, *, temperature: Positive = 4.0, soft: Share = 0.9) -> Plan:
-    """``(1 - soft) CE + soft KL`` with the mean of the teachers' logits; teachers are frozen.
+@published("Hinton et al., 2015", teachers=1)
+def kd(
+    cast: Cast,
+    *,
+    temperature: Positive = 4.0,
+    soft: Share = 0.9,
+    logits: Literal["kl", "dkd", "none"] = "kl",
+    others: NotNegative = 8.0,
+    feature: Feature = "none",
+    feature_weight: NotNegative | None = None,
+) -> Plan:
+    """The student learns from labels and from what frozen teachers say: their logits, and their features if you like.
 
-    Source: Hinton, Vinyals & Dean 2015. The weights 0.1/0.9 at temperature 4 are those of the RepDistiller lineage, the
-    protocol most later papers compare with.
+    ``(1 - soft) CE + soft KL(mean of the teachers' logits) + feature_weight sum_l L_feature``.
+
+    * ``logits``: KL (Hinton et al. 2015; 0.1/0.9 at temperature 4 are the weights of the RepDistiller lineage, which most
+      later papers compare with), DKD (Zhao et al. 2022, ``others`` being its beta; its authors write ``CE + DKD``, which
+      is ``soft: 0.5`` at twice the rate), or labels and features alone.
+    * ``feature``, at the layers of ``match:``: attention (Zagoruyko & Komodakis 2017), hint (FitNets, Romero et al. 2015),
+      similarity (Tung & Mori 2019), relational (RKD, Park et al. 2019), contrastive (within the batch, after CRD).
+      ``feature_weight`` null: the customary weight of each.
     """
-    if not cast.teachers:
-        raise PlanError("kd needs a teacher: add one under `teachers:`, for example {float: {build: resnet20}}")
-    target = targets.mean([Tap(t) for t in cast.teachers])
-    terms = [label(cast.student) * (1 - soft), imitate(cast.student, target, temperature=temperature) * soft]
-    return Plan((Phase("train", (Step([cast.student], terms),)),))
+    if feature != "none" and not cast.stages:
+        raise PlanError(
+            f"kd with feature: {feature} needs matched layers: name them under `match:`, e.g. [layer1, layer2]"
+        )
+    target, terms = mean([Tap(t) for t in cast.teachers]), [label(cast.student) * (1 - soft)]
+    if logits == "kl":
+        terms.append(imitate(cast.student, target, temperature=temperature) * soft)
+    if logits == "dkd":
+        terms.append(decouple(cast.student, target, temperature=temperature, others=others) * soft)
+    pairs = [(Tap(cast.student, s), Tap(t, s)) for t in cast.teachers for s in cast.stages]
+    heads, more = features(feature, pairs, cast.shapes, feature_weight)
+    learners = [cast.student, *learning(heads)]
+    every: list[Term] = [*terms, *more]
+    return Plan((Phase("train", (Step(learners, every),)),), heads=heads)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from qkd.about import published
 from qkd.plan import Cast, Phase, Plan, Step
 from qkd.terms import label
 
 
+@published("Jacob et al., CVPR 2018")
 def qat(cast: Cast) -> Plan:
     """Train the student on the labels. Teachers, if there are any, do not run."""
     return Plan((Phase("train", (Step([cast.student], [label(cast.student)]),)),))

@@ -43,6 +43,14 @@ class Staged(nn.Module):
         result = self._stages[stage].forward(*flow)  # not called: a tracer must see the layers, not the stage
         return result if isinstance(result, tuple) else (result,)
 
+    def stage(self, name: str) -> fx.GraphModule:
+        """One stage as a graph of its own over the layers of the network."""
+        return fx.GraphModule(self.network, self._graphs[name])
+
+    def inputs(self, stage: str) -> int:
+        """How many tensors a stage reads."""
+        return sum(node.op == "placeholder" for node in self._graphs[stage].nodes)
+
     def replace_stages(self, change: Any) -> None:
         """Run ``change(stage)`` in place of each stage from now on: the hook for torch.compile."""
         self._stages = {name: change(stage) for name, stage in self._stages.items()}
@@ -51,6 +59,13 @@ class Staged(nn.Module):
         """The layers that a stage calls."""
         targets = {str(node.target) for node in self._graphs[stage].nodes if node.op == "call_module"}
         return (self.network.get_submodule(target) for target in sorted(targets))
+
+    def producer(self, stage: str) -> nn.Module | None:
+        """The layer whose output is the tensor at ``Tap(part, stage)``; None where a plain function made it."""
+        result = next(node.args[0] for node in self._graphs[stage].nodes if node.op == "output")
+        last = result[0] if isinstance(result, tuple) else result
+        assert isinstance(last, fx.Node)
+        return self.network.get_submodule(str(last.target)) if last.op == "call_module" else None
 
     def forward(self, images: Tensor) -> Tensor:
         flow: Flow = (images,)

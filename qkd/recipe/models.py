@@ -46,8 +46,12 @@ class Train(Section):
     """Epochs in which the rate rises from zero."""
     clip: Positive | None = 5.0
     """The largest norm of the gradient; null leaves it as it is. At 2 bits one large step can cost the run."""
-    scale_rate: NotNegative = 1.0
-    """What the scales of quantizers learn with, as a share of the rate."""
+    accumulate: Count = 1
+    """Pieces a batch is computed in, one after another, to need less memory; batch norm sees a piece at a time."""
+    ema: Annotated[float, Bounds(above=0, below=1)] | None = None
+    """Deploy the product's weights averaged over steps with this decay (0.999); null: as they are."""
+    scale_rate: NotNegative = 0.1
+    """What the scales of quantizers learn with, as a share of the rate; at 1, scales of 8-bit layers are carried away."""
     augment: bool = True
     """Shift (and mirror) images, as far as the data set allows."""
     reestimate: Literal["auto", True, False] = "auto"

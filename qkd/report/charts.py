@@ -65,7 +65,11 @@ def line_chart(chart: Chart) -> Markup:
     if not points:
         return Markup("")
     frame = Frame(_across([x for x, _ in points]), _upright(chart, [y for _, y in points]), LEFT, RIGHT)
-    parts = [frame.axes(whole_ticks(frame.x), chart.name_x, chart.show), *_borders(chart, frame), *_reference(chart, frame)]
+    parts = [
+        frame.axes(whole_ticks(frame.x), chart.name_x, chart.show),
+        *_borders(chart, frame),
+        *_reference(chart, frame),
+    ]
     parts += [drawn for series in chart.series for drawn in _line(series, chart, frame)]
     return picture(WIDTH, HEIGHT, chart.label, *parts, *_ring(chart, frame))
 
@@ -159,9 +163,15 @@ def stack_chart(stack: Stack) -> Markup:
     frame = Frame(centres, Scale(0, 1, BOTTOM, TOP), LEFT, RIGHT)
     axes = frame.axes([], "epoch", lambda y: f"{100 * y:.0f} %")
     each = max(1, round(len(xs) / 10))
-    ticks = [text(centres(i), BOTTOM + 15, f"{x:g}", anchor="middle", class_="tick") for i, x in enumerate(xs) if i % each == 0]
+    ticks = [
+        text(centres(i), BOTTOM + 15, f"{x:g}", anchor="middle", class_="tick")
+        for i, x in enumerate(xs)
+        if i % each == 0
+    ]
     bars = [_column(stack, x, centres(i) - wide / 2, wide, frame.y) for i, x in enumerate(xs)]
-    last = "; ".join(f"{name} {100 * values[xs[-1]]:.0f} %" for name, values in stack.shares.items() if xs[-1] in values)
+    last = "; ".join(
+        f"{name} {100 * values[xs[-1]]:.0f} %" for name, values in stack.shares.items() if xs[-1] in values
+    )
     return picture(WIDTH, HEIGHT, f"{stack.title}, at the end: {last}", axes, *ticks, *bars)
 
 
@@ -180,7 +190,9 @@ def _column(stack: Stack, x: float, left: float, wide: float, scale: Scale) -> M
             element("rect", hover, x=left, y=top + 0.5, width=wide, height=max(0.4, bottom - top - 1), class_=colour)
         )
         if bottom - top > 14 and wide >= 20:
-            inside = text(left + wide / 2, (top + bottom) / 2 + 3.5, f"{100 * part:.0f}", anchor="middle", class_="inside")
+            inside = text(
+                left + wide / 2, (top + bottom) / 2 + 3.5, f"{100 * part:.0f}", anchor="middle", class_="inside"
+            )
             parts.append(inside)
     return element("g", *parts)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkd.compare import deployed
-from qkd.errors import RunError, UsageError
+from qkd.atomic import place
+from qkd.errors import UsageError
 from qkd.report import words
 from qkd.report.curves import Entry
 from qkd.report.page import page
-from qkd.report.pareto import PANELS, draw, figure, kinds_of, spots
+from qkd.report.pareto import PANELS, deployed, draw, figure, kinds_of, spots
 
 ENDINGS = (".html", ".png")
 COLUMNS = (
@@ -52,7 +51,12 @@ def _line(row: Row) -> list[str]:
 
 
 def _together(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{os.path.commonprefix(list(names)).rstrip('-_ s') or names[0]} ({len(names)} runs)"
+    """What the names of several runs begin with, and how many they are."""
+    if len(names) == 1:
+        return names[0]
+    shortest = min(names, key=len)
+    alike = next(n for n in range(len(shortest), -1, -1) if all(name.startswith(shortest[:n]) for name in names))
+    return f"{shortest[:alike].rstrip('-_ s') or names[0]} ({len(names)} runs)"
 
 
 def _cell(value: Any, unit: float, digits: int) -> str:
@@ -67,18 +71,9 @@ def _cell(value: Any, unit: float, digits: int) -> str:
 def write(output: Path, rows: Sequence[Row], groups: Sequence[Row] = ()) -> Path:
     """Write the comparison as a page or a picture, by the ending of the file. Raises UsageError, RunError."""
     require_known(output)
-    beside = output.with_name(f".{output.name}.{os.getpid()}{output.suffix}")
-    try:
-        if output.suffix.lower() == ".html":
-            beside.write_text(render(rows, groups), encoding="utf-8")
-        else:
-            figure(rows).savefig(beside, dpi=160)
-        beside.replace(output)
-    except OSError as error:
-        raise RunError(f"{output}: cannot write: {error.strerror}") from error
-    finally:
-        beside.unlink(missing_ok=True)
-    return output
+    if output.suffix.lower() == ".html":
+        return place(output, lambda file: file.write(render(rows, groups).encode()))
+    return place(output, lambda file: figure(rows).savefig(file, dpi=160, format="png"))  # type: ignore[arg-type]
 
 
 def render(rows: Sequence[Row], groups: Sequence[Row] = ()) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from qkd.report.charts import Chart, Point, Series, Stack, line_chart, stack_chart
-from qkd.report.evidence import Evidence, mapping
+from qkd.report.evidence import Evidence, is_number, mapping
 from qkd.report.words import number, percent
 
 MOST_ROWS = 25  # of a table of numbers
@@ -48,8 +48,12 @@ def accuracy(evidence: Evidence) -> list[Panel]:
         return []
     kept, best = max(points, key=lambda point: (point[1], point[0]))
     series = (Series("product on validation", points),)
-    chart = Chart("Validation accuracy", series, show=_tick_percent, high=100.5, borders=borders(epochs), ring=(kept, best))
-    return [Panel("Validation accuracy of the product", line_chart(chart), note=f"Kept: epoch {kept:g}, {percent(best)}")]
+    chart = Chart(
+        "Validation accuracy", series, show=_tick_percent, high=100.5, borders=borders(epochs), ring=(kept, best)
+    )
+    return [
+        Panel("Validation accuracy of the product", line_chart(chart), note=f"Kept: epoch {kept:g}, {percent(best)}")
+    ]
 
 
 def losses(evidence: Evidence) -> list[Panel]:
@@ -113,7 +117,9 @@ def gradients(evidence: Evidence) -> list[Panel]:
         colours = _by_kind(tree[learner], palette)
         shares = {term: dict(_points(epochs, f"gradient/{learner}/{term}")) for term in colours}
         drawing = stack_chart(Stack(f"Gradient of {learner}", shares, colours))
-        panels.append(Panel(f"Gradient of {learner}", drawing, [Entry(colour, term) for term, colour in colours.items()]))
+        panels.append(
+            Panel(f"Gradient of {learner}", drawing, [Entry(colour, term) for term, colour in colours.items()])
+        )
     return panels
 
 
@@ -135,7 +141,7 @@ def numbers(evidence: Evidence, prefixes: Sequence[str]) -> Table | None:
     if not keys:
         return None
     rows = [
-        [str(i), str(line.get("phase", "")), *(number(line[key]) if _is_number(line.get(key)) else "" for key in keys)]
+        [str(i), str(line.get("phase", "")), *(number(line[key]) if is_number(line.get(key)) else "" for key in keys)]
         for i, line in enumerate(epochs, 1)
         if any(key in line for key in keys)
     ]
@@ -150,7 +156,7 @@ def latest_importance(evidence: Evidence) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     for line in evidence.epochs:
         for key, value in line.items():
-            if key.startswith("importance/") and key.count("/") >= 2 and _is_number(value):
+            if key.startswith("importance/") and key.count("/") >= 2 and is_number(value):
                 _, stage, teacher = key.split("/", 2)
                 found[teacher, stage] = float(value)
     return found
@@ -164,11 +170,7 @@ def borders(epochs: Epochs) -> dict[float, str]:
 
 
 def _points(epochs: Epochs, key: str) -> tuple[Point, ...]:
-    return tuple((float(i), float(line[key])) for i, line in enumerate(epochs, 1) if _is_number(line.get(key)))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return tuple((float(i), float(line[key])) for i, line in enumerate(epochs, 1) if is_number(line.get(key)))
 
 
 def _tree(epochs: Epochs, root: str) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,16 @@ EXPORT, BENCH = "export.json", "bench.json"  # the names are those of qkd.ship a
 FLOAT_FILE = "float.onnx"
 BEFORE = "before"  # the phase under which the accuracy before training is logged
 SHORTHAND = re.compile(r"w([1-8])a([1-8])", re.IGNORECASE)
+
+ACCURACIES = frozenset(
+    {"top1", "float_top1", "before_top1", "val_top1", "top1_torch", "top1_onnxruntime", "top1_emulator"}
+)
+SPEEDS = frozenset(
+    {"batch", "threads", "p50_ms", "p95_ms", "images_per_second", "speedup", "seconds", "training_seconds"}
+)
+NUMBERS = ACCURACIES | SPEEDS | {"bytes", "float_bytes", "images", "equal_fraction", "agreement", "ece"}
+LISTS = frozenset({"rows", "labels", "shape", "float_layers"})
+MAPPINGS = frozenset({"parts", "census", "reasons"})
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Evidence:
     def before_top1(self) -> float | None:
         """Top-1 on test after calibration alone."""
         logged = (line.get("test/top1") for line in self.lines if line.get("phase") == BEFORE)
-        return self.result.get("before_top1", next(logged, None))
+        return self.result.get("before_top1", next((value for value in logged if is_number(value)), None))
 
     @property
     def student(self) -> Mapping[str, Any]:
@@ -55,7 +66,9 @@ class Evidence:
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
-        return [row for row in self.bench.get("rows", []) if isinstance(row, Mapping) and "file" in row]
+        """The rows of the benchmark."""
+        rows = (sound(row) for row in self.bench.get("rows", []) if isinstance(row, Mapping))
+        return [row for row in rows if isinstance(row.get("file"), str)]
 
 
 def gather(run: Run) -> Evidence:
@@ -63,7 +76,11 @@ def gather(run: Run) -> Evidence:
     text = _text(run, RECIPE)
     return Evidence(
         run,
-        *(_json(run, name) for name in (RESULT, EXPORT, BENCH, ENVIRONMENT, DATA)),
+        result=_json(run, RESULT),
+        export=_json(run, EXPORT),
+        bench=_json(run, BENCH),
+        environment=_json(run, ENVIRONMENT),
+        data=_json(run, DATA),
         recipe=mapping(read(text, RECIPE).data),
         recipe_text=text,
         original_text=_text(run, ORIGINAL),
@@ -76,9 +93,27 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def sound(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are what their name promises; None is as good as not there."""
+    return {name: value for name, value in content.items() if value is not None and _fits(name, value)}
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name in NUMBERS:
+        return is_number(value) or (name == "images" and isinstance(value, Mapping))
+    if name in MAPPINGS:
+        return isinstance(value, Mapping) and (name == "reasons" or all(map(is_number, value.values())))
+    return isinstance(value, list) if name in LISTS else True
+
+
 def _json(run: Run, name: str) -> dict[str, Any]:
     try:
-        return run.read_json(name)
+        return sound(run.read_json(name))
     except (RunError, OSError, TypeError, ValueError):
         return {}
 
@@ -133,12 +168,11 @@ def assembled(evidence: Evidence) -> tuple[Recipe, Assembly] | str:
     """The recipe and its networks and plan, with fresh weights; or why they cannot be built any more."""
     from qkd import recipe as recipes
     from qkd.assemble import Facts, assemble
-    from qkd.produce import facts_of, load_data
 
+    if not {"shape", "labels"} <= evidence.data.keys():
+        return f"{DATA} does not tell the size of the images"
     try:
         recipe = recipes.load(evidence.run.folder / RECIPE, paths_exist=False)
-        known = evidence.data
-        facts = Facts(tuple(known["shape"]), len(known["labels"])) if known else facts_of(load_data(recipe))
-        return recipe, assemble(recipe, facts)
+        return recipe, assemble(recipe, Facts(tuple(evidence.data["shape"]), len(evidence.data["labels"])))
     except Exception as error:  # a recipe may name code of the user's own, which may do anything, or be gone
         return next(iter(str(error).splitlines()), type(error).__name__)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qkd.report.scene import Scene
     from qkd.report.weights import Weights
 
-TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATES = Path(__file__).parent
 
 
 class Act(NamedTuple):
@@ -43,7 +43,11 @@ class Teaching(NamedTuple):
 def page(template: str, **content: Any) -> str:
     """A template of ours, filled in and escaped."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals.update(words=words, version=__version__, colours=COLOURS)
     return environment.get_template(template).render(**content)
@@ -105,4 +109,6 @@ def _top1(evidence: Evidence) -> dict[str, float]:
 
 
 def _rates(assembly: Assembly) -> list[str]:
-    return [f"{part} learns at {factor:g} times the rate." for part, factor in assembly.plan.rates.items() if factor != 1]
+    return [
+        f"{part} learns at {factor:g} times the rate." for part, factor in assembly.plan.rates.items() if factor != 1
+    ]

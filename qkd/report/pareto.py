@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
-from qkd.compare import deployed, frontier
 from qkd.report import words
+from qkd.report.arrows import Box, meet
 from qkd.report.svg import COLOURS, Frame, Scale, element, path, picture, text
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 440.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 424.0, 14.0, 256.0
 LETTER = 5.6  # about the width of a letter of a name
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 PALETTE = ("#0b63b0", "#c24a00", "#00795a", "#8a3ea8", "#8a6100", "#c2327a", "#3f6f8f", "#5c5c5c")
 MARKERS = "osD^vPX*"
 
@@ -37,7 +37,14 @@ class Panel(NamedTuple):
 
 PANELS = (
     Panel("Accuracy against latency", "p50_ms", "float_p50_ms", "median latency, ms", 1.0, words.milliseconds),
-    Panel("Accuracy against size", "bytes", "float_bytes", "size of the file, kB", 1e-3, lambda kilo: words.size(1e3 * kilo)),
+    Panel(
+        "Accuracy against size",
+        "bytes",
+        "float_bytes",
+        "size of the file, kB",
+        1e-3,
+        lambda kilo: words.size(1e3 * kilo),
+    ),
 )
 
 
@@ -64,6 +71,20 @@ def spots(rows: Sequence[Mapping[str, Any]], panel: Panel) -> list[Spot]:
     ]
     first = {spot.name: spot for spot in reversed(floats)}
     return [*found, *(first.values() if found else ())]
+
+
+def deployed(row: Mapping[str, Any]) -> float | None:
+    """The accuracy one gets: in onnxruntime where that was measured, else in PyTorch."""
+    return row["top1"] if row["top1_onnxruntime"] is None else row["top1_onnxruntime"]
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points no other beats in both cost (first) and accuracy (second), by rising cost."""
+    best: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((cost, accuracy))
+    return best
 
 
 def kinds_of(found: Sequence[Spot]) -> list[str]:
@@ -95,7 +116,7 @@ def _frame(found: Sequence[Spot]) -> Frame:
 
 
 def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    corners = [(later[0], before[1]) for before, later in zip(points, points[1:], strict=False)]
+    corners = [(later[0], before[1]) for before, later in pairwise(points)]
     return [place for pair in zip(points, [*corners, None], strict=True) for place in pair if place is not None]
 
 
@@ -114,7 +135,8 @@ def _names(found: Sequence[Spot], frame: Frame) -> Iterator[Markup]:
         places = ((x + 10, y - 6), (x - 10 - wide, y - 6), (x - wide / 2, y - 22), (x - wide / 2, y + 9))
         for left, top in places:
             box = _box(left, top, wide, 13)
-            if LEFT <= left and left + wide <= RIGHT + 8 and not any(_meet(box, other) for other in others):
+            inside = left >= LEFT and left + wide <= RIGHT + 8
+            if inside and not any(meet(box, other) for other in others):
                 taken.append(box)
                 yield text(left, top + 10, spot.name, class_="small halo")
                 break
@@ -122,10 +144,6 @@ def _names(found: Sequence[Spot], frame: Frame) -> Iterator[Markup]:
 
 def _box(left: float, top: float, wide: float, high: float) -> Box:
     return left, top, left + wide, top + high
-
-
-def _meet(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -149,10 +167,12 @@ def _plot(axes: Axes, panel: Panel, found: Sequence[Spot]) -> None:
         return
     for number, kind in enumerate(kinds_of(found)):
         own = [spot for spot in found if spot.kind == kind]
-        look = {"color": PALETTE[number % COLOURS], "marker": MARKERS[number % COLOURS]}
-        axes.scatter([s.cost for s in own], [s.top1 for s in own], label=kind, s=55, **look)
+        colour, marker = PALETTE[number % COLOURS], MARKERS[number % COLOURS]
+        axes.scatter([s.cost for s in own], [s.top1 for s in own], label=kind, s=55, color=colour, marker=marker)
     floats = [spot for spot in found if spot.kind is None]
-    axes.scatter([s.cost for s in floats], [s.top1 for s in floats], facecolor="white", edgecolor="#59626d", label="float", s=55)
+    axes.scatter(
+        [s.cost for s in floats], [s.top1 for s in floats], facecolor="white", edgecolor="#59626d", label="float", s=55
+    )
     stairs = _stairs(frontier([(spot.cost, spot.top1) for spot in found]))
     axes.plot([x for x, _ in stairs], [y for _, y in stairs], color="#59626d", linestyle="--", linewidth=1, zorder=0)
     axes.set_xlim(0, 1.12 * max(spot.cost for spot in found))

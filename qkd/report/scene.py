@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from qkd.assemble import STUDENT, Assembly
-from qkd.plan import EXCHANGE, Step, needed
+from qkd.heads import Head
+from qkd.plan import EXCHANGE, Plan, Step, needed
 from qkd.recipe import Recipe
 from qkd.taps import LOGITS, SHARED, Tap
 from qkd.terms import Term
@@ -39,6 +40,11 @@ class Link:
     target: str
 
     @property
+    def mirrored(self) -> tuple[str, str, Tap, tuple[Tap, ...]]:
+        """What a link has to be for its pupil and its source to teach each other alike."""
+        return self.kind, self.weight, self.sources[0], (self.pupil,)
+
+    @property
     def joined(self) -> bool:
         """Whether the sources make one target together."""
         return len(self.sources) > 1 or self.pupil in self.sources
@@ -68,7 +74,9 @@ class Scene:
         """The scene in words."""
         parts = ", ".join(f"{lane.part} ({', '.join(filter(None, (lane.about, lane.state)))})" for lane in self.lanes)
         buses = (f"{', '.join(bus.members)} exchange features at {bus.stage}" for bus in self.buses)
-        links = (f"{link.pupil} learns from {source_of(link)} by {link.kind}, weight {link.weight}" for link in self.links)
+        links = (
+            f"{link.pupil} learns from {source_of(link)} by {link.kind}, weight {link.weight}" for link in self.links
+        )
         return ". ".join([f"Parts: {parts}", *buses, *links])
 
 
@@ -89,24 +97,56 @@ def scene_of(
     importance: Mapping[tuple[str, str], float] | None = None,
 ) -> Scene:
     """The scene of one step; ``top1`` adds accuracies of parts, ``importance`` (part, stage) the weights they ended with."""
-    plan = assembly.plan
-    links = tuple(link_of(term) for term in step.terms)
+    plan, scores = assembly.plan, top1 or {}
     running = needed(plan, step)
-    read = {tap for term in step.terms for tap in term.reads}
-    heads = [head for head in plan.heads if any(tap.part == head.name for tap in read)]
-    read |= {tap for head in heads for tap in head.reads}
-    columns = (*assembly.cast.stages, LOGITS)
-    buses = _buses(assembly, running, read, importance or {})
-    shared = tuple(stage for stage in columns if any(bus.stage == stage for bus in buses))
-    lanes = [_network(recipe, assembly, step, part, top1 or {}) for part in assembly.cast.teachers if part in running]
-    if shared:
-        lanes.append(Lane(SHARED, _summary(assembly), _state(step, EXCHANGE, (top1 or {}).get(SHARED)), "exchange", shared))
-    for head in heads:
-        state = _state(step, head.name, (top1 or {}).get(head.name))
-        lanes.append(Lane(head.name, "head", state, "head", (LOGITS,), head.reads, product=plan.product == head.name))
+    heads = _heads(plan, step, running)
+    read = {tap for term in step.terms for tap in term.reads} | {tap for head in heads for tap in head.reads}
+    columns = tuple(dict.fromkeys((*assembly.cast.stages, LOGITS)))
+    members = tuple(part for part in plan.exchange.members if part in running)
+    buses = _buses(plan, members, read, importance or {})
+    lanes = [_network(recipe, assembly, step, part, scores) for part in assembly.cast.teachers if part in running]
+    lanes += _exchanged(
+        plan, step, columns, buses, {*recipe.networks, *(head.name for head in plan.heads)}, read, scores
+    )
+    lanes += [_head(head, plan, step, scores) for head in heads]
     if STUDENT in running:
-        lanes.append(_network(recipe, assembly, step, STUDENT, top1 or {}))
-    return Scene(columns, tuple(lanes), links, buses)
+        lanes.append(_network(recipe, assembly, step, STUDENT, scores))
+    return Scene(columns, tuple(lanes), tuple(map(link_of, step.terms)), buses)
+
+
+def _heads(plan: Plan, step: Step, running: Collection[str]) -> list[Head]:
+    """The heads that terms read, those they read in turn, and the product if it is one that can run."""
+    wanted = {tap.part for term in step.terms for tap in term.reads}
+    wanted |= {head.name for head in plan.deployed() if {tap.part for tap in head.reads} <= {*running, *wanted}}
+    for head in reversed(plan.heads):
+        wanted |= head.parts if head.name in wanted else set()
+    return [head for head in plan.heads if head.name in wanted]
+
+
+def _head(head: Head, plan: Plan, step: Step, top1: Mapping[str, float]) -> Lane:
+    about = f"through {head.via.part}" if head.via else head.about.partition(",")[0] or "head"
+    state = _state(step, head.name, top1.get(head.name))
+    state = state if head.learns else state.removeprefix("frozen").removeprefix(" · ")
+    return Lane(head.name, about, state, "head", (LOGITS,), head.reads, product=plan.product == head.name)
+
+
+def _exchanged(
+    plan: Plan,
+    step: Step,
+    columns: Sequence[str],
+    buses: Sequence[Bus],
+    known: Collection[str],
+    read: Collection[Tap],
+    top1: Mapping[str, float],
+) -> list[Lane]:
+    """A lane for each name under which the exchange records something; one for the exchange itself if there is none."""
+    if not buses:
+        return []
+    names = list(dict.fromkeys(tap.part for tap in sorted(read) if tap.part not in known)) or [SHARED]
+    at = {name: {tap.stage for tap in read if tap.part == name} for name in names}
+    at[names[0]] |= {bus.stage for bus in buses}
+    about, state = type(plan.exchange).__name__.lower(), _state(step, EXCHANGE, top1.get(names[0]))
+    return [Lane(name, about, state, "exchange", tuple(c for c in columns if c in at[name])) for name in names]
 
 
 def link_of(term: Term) -> Link:
@@ -117,7 +157,7 @@ def link_of(term: Term) -> Link:
 
 def weight_of(weight: float | Callable[[float], float]) -> str:
     """A weight, or the first and last value of a schedule."""
-    return f"{weight(0.0):g}..{weight(1.0):g}" if callable(weight) else f"{weight:g}"
+    return f"{weight(0.0):.2g}..{weight(1.0):.2g}" if callable(weight) else f"{weight:.3g}"
 
 
 def _network(recipe: Recipe, assembly: Assembly, step: Step, part: str, top1: Mapping[str, float]) -> Lane:
@@ -142,23 +182,14 @@ def _state(step: Step, part: str, top1: float | None) -> str:
 
 
 def _buses(
-    assembly: Assembly, running: frozenset[str], read: set[Tap], importance: Mapping[tuple[str, str], float]
+    plan: Plan, members: tuple[str, ...], read: Collection[Tap], importance: Mapping[tuple[str, str], float]
 ) -> tuple[Bus, ...]:
-    exchange = assembly.plan.exchange
-    members = tuple(part for part in exchange.members if part in running)
     if not members:
         return ()
-    stages = [*exchange.stages, *([LOGITS] if Tap(SHARED) in read else [])]
-    return tuple(
-        Bus(
-            stage,
-            members,
-            bool(getattr(exchange, "write_back", False)) and stage != LOGITS,
-            {part: importance[part, stage] for part in members if (part, stage) in importance},
-        )
-        for stage in stages
-    )
-
-
-def _summary(assembly: Assembly) -> str:
-    return type(assembly.plan.exchange).__name__.lower()
+    logits = any(tap == Tap(SHARED) for tap in read)
+    stages = dict.fromkeys([*plan.exchange.stages, *([LOGITS] if logits else [])])
+    back = bool(getattr(plan.exchange, "write_back", False))
+    weights = {
+        stage: {part: importance[part, stage] for part in members if (part, stage) in importance} for stage in stages
+    }
+    return tuple(Bus(stage, members, back and stage != LOGITS, weights[stage]) for stage in stages)

@@ -14,7 +14,9 @@ COLOURS = 8  # classes c0..c7 of the style; each has a dash of its own, so that 
 
 def element(tag: str, *children: str | Markup, **attributes: object) -> Markup:
     """One element. Children that are no Markup are escaped; ``class_`` is class, ``stroke_width`` is stroke-width."""
-    words = {name.rstrip("_").replace("_", "-"): _plain(value) for name, value in attributes.items() if value is not None}
+    words = {
+        name.rstrip("_").replace("_", "-"): _plain(value) for name, value in attributes.items() if value is not None
+    }
     written = Markup("").join(Markup(' {}="{}"').format(name, value) for name, value in words.items())
     return Markup("<{0}{1}>{2}</{0}>").format(tag, written, Markup("").join(children))
 
@@ -23,11 +25,10 @@ def _plain(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def picture(width: float, height: float, label: str, *children: Markup, class_: str = "chart") -> Markup:
+def picture(width: float, height: float, label: str, *children: Markup, style: str | None = None) -> Markup:
     """A drawing that fills the width it is given; ``label`` says what it shows to those who cannot see it."""
-    return element(
-        "svg", *children, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label, class_=class_
-    )
+    box = f"0 0 {width:g} {height:g}"
+    return element("svg", *children, viewBox=box, role="img", aria_label=label, class_="chart", style=style)
 
 
 def text(x: float, y: float, content: str, *, anchor: str = "start", class_: str | None = None) -> Markup:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,13 @@ from markupsafe import Markup
 
 from qkd.report import words
 from qkd.report.charts import Bar, bar_chart
-from qkd.report.evidence import FLOAT_FILE, Evidence, mapping, short
+from qkd.report.evidence import FLOAT_FILE, Evidence, is_number, mapping, short
 from qkd.run import RECIPE
 
 MACHINE = ("--device", "--precision", "--threads")  # options of `qkd train` that change what comes out
 STUDENT = "student"
+COST_HEADER = ("part", "parameters", "forward ms", "forward and learn ms")
+COST = {"parameters": ",.0f", "forward_ms": ".1f", "learn_ms": ".1f"}  # entries of result.json and how they are written
 
 
 class Step(NamedTuple):
@@ -48,6 +51,40 @@ def steps(evidence: Evidence) -> list[Step]:
     return [Step(name, float(top1), note) for name, top1, note in found if isinstance(top1, int | float)]
 
 
+def test_images(evidence: Evidence) -> str:
+    """On how many images accuracy was measured."""
+    count = mapping(evidence.data.get("images")).get("test")
+    return words.counted(count, "test image") if isinstance(count, int) else "the test images"
+
+
+def calibration_error(evidence: Evidence) -> str:
+    """How far the product's confidence is from its accuracy, in words."""
+    error = evidence.result.get("ece")
+    if error is None:
+        return ""
+    return f"Expected calibration error after training: {words.percent(100 * error)}."
+
+
+def cost_rows(evidence: Evidence) -> list[list[str]]:
+    """What each participant cost: parameters, milliseconds of one batch without and with learning."""
+    participants = mapping(mapping(evidence.result.get("cost")).get("participants"))
+    return [
+        [name, *(format(facts[key], kind) if is_number(facts.get(key)) else "" for key, kind in COST.items())]
+        for name, facts in participants.items()
+        if isinstance(facts, Mapping)
+    ]
+
+
+def cost_note(evidence: Evidence) -> str:
+    """What was timed, and the time and memory of training, as far as they are known."""
+    result, cost = evidence.result, mapping(evidence.result.get("cost"))
+    of = f" of {words.counted(cost['batch'], 'image')}" if is_number(cost.get("batch")) else ""
+    took = [words.duration(result["training_seconds"])] if "training_seconds" in result else []
+    took += [f"at most {cost['peak_memory_mb']:,.0f} MiB of memory"] if is_number(cost.get("peak_memory_mb")) else []
+    whole = f" All of training took {' and '.join(took)}." if took else ""
+    return f"Each network by itself, one batch{of}.{whole}"
+
+
 def parts(evidence: Evidence) -> list[Part]:
     """Everybody who took part: networks of the recipe first, then what the method added."""
     top1 = mapping(evidence.result.get("parts"))
@@ -71,7 +108,10 @@ def export_rows(evidence: Evidence) -> list[tuple[str, str]]:
         ("equal to the integer emulator", f"{words.share(export['equal_fraction'])} of the test images")
         if "equal_fraction" in export
         else ("", ""),
-        ("same top-1 class as in PyTorch", _maybe(export.get("agreement"), words.percent, " of the test images")),
+        (
+            "same top-1 class as in PyTorch",
+            _maybe(export.get("agreement"), lambda percent: words.share(percent / 100), " of the test images"),
+        ),
         ("one by one as in a batch", _yes(export.get("same_in_batches"))),
         ("first difference", str(export.get("first_divergence") or "")),
         ("size", _maybe(export.get("bytes"), words.size)),
@@ -170,6 +210,6 @@ def commands(evidence: Evidence) -> list[str]:
 
 def _machine(evidence: Evidence) -> list[str]:
     """The machine's options as the run was started with."""
-    said: Sequence[str] = str(evidence.environment.get("command", "")).split()
-    pairs = zip(said, [*said[1:], ""], strict=True)
-    return [word for option, value in pairs if option in MACHINE and value for word in (option, value)]
+    said = str(evidence.environment.get("command", "")).split()
+    joined = [word for word in said if word.partition("=")[0] in MACHINE and "=" in word]
+    return joined + [word for pair in pairwise(said) if pair[0] in MACHINE for word in pair]

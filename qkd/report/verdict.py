@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qkd.report import words
-from qkd.report.evidence import Evidence, bits, headline, shipped
+from qkd.report.evidence import Evidence, bits, headline, is_number, mapping, shipped
 
 
 class Figure(NamedTuple):
@@ -23,6 +23,15 @@ def sentence(evidence: Evidence) -> str:
     if shipping:
         clauses.append(shipping)
     return "; ".join(clauses) + "."
+
+
+def kicker(evidence: Evidence) -> list[str]:
+    """Run, method, seed and time, as far as they are known."""
+    result = evidence.result
+    said = [evidence.run.folder.resolve().name]
+    said += [str(result["method"])] if "method" in result else []
+    said += [f"seed {result['seed']}"] if "seed" in result else []
+    return said + ([f"{words.duration(result['seconds'])} in all"] if "seconds" in result else [])
 
 
 def subject(evidence: Evidence) -> str:
@@ -45,16 +54,17 @@ def _accuracy(evidence: Evidence) -> str:
     deployed = evidence.export.get("top1_onnxruntime")
     differs = deployed is not None and words.percent(deployed) != words.percent(top1)
     there = f", {words.percent(deployed)} in onnxruntime" if differs else ""
-    return f"{subject(evidence)}: {words.percent(top1)} on test{beside}{there}"
+    early = "" if evidence.result.get("finished", True) else ", training stopped early"
+    return f"{subject(evidence)}: {words.percent(top1)} on test{beside}{there}{early}"
 
 
 def _unfinished(evidence: Evidence) -> str:
     done = evidence.epochs
     if not done:
         return f"{subject(evidence)}: not trained yet"
-    planned = evidence.recipe.get("train", {}).get("epochs")
+    planned = mapping(evidence.recipe.get("train")).get("epochs")
     of = f" of {planned}" if planned else ""
-    best = max((line["val/top1"] for line in done if "val/top1" in line), default=None)
+    best = max((line["val/top1"] for line in done if is_number(line.get("val/top1"))), default=None)
     so_far = f", {words.percent(best)} on validation so far" if best is not None else ""
     return f"{subject(evidence)}: not finished, {len(done)}{of} epochs done{so_far}"
 
@@ -108,7 +118,9 @@ def _file_figures(evidence: Evidence) -> list[Figure]:
     if faster is not None:
         row = headline(shipped(evidence))
         at = f"{words.milliseconds(row.get('p50_ms'))} at batch {row.get('batch')}"
-        found.append(Figure(f"{faster:.1f}x", "the speed of float", f"{at}, {words.counted(row.get('threads', 1), 'thread')}"))
+        found.append(
+            Figure(f"{faster:.1f}x", "the speed of float", f"{at}, {words.counted(row.get('threads', 1), 'thread')}")
+        )
     if "equal_fraction" in export:
         note = f"of {export['images']:,} test images" if "images" in export else "of the test images"
         found.append(Figure(words.share(export["equal_fraction"]), "equal to the emulator", note))

@@ -57,13 +57,16 @@ def weights(evidence: Evidence, assembly: Assembly) -> Weights | None:
 def _row(layer: Any, module: nn.Module) -> Row:
     shape = "x".join(map(str, layer.shape))
     row = Row(layer.name, layer.kind, layer.bits, shape, layer.parameters)
-    return row._replace(**_rounding(module)) if hasattr(module, "quant_weight") else row
+    if not hasattr(module, "quant_weight"):
+        return row
+    error, ends, zeros = _rounding(module)
+    return row._replace(error=error, ends=ends, zeros=zeros)
 
 
 @torch.no_grad()
-def _rounding(module: Any) -> dict[str, float]:
+def _rounding(module: Any) -> tuple[float, float, float]:
     quantized = module.quant_weight()
     levels: Tensor = torch.round(quantized.value / quantized.scale)
     ends = levels.abs() >= levels.abs().amax()
     error = (module.weight - quantized.value).norm() / module.weight.norm().clamp_min(1e-12)
-    return {"error": float(error), "ends": float(ends.float().mean()), "zeros": float((levels == 0).float().mean())}
+    return float(error), float(ends.float().mean()), float((levels == 0).float().mean())

@@ -41,10 +41,10 @@ def duration(seconds: float | None) -> str:
     """Seconds. 3700 -> ``1 h 1 min``."""
     if seconds is None:
         return MISSING
-    if seconds < 60:
+    if seconds < 120:
         return f"{seconds:.0f} s"
-    minutes, hours = round(seconds / 60), int(seconds // 3600)
-    return f"{minutes} min" if minutes < 60 else f"{hours} h {round(seconds % 3600 / 60)} min"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def milliseconds(value: float | None) -> str:

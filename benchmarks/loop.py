@@ -1,0 +1,238 @@
+"""The training loop beside a bare hand-written one, the data path beside torchvision's DataLoader, memory over teachers.
+
+    python benchmarks/loop.py [--network resnet8] [--size 16] [--batch 64] [--rounds 7] [--compile] [--json FILE]
+
+Both loops train the same networks on the same batches with the same losses and optimizer, an epoch in turn, in one
+process with one thread; the figure is the median of the ratios. The bare loop does nothing but that: no metrics, no
+checks, no checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from qkd import recipe as recipes
+from qkd.assemble import Assembly, assemble
+from qkd.compiling import compile_stages
+from qkd.data import Data
+from qkd.interrupt import Interruption
+from qkd.loop import Loop
+from qkd.optimize import optimizer_for, rate_at, set_rate
+from qkd.plan import needed
+from qkd.position import Cursor, Running
+from qkd.produce import Machine, facts_of, load_data
+from qkd.quantizers import calibrate
+from qkd.steps import Action
+from qkd.train import Training
+
+EPOCHS, STEPS = 1000, 30
+
+
+def prepared(method: str, words: argparse.Namespace, teachers: int = 3) -> tuple[recipes.Recipe, Assembly, Data]:
+    images = STEPS * words.batch
+    parts = ["student", *(f"teachers.{name}" for name in ("four", "six", "eight") if method == "cmtkd")]
+    parts += ["teachers.float"] if method == "kd" else []
+    recipe = recipes.load(
+        f"digits_{method}_w2a2",
+        [
+            f"data={{name: fake, size: {words.size}, batch: {words.batch}, train: {images}, test: 16}}",
+            f"train.epochs={EPOCHS}",
+            *(f"{part}.{setting}" for part in parts for setting in (f"build={words.network}", "start_from=scratch")),
+        ],
+    )
+    data = load_data(recipe)
+    assembly = assemble(recipe, facts_of(data))
+    assembly.parts.to(memory_format=torch.channels_last)
+    images = [next(data.batches("train", words.batch, shuffle_seed=0)).images]
+    for network in assembly.parts.networks.values():
+        calibrate(network.network, images)
+    return recipe, assembly, data
+
+
+def ours(method: str, words: argparse.Namespace) -> Callable[[], None]:
+    """One epoch of the engine's loop, without evaluation and checkpoint."""
+    recipe, assembly, data = prepared(method, words)
+    fabric = Machine("cpu", threads=1).fabric()
+    training = Training(assembly.parts, assembly.plan, data, recipe.train, words.batch, 0, fabric)
+    module = fabric.setup_module(assembly.parts)
+    if words.compile:
+        compile_stages(assembly.parts)
+    loop = Loop(training, module, Cursor(epoch=1), Interruption(3600))
+    [phase] = assembly.plan.phases
+    loop.actions = [
+        Action(step, sorted(needed(assembly.plan, step)), fabric.setup_optimizers(optimizer))
+        for step in phase.steps
+        for optimizer in [optimizer_for(step, assembly.parts, assembly.plan, recipe.train)]
+    ]
+    return lambda: loop.batches(phase, EPOCHS, Running()) and None
+
+
+def bare(method: str, words: argparse.Namespace) -> Callable[[], None]:
+    """One epoch of a loop as one would write it for this method alone."""
+    recipe, assembly, data = prepared(method, words)
+    [phase] = assembly.plan.phases
+    [step] = phase.steps
+    assembly.parts.learn(step.learners)
+    optimizer = optimizer_for(step, assembly.parts, assembly.plan, recipe.train)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if words.compile:
+        compile_stages(assembly.parts)
+    networks, active = assembly.parts.networks, sorted(needed(assembly.plan, step))
+
+    def loss_of(batch: Any) -> torch.Tensor:
+        if method == "qat":
+            return F.cross_entropy(networks["student"](batch.images), batch.labels)
+        outputs = assembly.parts(batch.images, active)
+        return sum(term(outputs, batch) * term.weight_at(0.1) for term in step.terms)
+
+    def epoch() -> None:
+        for batch in data.batches("train", words.batch, shuffle_seed=1, augment=True):
+            set_rate(optimizer, recipe.train.rate * rate_at(0.001, recipe.train, EPOCHS))
+            loss = loss_of(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            if recipe.train.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, recipe.train.clip)
+            optimizer.step()
+
+    return epoch
+
+
+def seconds(work: Callable[[], None]) -> float:
+    start = time.process_time()  # of this process alone, so that neighbours count as little as possible
+    work()
+    return time.process_time() - start
+
+
+def overhead(method: str, words: argparse.Namespace) -> dict[str, Any]:
+    engine, hand = ours(method, words), bare(method, words)
+    for work in (engine, hand):
+        work()
+    pairs = []
+    for number in range(words.rounds):
+        order = (engine, hand) if number % 2 else (hand, engine)
+        times = {work: seconds(work) for work in order}
+        pairs.append((times[engine], times[hand]))
+    ratios = [a / b for a, b in pairs]
+    return {
+        "method": method,
+        "ours_ms": round(1000 * statistics.median(a for a, _ in pairs) / STEPS, 2),
+        "bare_ms": round(1000 * statistics.median(b for _, b in pairs) / STEPS, 2),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 3) for ratio in sorted(ratios)],
+    }
+
+
+def data_path(words: argparse.Namespace) -> dict[str, float]:
+    """Images per second of wall time: batches from memory, augmented at once, beside a DataLoader of single images."""
+    from torch.utils.data import DataLoader, TensorDataset
+    from torchvision import transforms
+
+    count = 4096
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    data = load_data(
+        recipes.load("digits_qat_w2a2", ["data={name: fake, size: 32, batch: 128, train: 4096, test: 16}"])
+    )
+    object.__setattr__(data, "augment", "crop+flip")
+    change = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ConvertImageDtype(torch.float32),
+            transforms.Normalize([0.5] * 3, [0.25] * 3),
+        ]
+    )
+
+    class Single(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return change(self.tensors[0][index]), self.tensors[1][index]
+
+    loader = DataLoader(Single(images, torch.zeros(count)), 128, shuffle=True, num_workers=2)
+    rates: dict[str, list[float]] = {"ours": [], "dataloader": []}
+    for _ in range(3):
+        for name, batches in (
+            ("ours", data.batches("train", 128, shuffle_seed=0, augment=True)),
+            ("dataloader", loader),
+        ):
+            start = time.perf_counter()
+            seen = sum(len(batch[0]) for batch in batches)
+            rates[name].append(seen / (time.perf_counter() - start))
+    return {name: round(statistics.median(values)) for name, values in rates.items()}
+
+
+def memory(words: argparse.Namespace) -> dict[int, float]:
+    """Peak memory (MiB) of a process that trains CMT-KD with so many teachers for one epoch."""
+    found = {}
+    for teachers in (1, 2, 3, 4):
+        line = [sys.executable, __file__, "--teachers", str(teachers), "--network", words.network]
+        line += ["--size", str(words.size), "--batch", str(words.batch)]
+        found[teachers] = float(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def peak(words: argparse.Namespace) -> float:
+    from qkd.cost import peak_memory
+    from qkd.produce import produce
+    from qkd.run import Run
+
+    bits = ("w4a4", "w6a6", "w8a8", "w5a5")
+    network = f"build: {words.network}, start_from: scratch"
+    teachers = ", ".join(f"t{n}: {{{network}, quantize: {bits[n]}}}" for n in range(words.teachers))
+    text = f"""
+method: {{name: cmtkd}}
+student: {{{network}, quantize: w2a2}}
+teachers: {{{teachers}}}
+match: [layer1, layer2]
+data: {{name: fake, size: {words.size}, batch: {words.batch}, train: {2 * words.batch}, test: 16}}
+train: {{epochs: 1}}
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.yaml"
+        path.write_text(text)
+        produce(recipes.load(path), Run.create(Path(folder) / "run"), Machine("cpu", threads=1))
+    return peak_memory(torch.device("cpu"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet8")
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--methods", nargs="*", default=["qat", "kd", "cmtkd"])
+    parser.add_argument("--compile", action="store_true", help="compile the stages of both")
+    parser.add_argument("--quick", action="store_true", help="the loop alone")
+    parser.add_argument("--teachers", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path)
+    words = parser.parse_args()
+    torch.set_num_threads(1)
+    if words.teachers:
+        print(peak(words))
+        return
+    rows = [overhead(method, words) for method in words.methods]
+    print(f"{words.network}, {words.size} x {words.size}, batch {words.batch}, one thread, CPU ms per step\n")
+    print("| method | loop | bare | ratio |\n| --- | --- | --- | --- |")
+    for row in rows:
+        print(f"| {row['method']} | {row['ours_ms']} | {row['bare_ms']} | {row['ratio']:.3f} |")
+    found: dict[str, Any] = {"loop": rows}
+    if not words.quick:
+        found |= {"images_per_second": data_path(words), "memory_mb": memory(words)}
+        print(f"\nimages/s: {found['images_per_second']}\npeak MiB by teachers: {found['memory_mb']}")
+    if words.json:
+        words.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

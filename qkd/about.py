@@ -1,0 +1,78 @@
+"""About: what a method says of itself, and what it needs of a recipe, refused by name where it is missing."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qkd.errors import PlanError
+
+if TYPE_CHECKING:
+    from qkd.plan import Cast, Method, Plan
+
+FIELD = "about"
+
+
+@dataclass(frozen=True)
+class About:
+    """``teachers`` is the least number of them, ``match`` whether layers have to be matched, ``labels`` whether they are used."""
+
+    paper: str
+    teachers: int = 0
+    match: bool = False
+    labels: bool = True
+    most: int | None = None  # the largest number of teachers
+
+    @property
+    def year(self) -> int | None:
+        found = re.findall(r"\b(?:19|20)\d\d\b", self.paper)
+        return int(found[0]) if found else None
+
+    @property
+    def needs(self) -> str:
+        """In words, for a table."""
+        teachers = {0: "", 1: "a teacher"}.get(self.teachers, f"{self.teachers} teachers")
+        return ", ".join(filter(None, ("labels" * self.labels, teachers, "matched layers" * self.match))) or "nothing"
+
+    def check(self, name: str, cast: Cast) -> None:
+        """Raises PlanError naming what to add to the recipe."""
+        if len(cast.teachers) < self.teachers:
+            what = "a teacher" if self.teachers == 1 else f"{self.teachers} teachers"
+            raise PlanError(
+                f"{name} needs {what}, found {len(cast.teachers) or 'none'}: add to `teachers:`, "
+                f"for example {{float: {{build: resnet20}}}}"
+            )
+        if self.most is not None and len(cast.teachers) > self.most:
+            what = "one teacher" if self.most == 1 else f"at most {self.most} teachers"
+            raise PlanError(
+                f"{name} takes {what}, found {len(cast.teachers)} under `teachers:`: {', '.join(cast.teachers)}"
+            )
+        if self.match and not cast.stages:
+            raise PlanError(f"{name} needs matched layers: name them under `match:`, for example [layer1, layer2]")
+
+
+def published(
+    paper: str, *, teachers: int = 0, match: bool = False, labels: bool = True, most: int | None = None
+) -> Callable[[Method], Method]:
+    """Marks a method with its paper and its needs, and checks them before it is asked for a plan."""
+    about = About(paper, teachers, match, labels, most)
+
+    def mark(method: Method) -> Method:
+        @functools.wraps(method)
+        def checked(cast: Cast, **options: Any) -> Plan:
+            about.check(method.__name__, cast)
+            return method(cast, **options)
+
+        setattr(checked, FIELD, about)
+        return checked
+
+    return mark
+
+
+def about(method: Method) -> About | None:
+    """What a method says of itself; None where it says nothing."""
+    found = getattr(method, FIELD, None)
+    return found if isinstance(found, About) else None

@@ -1,0 +1,83 @@
+"""Cost: what each participant takes, in memory and time."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from qkd.train import Training
+
+REPEATS = 3
+
+
+def cost(training: Training) -> dict[str, Any]:
+    """``peak_memory_mb`` of the process (of the GPU, where there is one), and per network of the plan its parameters and
+    the milliseconds of one batch forward, and forward and backward. Networks are timed alone, in evaluation mode and not
+    compiled; nothing about them changes.
+    """
+    batch = next(iter(training.data.batches("train", training.batch, shuffle_seed=0, device=training.device)), None)
+    networks = {name: staged.network for name, staged in training.parts.networks.items()}
+    images = batch.images if batch is not None else torch.zeros(0)
+    return {
+        "peak_memory_mb": peak_memory(training.device),
+        "batch": len(images),
+        "participants": {name: _of(network, images) for name, network in networks.items()} if len(images) else {},
+    }
+
+
+def peak_memory(device: torch.device) -> float:
+    """In MiB."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    status = Path("/proc/self/status")  # Linux; what getrusage says there is handed down from the parent process
+    if status.is_file():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(peak.split()[1]) / 2**10, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(used / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _of(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
+    wanted = [parameter.requires_grad for parameter in network.parameters()]
+    network.eval().requires_grad_(True)
+
+    def forward() -> None:
+        with torch.no_grad():
+            network(images)
+
+    def learn() -> None:
+        torch.autograd.grad(network(images).float().square().mean(), list(network.parameters()), allow_unused=True)
+
+    try:
+        return {
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "forward_ms": _milliseconds(forward, images.device),
+            "learn_ms": _milliseconds(learn, images.device),
+        }
+    finally:
+        for parameter, before in zip(network.parameters(), wanted, strict=True):
+            parameter.requires_grad_(before)
+
+
+def _milliseconds(work: Callable[[], None], device: torch.device) -> float:
+    work()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(times), 2)

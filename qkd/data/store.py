@@ -1,0 +1,26 @@
+"""Store: where data sets that are not in the recipe's own folder lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qkd.errors import DataError
+
+
+def place(root: Path | None) -> Path:
+    """``root``, or ``$QKD_DATA``, or ``$XDG_CACHE_HOME/qkd/data`` (by default ``~/.cache/qkd/data``)."""
+    if root is not None:
+        return Path(root).expanduser()
+    if os.environ.get("QKD_DATA"):
+        return Path(os.environ["QKD_DATA"]).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    return Path(home) / "qkd" / "data"
+
+
+def missing(what: str, folder: Path, expected: str) -> DataError:
+    """What to say where nothing lies."""
+    return DataError(
+        f"{what}: no {expected} in {folder}; put it there, name its folder with data.root or QKD_DATA, "
+        f"or write `download: true` to fetch it"
+    )

@@ -1,0 +1,110 @@
+"""Inscription: what travels inside an exported file, and the program beside it that reads it and classifies images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qkd import __version__
+from qkd.atomic import place
+from qkd.run import RECIPE
+
+if TYPE_CHECKING:
+    from qkd.export import RawImages
+    from qkd.reopen import Finished
+
+INFER = "infer.py"
+MARK = '"""Written by `qkd export`: classifies image files with the ONNX file beside it.'
+PROGRAM = (
+    MARK
+    + '''
+
+    python infer.py IMAGE...        needs numpy, pillow and onnxruntime
+"""
+import json, sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+model = Path(__file__).with_name(FILE)
+session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+told = session.get_modelmeta().custom_metadata_map
+labels, how = json.loads(told["labels"]), json.loads(told["preprocessing"])
+for path in sys.argv[1:]:
+    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if how["channels"] == 1 else "RGB")
+    image = ImageOps.fit(image, (how["width"], how["height"]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image).reshape(1, how["height"], how["width"], how["channels"])
+    if how["input"] == "float32":
+        pixels = pixels.astype(np.float32) * np.float32(how["multiply"]) + np.float32(how["add"])
+    if how["layout"] == "nchw":
+        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    logits = session.run(None, {session.get_inputs()[0].name: pixels})[0][0]
+    chances = np.exp(logits - logits.max())
+    print(path, labels[logits.argmax()], f"{chances.max() / chances.sum():.4f}", sep="\\t")
+'''
+)
+
+
+def metadata(finished: Finished, raw: RawImages, kind: str) -> Mapping[str, str]:
+    """What an exported file says of itself: labels, preprocessing, bits, scheme, the completed recipe, versions.
+
+    ``kind`` is "uint8" or "float32"; ``raw`` says how bytes are normalised, inside the file or before it.
+    """
+    entry, data, run = finished.recipe.student, finished.data, finished.run
+    scheme = entry.quantize
+    found = {
+        "name": run.folder.name,
+        "labels": json.dumps(data["labels"]),
+        "preprocessing": json.dumps(preprocessing(finished, raw, kind)),
+        "scheme": str(scheme),
+        "bits": json.dumps(None if scheme is None else bits(scheme)),
+        "network": entry.build,
+        "method": finished.recipe.method.name,
+        "recipe": (run.folder / RECIPE).read_text(),
+        "qkd": __version__,
+        "commit": commit(run.folder),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def preprocessing(finished: Finished, raw: RawImages, kind: str) -> dict[str, Any]:
+    """From an image file to the file's input; ``multiply`` and ``add`` are float32, written so that they come back exactly."""
+    channels, height, width = finished.facts.shape
+    return {
+        "input": kind,
+        "layout": raw.layout,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "resize": "scaled and cropped in the middle, bilinear",
+        "mean": finished.data["mean"],
+        "std": finished.data["std"],
+        "scale": 255,
+        "multiply": [float(value) for value in raw.scale],
+        "add": [float(value) for value in raw.shift],
+    }
+
+
+def bits(scheme: Any) -> dict[str, int]:
+    """Bits of weights and activations between the ends, and of the first and last layers."""
+    return {name: getattr(scheme, name) for name in ("weights", "activations", "first", "last")}
+
+
+def commit(folder: Path) -> str:
+    """The git commit of the tree a folder stands in; empty where there is none."""
+    try:
+        words = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        return ""
+
+
+def write_program(file: Path) -> Path | None:
+    """``infer.py`` beside an exported file. None, and nothing written, where one stands that is somebody's own."""
+    path = file.with_name(INFER)
+    if path.is_file() and not path.read_text(errors="replace").startswith(MARK):
+        return None
+    return place(path, lambda to: to.write(PROGRAM.replace("(FILE)", f"({json.dumps(file.name)})").encode()))

@@ -1,0 +1,205 @@
+"""Loop: epochs and batches of one call of `train`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from qkd.average import Average
+from qkd.checkpoints import BEST, LAST
+from qkd.compiling import tried
+from qkd.interrupt import Interrupted, Interruption
+from qkd.known import learn_of
+from qkd.optimize import optimizer_for
+from qkd.plan import Phase, Plan, needed
+from qkd.position import Cursor, Running, order, snapshot, take_up
+from qkd.ranks import anywhere, reduced, shard
+from qkd.steps import CHECK_EVERY, Action, check_finite, do, look
+from qkd.validation import survey, validate
+
+if TYPE_CHECKING:
+    from qkd.data import Batch
+    from qkd.train import Training
+
+
+def deciding(plan: Plan) -> int:
+    """The phase from which on checkpoints of the product are compared: the last one in which it learns.
+
+    What comes before prepares; a product that is good by chance while others learn is not the method's result.
+    """
+    heads = plan.deployed()
+    product = {plan.product, *(head.name for head in heads), *(part for head in heads for part in head.parts)}
+    learning = [
+        index
+        for index, phase in enumerate(plan.phases)
+        if any(learner.partition(".")[0] in product for step in phase.steps for learner in step.learners)
+    ]
+    return learning[-1] if learning else len(plan.phases) - 1
+
+
+class Loop:
+    """One call of `train`: what stays the same over its epochs."""
+
+    def __init__(self, training: Training, module: nn.Module, cursor: Cursor, interruption: Interruption) -> None:
+        self.training, self.module, self.cursor, self.interruption = training, module, cursor, interruption
+        decay = training.settings.ema
+        self.average = Average(training.parts.product(training.plan), decay) if decay else None
+        self.actions: list[Action] = []
+        self.deciding = deciding(training.plan)
+
+    def phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
+        training, cursor = self.training, self.cursor
+        known = learn_of(training, self.module, phase, epochs)
+        self.actions = [
+            Action(step, sorted(needed(training.plan, step)), training.fabric.setup_optimizers(optimizer), known)
+            for step in phase.steps
+            for optimizer in [optimizer_for(step, training.parts, training.plan, training.settings)]
+        ]
+        optimizers = [action.optimizer for action in self.actions]
+        if saved is None:
+            training.parts.remember()
+        running = take_up(training.fabric, saved, optimizers, self.average) if saved is not None else None
+        if rehearse:
+            self.rehearse()
+        while cursor.epoch < epochs and not training.exhausted(cursor):
+            self.epoch(phase, epochs, running or Running())
+            running = None
+
+    def rehearse(self) -> None:
+        """Every step once, without a trace, so that what cannot be compiled shows before anything depends on it."""
+        training = self.training
+        batch = next(iter(self.batches_of_epoch(0)))
+        why = tried(
+            training.parts,
+            training.compile,
+            lambda: [look(training, action, batch, 0.0) for action in self.actions],
+        )
+        if why is not None:
+            training.listen("eager", {"why": why})
+
+    def epoch(self, phase: Phase, epochs: int, running: Running) -> None:
+        """One epoch, its evaluation, its line of metrics and its checkpoint."""
+        training, cursor, start = self.training, self.cursor, time.perf_counter()
+        if not running.batches:
+            survey(training)
+        measured = self.batches(phase, epochs, running)
+        cut_short = training.exhausted(cursor) and running.batches < self.length
+        if cut_short:
+            self.keep(running)
+        cursor.epoch += 1
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            val = validate(training)
+            cursor.seconds += time.perf_counter() - start
+            self.keep_best(val)
+        values: dict[str, Any] = {
+            "phase": phase.name,
+            "epoch": cursor.epoch,
+            "epochs": epochs,
+            "steps": cursor.steps,
+            **measured,
+            "val/top1": val,
+            **training.parts.exchange.metrics(),
+            "seconds": round(cursor.seconds, 3),
+        }
+        if training.run is not None:
+            training.run.log(values)
+        if not cut_short:
+            self.keep(None)
+        training.listen("epoch", values)
+        self.end_if_asked(kept=True)
+
+    def batches(self, phase: Phase, epochs: int, running: Running) -> dict[str, float]:
+        """All batches of one epoch. -> mean loss per term, gradient share per term, images per second."""
+        training, cursor = self.training, self.cursor
+        looks = cursor.epoch % max(1, epochs // 10) == 0  # shares cost a backward pass per term: ten looks are enough
+        images, start, begun, count = 0, time.perf_counter(), running.batches, self.length
+        training.parts.learn(phase.steps[0].learners)
+        for number, batch in enumerate(self.batches_of_epoch(begun), begun):
+            progress = (cursor.epoch + number / count) / epochs
+            for action in self.actions:
+                if looks and number == 0:
+                    running.values |= look(training, action, batch, progress)
+                losses = do(training, self.module, action, batch, progress, epochs, alone=len(self.actions) == 1)
+                for name, loss in losses.items():
+                    running.losses.setdefault(name, []).append(loss)
+            if self.average is not None:
+                self.average.update()
+            images += len(batch.labels)
+            cursor.steps += 1
+            running.batches = number + 1
+            if number % CHECK_EVERY == 0 or number == count - 1:
+                check_finite(running.losses, cursor.epoch, phase)
+                values = {"phase": phase.name, "done": progress, "epoch": cursor.epoch, "epochs": epochs}
+                training.listen("step", values)
+            if training.exhausted(cursor):
+                break
+            self.pause(running)
+        check_finite(running.losses, cursor.epoch, phase)
+        mean = {f"train/loss/{name}": torch.stack(seen).mean() for name, seen in running.losses.items()}
+        means = reduced(training.fabric, torch.stack(list(mean.values()))).tolist()
+        speed = training.fabric.world_size * images / (time.perf_counter() - start)
+        return {**dict(zip(mean, means, strict=True)), **running.values, "images_per_second": round(speed, 1)}
+
+    @property
+    def length(self) -> int:
+        """Batches of an epoch, or one more where the last would be a lone image."""
+        return max(1, -(-len(self.training.data.train.labels) // self.training.batch))
+
+    def batches_of_epoch(self, begun: int) -> Iterator[Batch]:
+        training, cursor = self.training, self.cursor
+        return training.data.batches(
+            "train",
+            training.batch,
+            shuffle_seed=order(training.seed, cursor.phase, cursor.epoch),
+            device=training.device,
+            augment=training.settings.augment,
+            shard=shard(training.fabric),
+            skip=begun,
+        )
+
+    def pause(self, running: Running) -> None:
+        """Keep the state inside an epoch if it is time to, or end if someone asked for it."""
+        ranks = self.training.fabric.world_size
+        if ranks > 1 and running.batches % CHECK_EVERY:
+            return  # to agree costs a message
+        asked, due = anywhere(self.training.fabric, self.interruption.asked, self.interruption.due)
+        if asked or due:
+            self.keep(running)
+        if asked:
+            self.interruption.asked = True
+            self.end_if_asked(kept=True)
+
+    def end_if_asked(self, *, kept: bool) -> None:
+        training = self.training
+        if anywhere(training.fabric, self.interruption.asked)[0]:
+            kept = kept and training.checkpoints is not None
+            raise Interrupted(f"step {self.cursor.steps}" + (" is kept" if kept else ", nothing is kept"))
+
+    def keep(self, running: Running | None) -> None:
+        """A checkpoint to go on from, inside an epoch or behind a whole one."""
+        training = self.training
+        optimizers = [action.optimizer for action in self.actions]
+        if training.checkpoints is None:
+            return
+        state = snapshot(
+            training.fabric, training.parts, self.cursor, optimizers=optimizers, running=running, average=self.average
+        )
+        if training.fabric.is_global_zero:
+            training.checkpoints.save(LAST, state, steps=self.cursor.steps, whole=running is None)
+            training.checkpoints.prune()
+        self.interruption.kept()
+
+    def keep_best(self, val: float) -> None:
+        """The parts as they are, if no earlier epoch was better on the validation split."""
+        training, cursor = self.training, self.cursor
+        if cursor.phase < self.deciding or val < cursor.best:
+            return
+        cursor.best = val
+        if training.checkpoints is not None and training.choose and training.fabric.is_global_zero:
+            state = {"parts": training.parts.state_dict(), "cursor": {**vars(cursor), "facts": dict(cursor.facts)}}
+            training.checkpoints.save(BEST, state, steps=cursor.steps)

@@ -1,0 +1,59 @@
+"""Apprentice: a float teacher beside a low-bit student, in three schemes (Mishra & Marr, ICLR 2018)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive
+from qkd.errors import PlanError
+from qkd.losses import soft_cross_entropy
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.targets import one
+from qkd.terms import imitate, label
+
+STARTS = {"a": ("scratch", "scratch"), "b": ("scratch", "trained"), "c": ("trained", "trained")}  # student, teacher
+
+
+@published("Mishra & Marr, ICLR 2018", teachers=1, most=1)
+def apprentice(
+    cast: Cast,
+    *,
+    scheme: Literal["a", "b", "c"] = "c",
+    alpha: Positive = 1.0,
+    beta: Positive = 0.5,
+    gamma: NotNegative = 0.5,
+    temperature: Positive = 1.0,
+    detach_target: bool = True,
+) -> Plan:
+    """A float teacher shows a low-bit student its probabilities, learning beside it or trained before.
+
+    ``alpha CE_T + beta CE_S + gamma H(p_T, p_S)`` (eq. 1); H is the cross-entropy with the teacher's probabilities.
+
+    * ``a``: teacher and student learn together, both from scratch.
+    * ``b``: a trained teacher is frozen (no CE_T), the student starts from scratch.
+    * ``c``: a trained teacher is frozen, the student starts from its trained float weights and is fine-tuned.
+    * ``detach_target``: off, H moves the teacher of scheme a too.
+
+    Where networks start from is said by their ``start_from:`` (``scratch``; otherwise trained), and has to fit the scheme.
+    """
+    (teacher,) = cast.teachers
+    for part, wanted in zip((cast.student, teacher), STARTS[scheme], strict=True):
+        found = "scratch" if cast.starts.get(part, wanted) == "scratch" else "trained"
+        if found != wanted:
+            hint = "scratch" if wanted == "scratch" else "float"
+            raise PlanError(
+                f"apprentice scheme {scheme} needs a {wanted} {part}: write `start_from: {hint}` in its entry"
+            )
+    soft = imitate(
+        cast.student,
+        one(Tap(teacher)),
+        temperature=temperature,
+        detach_target=detach_target,
+        divergence=soft_cross_entropy,
+    )
+    terms = [label(cast.student) * beta, *([soft * gamma] if gamma else [])]
+    if scheme != "a":
+        return Plan((Phase("train", (Step([cast.student], terms),)),))
+    return Plan((Phase("train", (Step(cast.everyone, [label(teacher) * alpha, *terms]),)),))

@@ -1,0 +1,105 @@
+"""ATSC: adaptive teaching with a shared classifier (Jang et al. 2024); SimKD, its frozen special case (Chen et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from qkd.about import published
+from qkd.anchors import Anchor
+from qkd.bounds import Count, NotNegative, Positive
+from qkd.heads import PROJECTED, Head, average, level
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import LOGITS, Tap
+from qkd.targets import mean
+from qkd.terms import Term, hint, imitate, label, stay
+
+ENSEMBLE = "ensemble"
+
+
+@published("Jang et al., 2024, arXiv 2406.08528", teachers=1, match=True)
+def atsc(
+    cast: Cast,
+    *,
+    feature: Positive = 1.0,
+    anchor: NotNegative = 1.0,
+    anchored: Literal["backbone", "all"] = "backbone",
+    keep_classifier: bool = True,
+    reduce: Count = 2,
+    labels: NotNegative = 0.0,
+    soft: NotNegative = 0.0,
+    temperature: Positive = 4.0,
+) -> Plan:
+    """The student is classified by its teacher, behind a projector; the teacher comes towards it and keeps its classifier.
+
+    Per batch first student, projector and teacher: ``feature |P(F_S) - F_T|^2 + anchor sum |W_T - W_T at the start|^2`` (plus
+    ``labels CE + soft KL`` of the product's logits), in which the teacher moves as well; then its classifier: ``CE_T``.
+
+    The product is backbone, projector and borrowed classifier; with several teachers one projector and classifier each,
+    and the mean of the logits (our reading: the paper's own construction is not known to us).
+
+    * ``anchor``: 1 for CIFAR, 10 for ImageNet. ``anchored: all`` holds the classifier's weights too, as the released code
+      does. ``keep_classifier``: off, there is no second step.
+    * ``reduce``: the projector's inner width is the teacher's divided by it. F is taken at the last matched layer, and what
+      the teacher has behind that is its classifier.
+
+    Departures: the released code trains only the bias of the classifier (it takes the last parameter for the last layer),
+    and ``labels`` there means the student's own classifier, which nobody uses.
+    """
+    heads, terms = _project(cast, reduce, detach=False)
+    anchors = [Anchor(t, leave=[LOGITS] if anchored == "backbone" else []) for t in cast.teachers] if anchor else []
+    terms = [term * feature for term in terms] + [stay(each) * anchor for each in anchors]
+    product = heads[-1].name
+    if labels:
+        terms.append(label(product) * labels)
+    if soft:
+        target = mean([Tap(teacher) for teacher in cast.teachers])
+        terms.append(imitate(product, target, temperature=temperature) * soft)
+    learners = [cast.student, *cast.teachers, *(head.name for head in heads if head.via)]
+    steps = [Step(learners, terms)]
+    if keep_classifier:
+        steps.append(Step([f"{t}.{LOGITS}" for t in cast.teachers], [label(t) for t in cast.teachers]))
+    return Plan((Phase("train", tuple(steps)),), heads=heads, product=product, anchors=tuple(anchors))
+
+
+@published("Chen et al., CVPR 2022", teachers=1, match=True, labels=False)
+def simkd(cast: Cast, *, reduce: Count = 2) -> Plan:
+    """The student imitates its frozen teacher's last features behind a projector, and is classified by the teacher.
+
+    ``|P(F_S) - F_T|^2`` (eq. 2) and nothing else; no label is used. The product is backbone, projector and borrowed
+    classifier, averaged over the teachers where there are several. ``reduce``: the projector's inner width is the teacher's
+    divided by it (2 is the paper's best).
+    """
+    heads, terms = _project(cast, reduce, detach=True)
+    learners = [cast.student, *(head.name for head in heads if head.via)]
+    return Plan((Phase("train", (Step(learners, terms),)),), heads=heads, product=heads[-1].name)
+
+
+def _project(cast: Cast, reduce: int, *, detach: bool) -> tuple[tuple[Head, ...], list[Term]]:
+    """Per teacher a projector into its classifier, and what that learns from; the product's head is the last."""
+    stage = cast.stages[-1]
+    heads: list[Head] = []
+    terms: list[Term] = []
+    for teacher in cast.teachers:
+        own, theirs = Tap(cast.student, stage), Tap(teacher, stage)
+        (read, source), pools = level([own, theirs], cast.shapes)
+        body = _projector(cast.channels(*own), cast.channels(*theirs), reduce)
+        head = Head(f"as_{teacher}", [read], body, via=Tap(teacher), about=f"projector into the features of {teacher}")
+        heads += [*(pool for pool in pools if pool.name not in {each.name for each in heads}), head]
+        terms.append(hint(Tap(head.name, PROJECTED), source, detach_source=detach))
+    if len(cast.teachers) > 1:
+        heads.append(average(ENSEMBLE, [f"as_{teacher}" for teacher in cast.teachers], cast.classes))
+    return tuple(heads), terms
+
+
+def _projector(inputs: int, outputs: int, reduce: int) -> nn.Module:
+    """Three convolutions (1x1, 3x3, 1x1), each with batch norm and ReLU."""
+    inner = max(1, outputs // reduce)
+    shapes = [(inputs, inner, 1), (inner, inner, 3), (inner, outputs, 1)]
+    layers = [
+        layer
+        for a, b, size in shapes
+        for layer in (nn.Conv2d(a, b, size, padding=size // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+    ]
+    return nn.Sequential(*layers)

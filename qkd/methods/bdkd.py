@@ -1,0 +1,46 @@
+"""BD-KD: online distillation that balances forward and reverse divergence per sample (Amara et al. 2022)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from qkd.about import published
+from qkd.bounds import Bounds, NotNegative, Positive
+from qkd.losses import balanced_divergence
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.targets import one
+from qkd.terms import Term, imitate, label
+
+
+@published("Amara et al., 2022", teachers=1)
+def bdkd(
+    cast: Cast,
+    *,
+    temperature: Positive = 4.0,
+    emphasis: Annotated[float, Bounds(at_least=1)] = 2.0,
+    weight: Positive = 1.0,
+    teachers: Literal["learn", "frozen"] = "learn",
+    regularise: NotNegative = 1.0,
+) -> Plan:
+    """Teacher and student learn together; for every sample the surer of the two decides which divergence counts more.
+
+    Student ``CE + weight (u KL(p_T || p_S) + v KL(p_S || p_T))`` with (u, v) = (emphasis, 1) where the teacher's entropy is
+    the larger one, else (1, emphasis). Teacher ``CE + regularise KL(p_S || p_T)``, the divergence that is the reverse one for
+    the student, moved from its other end: the teacher stays where the student can follow. All targets are constant.
+
+    * ``emphasis``: 1 weighs both equally (ablation). The rule is the paper's; this number, the temperature and the weights
+      are not known to us.
+    * ``teachers: frozen``, ``regularise: 0``: ablations. Several teachers share the weight.
+    """
+    balanced = partial(balanced_divergence, emphasis=emphasis)
+    terms: list[Term] = [label(cast.student)]
+    for teacher in cast.teachers:
+        soft = imitate(cast.student, one(Tap(teacher)), temperature=temperature, divergence=balanced)
+        terms.append(soft * (weight / len(cast.teachers)))
+        if teachers == "learn":
+            terms.append(label(teacher))
+        if teachers == "learn" and regularise:
+            terms.append(imitate(teacher, one(Tap(cast.student)), temperature=temperature) * regularise)
+    return Plan((Phase("train", (Step(cast.everyone if teachers == "learn" else [cast.student], terms),)),))

@@ -1,0 +1,68 @@
+"""CTKD: collaborative teaching, a scratch teacher and an expert (Zhao et al., IEEE Trans. Cybernetics 2022)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive
+from qkd.errors import PlanError, nearest
+from qkd.heads import Head, adapt, learning
+from qkd.losses import Reduction
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.targets import one
+from qkd.terms import Term, attend, hint, imitate, label
+
+
+@published("Zhao et al., IEEE Trans. Cybernetics 52(4), 2022", teachers=1)
+def ctkd(
+    cast: Cast,
+    *,
+    scratch: str = "scratch",
+    expert: str = "expert",
+    imitation: Literal["kl", "mse", "none"] = "kl",
+    imitation_weight: NotNegative = 1.0,
+    temperature: Positive = 4.0,
+    attention: NotNegative = 1000.0,
+    reduction: Reduction = "mean",
+) -> Plan:
+    """A teacher trained at the same time shows every step of its way, a trained expert shows where to look.
+
+    ``L_scratch = CE``; ``L_student = CE + imitation_weight D(z_S, z_scratch) + attention / 2 sum_j |A(F_S) - A(F_expert)|``.
+
+    * ``scratch``, ``expert``: which teacher is which. Nothing flows back from the student into either; the scratch teacher
+      learns from the labels alone, the expert is frozen. Give the first ``start_from: scratch``.
+    * ``imitation``: of the scratch teacher's logits, by KL with ``temperature`` or by squared error; ``none`` leaves the
+      scratch teacher out. * ``attention``: 0 leaves the expert out. Maps of two sizes are pooled to the smaller.
+
+    The roles are the paper's; the formulas follow the two papers it builds on (co-trained boosters, attention transfer),
+    and so do the weights: the paper's own are not known to us. With the student's width and more bits, the scratch teacher
+    makes this a collaboration of quantized networks without an exchange.
+    """
+    terms: list[Term] = [label(cast.student)]
+    heads: list[Head] = []
+    learners = [cast.student]
+    if imitation != "none":
+        _one_of(cast, scratch, "scratch", "trains with the student")
+        learners.append(scratch)
+        hinted = hint(Tap(cast.student), Tap(scratch)) * (imitation_weight * cast.classes)  # the sum over the classes
+        soft = imitate(cast.student, one(Tap(scratch)), temperature=temperature) * imitation_weight
+        terms += [label(scratch), soft if imitation == "kl" else hinted]
+    if attention:
+        _one_of(cast, expert, "expert", "is trained already")
+        if not cast.stages:
+            raise PlanError("ctkd: attention needs matched layers: name them under `match:`, or write `attention: 0`")
+        for stage in cast.stages:
+            own, source, more = adapt(Tap(cast.student, stage), Tap(expert, stage), cast.shapes, channels=False)
+            heads += more
+            terms.append(attend(own, source, reduction=reduction) * (attention / 2))
+    return Plan((Phase("train", (Step([*learners, *learning(heads)], terms),)),), heads=tuple(heads))
+
+
+def _one_of(cast: Cast, name: str, option: str, what: str) -> None:
+    if name not in cast.teachers:
+        raise PlanError(
+            f"ctkd needs a teacher that {what}: none is called {name!r}{nearest(name, cast.teachers)}; add it under "
+            f"`teachers:` or say which one it is with `method.{option}`; there are {', '.join(cast.teachers)}"
+        )

@@ -1,0 +1,60 @@
+"""DCM: dense cross-layer mutual distillation between all classifiers of two networks (Yao & Sun, ECCV 2020)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Literal
+
+from torch import nn
+
+from qkd.about import published
+from qkd.bounds import Count, NotNegative, Positive
+from qkd.heads import Head
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.targets import one
+from qkd.terms import Term, imitate, label
+
+
+@published("Yao & Sun, ECCV 2020", teachers=1, match=True)
+def dcm(
+    cast: Cast,
+    *,
+    temperature: Positive = 1.0,
+    weight: NotNegative = 1.0,
+    pairs: Literal["all", "same_depth", "logits"] = "all",
+    depth: Count = 1,
+) -> Plan:
+    """Every classifier of a network learns from the labels and from every classifier of the others, and they from it.
+
+    ``sum_u CE_u + weight sum_{u, v} (KL(p_v || p_u) + KL(p_u || p_v))``, targets constant; u and v are the final and the
+    hidden classifiers of two different networks. Hidden ones sit on the layers of ``match:`` and stay out of the product.
+
+    * ``pairs``: ablations; ``same_depth`` lets only classifiers of one stage meet, ``logits`` only the final ones (DML).
+    * ``depth``: convolutions of stride two in a hidden classifier. Departure: the paper builds it from a copy of the
+      network's own later layers.
+    """
+    heads = {
+        Tap(part, stage): _branch(cast, Tap(part, stage), depth) for part in cast.everyone for stage in cast.stages
+    }
+    names = {tap: head.name for tap, head in heads.items()} | {Tap(part): part for part in cast.everyone}
+    terms: list[Term] = [label(name) for name in names.values()]
+    for u, v in combinations(names, 2) if weight else ():
+        allowed = {"all": True, "same_depth": u.stage == v.stage, "logits": u.stage == v.stage == "logits"}[pairs]
+        if u.part != v.part and allowed:
+            terms += [
+                imitate(names[pupil], one(Tap(names[other])), temperature=temperature) * weight
+                for pupil, other in ((u, v), (v, u))
+            ]
+    learners = [*cast.everyone, *(head.name for head in heads.values())]
+    return Plan((Phase("train", (Step(learners, terms),)),), heads=tuple(heads.values()))
+
+
+def _branch(cast: Cast, tap: Tap, depth: int) -> Head:
+    """Convolutions that halve the map and double the channels, then a linear classifier."""
+    channels, layers = cast.channels(*tap), []
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, 2 * channels, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * channels), nn.ReLU()]
+        channels *= 2
+    name = f"{tap.part}_{tap.stage.replace('.', '_')}"
+    return Head(name, [tap], nn.Sequential(*layers, cast.classifier(channels)))

@@ -1,0 +1,85 @@
+"""DGKD: densely guided teacher assistants (Son et al., ICCV 2021); TAKD, the sparse chain before it (Mirzadeh et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from qkd.about import published
+from qkd.bounds import Bounds, Positive, Share
+from qkd.chances import Bernoulli, Chance, DropExactly
+from qkd.errors import PlanError
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.targets import one
+from qkd.terms import Term, imitate, label
+
+
+@published("Son et al., ICCV 2021", teachers=1)
+def dgkd(
+    cast: Cast,
+    *,
+    temperature: Positive = 5.0,
+    soft: Share = 0.5,
+    stochastic: Literal["drop", "bernoulli", "none"] = "drop",
+    drop: Annotated[int, Bounds(at_least=0)] | None = None,
+    keep: Share = 0.75,
+    stochastic_for: Literal["student", "everyone"] = "student",
+    labels_per_guide: bool = True,
+    teacher: Literal["frozen", "learn"] = "frozen",
+    student_share: Positive = 1.0,
+) -> Plan:
+    """The teachers are a chain, the largest first; each of them, and at last the student, is guided by all before it.
+
+    One phase per network, in which it alone learns: ``(n + 1)(1 - soft) CE + soft sum_guides KL(p_guide || p)`` (eq. 7), of
+    n + 1 guides. What the chain grows smaller in, size or bits, is whatever the networks in the recipe differ in.
+
+    * ``stochastic``: in each batch ``drop`` of the guides do not count (by default one, where there are several), or each
+      counts with probability ``keep``. ``stochastic_for``: the student alone, as in the paper, or all that are guided.
+    * ``labels_per_guide``: off, the labels count once however many guides there are, as in the released code.
+    * ``teacher``: ``learn`` adds a first phase that trains the head of the chain on the labels.
+    * ``student_share``: the student's part of the epochs, where every assistant has 1.
+
+    The released code uses temperature 5 and soft 1 (no labels), and divides KL by the number of classes; here it does not.
+    """
+    chance = _chance(stochastic, len(cast.teachers), drop, keep)
+    chain = [*cast.teachers, cast.student]
+    phases = [Phase(chain[0], (Step([chain[0]], [label(chain[0])]),))] if teacher == "learn" else []
+    for number, part in enumerate(chain[1:], 1):
+        guides, last = chain[:number], part == cast.student
+        random = chance if last or (stochastic_for == "everyone" and number > 1) else None
+        terms = _guided(part, guides, temperature, soft, len(guides) if labels_per_guide else 1, random)
+        phases.append(Phase(part, (Step([part], terms),), student_share if last else 1.0))
+    return Plan(tuple(phases))
+
+
+@published("Mirzadeh et al., AAAI 2020", teachers=1)
+def takd(cast: Cast, *, temperature: Positive = 4.0, soft: Share = 0.9, student_share: Positive = 1.0) -> Plan:
+    """The teachers are a chain, the largest first; each of them, and at last the student, is guided by the one before it.
+
+    One phase per network: ``(1 - soft) CE + soft KL``. The paper searched temperature and soft for every pair. The head of
+    the chain stays as it starts. ``student_share``: the student's part of the epochs, where every assistant has 1.
+    """
+    links = pairwise([*cast.teachers, cast.student])
+    phases = [Phase(part, (Step([part], _guided(part, [guide], temperature, soft, 1, None)),)) for guide, part in links]
+    return Plan((*phases[:-1], replace(phases[-1], share=student_share)))
+
+
+def _guided(
+    part: str, guides: list[str], temperature: float, soft: float, labels: int, chance: Chance | None
+) -> list[Term]:
+    own = [label(part) * (labels * (1 - soft))] if soft < 1 else []
+    taught = [imitate(part, one(Tap(guide)), temperature=temperature) * soft for guide in guides] if soft else []
+    return [*own, *(replace(term, chance=chance) for term in taught)]
+
+
+def _chance(how: str, guides: int, drop: int | None, keep: float) -> Chance | None:
+    if how == "bernoulli":
+        return Bernoulli(keep)
+    count = (1 if guides > 1 else 0) if drop is None else drop
+    if count > guides:
+        raise PlanError(
+            f"dgkd: cannot drop {count} guides of {guides}; write `drop: {guides}` or less, or add teachers"
+        )
+    return DropExactly(count) if how == "drop" and count else None

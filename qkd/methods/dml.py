@@ -1,0 +1,39 @@
+"""DML: deep mutual learning, peers that teach each other (Zhang et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.terms import Term, label, mutual
+
+
+@published("Zhang et al., CVPR 2018", teachers=1)
+def dml(
+    cast: Cast,
+    *,
+    temperature: Positive = 1.0,
+    weight: NotNegative = 1.0,
+    update: Literal["together", "in_turn"] = "together",
+) -> Plan:
+    """Peers learn at the same time, each from the labels and from all the others.
+
+    ``L_i = CE_i + weight / (K - 1) sum_j KL(p_j || p_i)`` (eq. 8), targets constant. The student is one of the peers, those
+    under ``teachers:`` are the others.
+
+    * ``update: in_turn``: one peer after the other makes its step, then the rest listen to its refreshed logits
+      (algorithm 1 of the paper). It runs all networks once per peer; whoever only teaches does so in evaluation mode.
+    * ``update: together``: one step for all, as most re-implementations have it; the default because it costs a K-th.
+    """
+
+    def terms(peer: str) -> list[Term]:
+        others = [name for name in cast.everyone if name != peer]
+        return [label(peer), *(mutual(peer, others, temperature=temperature, weight=weight) if weight else [])]
+
+    if update == "in_turn":
+        steps = tuple(Step([peer], terms(peer)) for peer in cast.everyone)
+    else:
+        steps = (Step(cast.everyone, [term for peer in cast.everyone for term in terms(peer)]),)
+    return Plan((Phase("train", steps),))

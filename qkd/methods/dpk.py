@@ -1,0 +1,54 @@
+"""DPK: dynamic prior knowledge, the teacher's features as part of the input (Qiu et al., ICLR 2023)."""
+
+from __future__ import annotations
+
+from qkd.about import published
+from qkd.bounds import Count, NotNegative, Positive, Share
+from qkd.errors import PlanError
+from qkd.heads import Head
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.stitch import Stitch
+from qkd.taps import Tap
+from qkd.targets import one
+from qkd.terms import Term, hint, imitate, label
+
+
+@published("Qiu et al., ICLR 2023", teachers=1, most=1, match=True)
+def dpk(
+    cast: Cast,
+    *,
+    beta: Positive = 1.0,
+    patch: Count = 2,
+    prior: Share | None = None,
+    soft: NotNegative = 0.0,
+    temperature: Positive = 4.0,
+) -> Plan:
+    """Patches of the student's and the teacher's map are stitched together; a decoder restores the teacher's from them.
+
+    ``CE + beta sum_l || D_l(hybrid_l) - F^T_l ||^2 (+ soft KL)`` over the layers of ``match:``, the mean over positions.
+    The share of teacher patches is ``1 - CKA`` of the two maps in the batch: prior knowledge fades as the student
+    approaches. The teacher is frozen; aligners and decoders learn and stay out of the product.
+
+    * ``prior``: a fixed share instead (ablation): 0 is a hint through a decoder. * ``patch``: its side, in positions.
+    * ``soft``: KL of the logits on top.
+
+    How the paper maps CKA to the share, its patches and its decoder are not known to us (transformer blocks there).
+    """
+    (teacher,) = cast.teachers
+    terms: list[Term] = [label(cast.student)]
+    heads = []
+    for stage in cast.stages:
+        own, theirs = cast.shapes[Tap(cast.student, stage)], cast.shapes[Tap(teacher, stage)]
+        if own[1:] != theirs[1:] or len(own) != 3:
+            raise PlanError(f"match: {stage}: dpk needs maps of one height and width, found {own} and {theirs}")
+        body = Stitch(own[0], theirs[0], patch=patch, prior=prior)
+        taps = [Tap(cast.student, stage), Tap(teacher, stage)]
+        heads.append(
+            Head(f"restore_{stage.replace('.', '_')}", taps, body, about="stitches patches of both and restores")
+        )
+        heads[-1].joined = True
+        terms.append(hint(Tap(heads[-1].name), taps[1]) * beta)
+    if soft:
+        terms.append(imitate(cast.student, one(Tap(teacher)), temperature=temperature) * soft)
+    learners = [cast.student, *(head.name for head in heads)]
+    return Plan((Phase("train", (Step(learners, terms),)),), heads=tuple(heads))

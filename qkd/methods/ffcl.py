@@ -1,0 +1,119 @@
+"""FFCL: feature-fusion-based collaborative learning (Li et al., IJDSN 2021); FFL, its published relative (Kim et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive, Share
+from qkd.heads import Head, adapt, learning, level
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.schedules import Ramp
+from qkd.taps import Tap
+from qkd.targets import mean, one, virtual
+from qkd.terms import Term, attend, hint, imitate, label, mutual
+
+MAP, FUSED = "fusion", "fused"  # the fused feature map, and the classifier behind it
+
+
+@published("Li et al., Int. J. of Distributed Sensor Networks 17(11), 2021", teachers=1, match=True)
+def ffcl(
+    cast: Cast,
+    *,
+    temperature: Positive = 3.0,
+    response: NotNegative = 1.0,
+    fused: NotNegative = 1.0,
+    feature: NotNegative = 1.0,
+    feature_loss: Literal["hint", "attention"] = "hint",
+    positive: NotNegative = 0.1,
+    confidence: Share = 0.99,
+    positive_temperature: Positive = 20.0,
+    ramp: Share = 0.27,
+    product: Literal["student", "fused"] = "student",
+) -> Plan:
+    """Our reading of FFCL: networks learn together, from each other's logits and from the fusion of their feature maps.
+
+    ``L_i = CE + w(t) [response KL(p_j || p_i) + fused KL(p_F || p_i) + feature |F_i - F|^2] + positive KL(q || p_i)`` for every
+    network, ``L_F = CE + w(t) KL(mean p || p_F)`` for the classifier on the fused map F; every target is constant.
+
+    Certain from the abstract: no trained teacher, feature- and response-based exchange at different layers, concatenated
+    features, a regularisation that supplies positive knowledge. The rest is our reading: fusion and ramp are those of FFL,
+    and the positive knowledge is a virtual teacher q that gives the true class ``confidence`` (Yuan et al. 2020).
+
+    * ``ramp``: the share of training over which w(t) grows to one (FFL: 80 of 300 epochs).
+    * ``product``: the student alone, or both networks with the fused classifier.
+    """
+    heads = [*_fusion(cast)]
+    shapes = {**cast.shapes, Tap(MAP): _fused_shape(cast)}
+    terms: list[Term] = _fused_terms(cast, temperature, ramp)
+    for part in cast.everyone:
+        others = [other for other in cast.everyone if other != part]
+        terms += [
+            t * Ramp(share, ramp) for t, share in _shares(mutual(part, others, temperature=temperature), response)
+        ]
+        terms += [imitate(part, one(Tap(FUSED)), temperature=temperature) * Ramp(fused, ramp)] if fused else []
+        if feature:
+            own, source, more = adapt(Tap(part, cast.stages[-1]), Tap(MAP), shapes, channels=feature_loss == "hint")
+            heads += more
+            terms.append((hint if feature_loss == "hint" else attend)(own, source) * Ramp(feature, ramp))
+        if positive:
+            terms.append(imitate(part, virtual(part, confidence), temperature=positive_temperature) * positive)
+    learners = [*cast.everyone, *learning(heads)]
+    phase = Phase("train", (Step(learners, terms),))
+    return Plan((phase,), heads=tuple(heads), product=FUSED if product == "fused" else cast.student)
+
+
+@published("Kim et al., 2019, arXiv 1904.09058", teachers=1, match=True)
+def ffl(
+    cast: Cast, *, temperature: Positive = 3.0, ramp: Share = 0.27, product: Literal["student", "fused"] = "student"
+) -> Plan:
+    """Networks learn together; a classifier on their fused features learns from their mean, and they learn from it.
+
+    ``sum_i CE_i + CE_F + w(t) [sum_i KL(p_F || p_i) + KL(mean p || p_F)]``, targets constant, ``w(t) = exp(-5 (1 - t)^2)`` over
+    the first ``ramp`` of training (80 of 300 epochs). ``product``: the student alone, or all networks with the classifier.
+
+    Departure: networks share no layers; the paper lets those of one architecture share the first.
+    """
+    heads = _fusion(cast)
+    terms = _fused_terms(cast, temperature, ramp)
+    terms += [imitate(p, one(Tap(FUSED)), temperature=temperature) * Ramp(1.0, ramp) for p in cast.everyone]
+    phase = Phase("train", (Step([*cast.everyone, *learning(heads)], terms),))
+    return Plan((phase,), heads=heads, product=FUSED if product == "fused" else cast.student)
+
+
+def _shares(terms: list[Term], weight: float) -> list[tuple[Term, float]]:
+    return [(term, weight / len(terms)) for term in terms] if weight else []
+
+
+def _fusion(cast: Cast) -> tuple[Head, ...]:
+    """The last feature maps joined, a depthwise 3x3 and a 1x1 convolution, and the classifier. Source: FFL's code."""
+    maps, pools = level([Tap(part, cast.stages[-1]) for part in cast.everyone], cast.shapes)
+    joined, channels = sum(cast.channels(part, cast.stages[-1]) for part in cast.everyone), _fused_shape(cast)[0]
+    body = nn.Sequential(
+        nn.Conv2d(joined, joined, 3, padding=1, groups=joined, bias=False),
+        nn.BatchNorm2d(joined),
+        nn.ReLU(),
+        nn.Conv2d(joined, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    )
+    return (
+        *pools,
+        Head(MAP, maps, body, about="fused feature map"),
+        Head(FUSED, [Tap(MAP)], cast.classifier(channels)),
+    )
+
+
+def _fused_shape(cast: Cast) -> tuple[int, int, int]:
+    """The student's channels, at the size of the smallest map."""
+    shapes = [cast.shapes[Tap(part, cast.stages[-1])] for part in cast.everyone]
+    return shapes[0][0], min(shape[1] for shape in shapes), min(shape[2] for shape in shapes)
+
+
+def _fused_terms(cast: Cast, temperature: float, ramp: float) -> list[Term]:
+    """The labels for everybody and for the fused classifier, which also learns from the mean of all."""
+    together = mean([Tap(part) for part in cast.everyone])
+    own = [label(part) for part in (*cast.everyone, FUSED)]
+    return [*own, imitate(FUSED, together, temperature=temperature) * Ramp(1.0, ramp)]

@@ -1,0 +1,35 @@
+"""IAKD: interactive distillation, blocks of the teacher swapped into the student at random (Fu et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qkd.about import published
+from qkd.bounds import Share
+from qkd.exchange import Swap
+from qkd.plan import EXCHANGE, Cast, Phase, Plan, Step
+from qkd.schedules import Constant, Linear, Review
+from qkd.terms import Schedule, label
+
+
+@published("Fu et al., 2020", teachers=1, most=1, match=True)
+def iakd(
+    cast: Cast,
+    *,
+    schedule: Literal["uniform", "linear", "review"] = "review",
+    keep: Share = 0.5,
+) -> Plan:
+    """In each step chance decides, stage by stage, whether the student's own layers act or the teacher's in their place.
+
+    ``h' = a S(h) + (1 - a) T(h)`` with a = 1 of the probability that the schedule says; the loss is CE of the hybrid, whose
+    classifier is always the student's. The frozen teacher passes gradients on. Alone, in evaluation, nothing is swapped.
+
+    * ``schedule`` of the probability to keep the student's layers: always ``keep`` (uniform), from there to one (linear), or
+      that again whenever the learning rate of ``schedule: step`` falls, at half and three quarters (review).
+
+    Stages end at the layers of ``match:``. Where widths differ, 1x1 convolutions into and out of the teacher are learned.
+    """
+    chances: dict[str, Schedule] = {"uniform": Constant(keep), "linear": Linear(keep, 1.0), "review": Review(keep, 1.0)}
+    swap = Swap(cast.student, cast.teachers[0], cast.stages, chances[schedule], cast.shapes)
+    learners = [cast.student, *([EXCHANGE] if any(True for _ in swap.parameters()) else [])]
+    return Plan((Phase("train", (Step(learners, [label(cast.student)]),)),), exchange=swap)

@@ -1,0 +1,43 @@
+"""KDCL: online distillation from a target built of everybody's logits (Guo et al., CVPR 2020)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qkd import targets
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.surveys import Errors
+from qkd.taps import Tap
+from qkd.terms import imitate, label
+
+TARGETS = {"naive": targets.naive, "linear": targets.linear, "min_logit": targets.min_logit, "mean": targets.mean}
+
+
+@published("Guo et al., CVPR 2020", teachers=1)
+def kdcl(
+    cast: Cast,
+    *,
+    target: Literal["naive", "linear", "min_logit", "general", "mean"] = "min_logit",
+    temperature: Positive = 2.0,
+    weight: NotNegative = 1.0,
+) -> Plan:
+    """All networks are students, and learn from the labels and from one soft target made of all their logits.
+
+    ``sum_i CE_i + weight sum_i KL(target || p_i)``, the target constant.
+
+    * ``naive``: sample by sample, whoever is least wrong. * ``linear``: the mixture that is least wrong about the batch.
+    * ``min_logit``: the element-wise minimum after the true class was shifted to zero.
+    * ``general``: a fixed mixture, weighed before each epoch by how the members' errors on the validation split go
+      together (the paper holds a part of the training images back for that). * ``mean``: not in the paper; to be beaten.
+
+    Departure: the paper gives every network an augmentation of its own; here all see the same images.
+    """
+    taps = [Tap(part) for part in cast.everyone]
+    surveys = (Errors(taps),) if target == "general" else ()
+    soft = targets.weighed(taps, lambda: surveys[0].weights) if surveys else TARGETS[target](taps)
+    terms = [label(part) for part in cast.everyone]
+    if weight:
+        terms += [imitate(part, soft, temperature=temperature) * weight for part in cast.everyone]
+    return Plan((Phase("train", (Step(cast.everyone, terms),)),), surveys=surveys)

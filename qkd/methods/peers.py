@@ -1,0 +1,50 @@
+"""KD with peers: one teacher, several students that also teach each other (Niyaz & Bathula 2021)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive
+from qkd.heads import average
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.targets import one
+from qkd.terms import Term, imitate, label, mutual
+
+ENSEMBLE = "ensemble"
+
+
+@published("Niyaz & Bathula, 2021", teachers=2)
+def peers(
+    cast: Cast,
+    *,
+    temperature: Positive = 4.0,
+    taught: NotNegative = 1.0,
+    shared: NotNegative = 1.0,
+    teacher: Literal["learn", "frozen"] = "learn",
+    product: Literal["student", "ensemble"] = "student",
+) -> Plan:
+    """The first network under ``teachers:`` teaches; the others are fellow students, who learn from it and from each other.
+
+    ``L_i = CE_i + taught KL(p_T || p_i) + shared / (M - 1) sum_j KL(p_j || p_i)`` for M students, ``L_T = CE_T``, all at the
+    same time, targets constant. Weights and temperature are not known to us.
+
+    * ``teacher: frozen``: it teaches as it is. * ``taught: 0`` or ``shared: 0``: without the teacher, without the peers.
+    * ``product: ensemble``: all students and the mean of their logits, in one file; the paper's predictor.
+    """
+    leader, *fellows = cast.teachers
+    students = [cast.student, *fellows]
+
+    def terms(part: str) -> list[Term]:
+        others = [name for name in students if name != part]
+        from_teacher = [imitate(part, one(Tap(leader)), temperature=temperature) * taught] if taught else []
+        from_peers = mutual(part, others, temperature=temperature, weight=shared) if shared else []
+        return [label(part), *from_teacher, *from_peers]
+
+    moving = [label(leader)] if teacher == "learn" else []
+    learners = [*students, *([leader] if moving else [])]
+    phase = Phase("train", (Step(learners, [*moving, *(term for part in students for term in terms(part))]),))
+    if product == "student":
+        return Plan((phase,))
+    return Plan((phase,), heads=(average(ENSEMBLE, students, cast.classes),), product=ENSEMBLE)

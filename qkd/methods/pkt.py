@@ -1,0 +1,51 @@
+"""PKT-H: distillation of information flow, through an auxiliary teacher (Passalis et al., CVPR 2020)."""
+
+from __future__ import annotations
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.relations import information_flow
+from qkd.schedules import Decay
+from qkd.taps import Tap
+from qkd.terms import label, relate
+
+
+@published("Passalis et al., CVPR 2020", teachers=1, most=2, match=True)
+def pkt(
+    cast: Cast,
+    *,
+    last: NotNegative = 1.0,
+    hidden: NotNegative = 100.0,
+    decay: Positive = 0.7,
+    times: Positive = 50.0,
+    labels: Positive = 1.0,
+    strength: Positive = 640.0,
+    preparation: Positive = 0.5,
+) -> Plan:
+    """Layer by layer, samples of a batch shall be neighbours in the student as they are in the teacher.
+
+    ``labels CE + strength (last J_K + sum_l hidden decay^(times t) J_l)``, J the Jeffreys divergence of two affinities per
+    layer of ``match:``, t the progress: hidden layers are held strictly while the student is still being formed, then let go.
+
+    With two teachers the second is the auxiliary one: shaped like the student, layer by layer, it first learns the last
+    matched layer from the first, for ``preparation`` times as long as it then teaches. With one there is no such phase.
+
+    Departures: the paper uses no labels because it ranks by distance; a classifier needs them. Its J is a mean over
+    ``batch^2`` pairs; ``strength`` gives that a size comparable with CE.
+    """
+    *early, final = cast.stages
+    guide = cast.teachers[-1]
+    terms = [label(cast.student) * labels]
+    if last:
+        terms.append(relate("flow", information_flow, Tap(cast.student, final), Tap(guide, final)) * (strength * last))
+    terms += [
+        relate("flow", information_flow, Tap(cast.student, stage), Tap(guide, stage))
+        * Decay(strength * hidden, decay, times)
+        for stage in (early if hidden else ())
+    ]
+    phases = [Phase("transfer", (Step([cast.student], terms),))]
+    if len(cast.teachers) == 2:
+        learned = relate("flow", information_flow, Tap(guide, final), Tap(cast.teachers[0], final)) * (strength * last)
+        phases.insert(0, Phase("auxiliary", (Step([guide], [label(guide) * labels, learned]),), preparation))
+    return Plan(tuple(phases))

@@ -1,0 +1,48 @@
+"""SQAKD: label-free quantization-aware training from the network's own float copy (Zhao & Zhao, AISTATS 2024)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive
+from qkd.errors import PlanError
+from qkd.lattice import OnGrid
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.targets import one
+from qkd.terms import hint, imitate, label
+
+
+@published("Zhao & Zhao, AISTATS 2024", teachers=1, most=1, labels=False)
+def sqakd(
+    cast: Cast,
+    *,
+    temperature: Positive = 4.0,
+    alpha: Positive = 1.0,
+    gamma: NotNegative = 0.0,
+    feature: Literal["none", "hint", "lattice"] = "none",
+    beta: Positive = 1.0,
+) -> Plan:
+    """The student imitates the float network it was quantized from; images suffice, no label is read.
+
+    ``gamma CE + alpha KL + beta L_feature``; the authors' code sets gamma and beta to zero, alpha to 1 at one and two
+    bits and to 100 at W4A4 (which diverges on some networks without ``train: {clip: 5}``). The teacher is frozen.
+
+    * ``gamma``: above zero the labels come back, for comparison.
+    * ``feature: hint``: equal the float copy's features at the layers of ``match:`` too. ``lattice``: equal them after they
+      went through the student's own quantizers, so that both lie on the student's grid (the idea of SQuaT, 2026).
+    """
+    if feature != "none" and not cast.stages:
+        raise PlanError(
+            "sqakd with features needs matched layers: name them under `match:`, for example [layer1, layer2]"
+        )
+    (teacher,) = cast.teachers
+    terms = [imitate(cast.student, one(Tap(teacher)), temperature=temperature) * alpha]
+    if gamma:
+        terms.append(label(cast.student) * gamma)
+    sources = {stage: Tap(teacher, stage) for stage in cast.stages} if feature != "none" else {}
+    heads = [OnGrid(tap, Tap(cast.student, stage)) for stage, tap in sources.items()] if feature == "lattice" else []
+    read = [Tap(head.name) for head in heads] or sources.values()
+    terms += [hint(Tap(cast.student, s), source) * beta for s, source in zip(sources, read, strict=True)]
+    return Plan((Phase("train", (Step([cast.student], terms),)),), heads=tuple(heads))

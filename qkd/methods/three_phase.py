@@ -1,0 +1,54 @@
+"""QKD: self-studying, co-studying and tutoring (Kim et al. 2019)."""
+
+from __future__ import annotations
+
+from qkd.about import published
+from qkd.bounds import NotNegative, Positive
+from qkd.errors import PlanError
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.targets import mean, one
+from qkd.terms import Term, imitate, label
+
+
+@published("Kim et al., 2019", teachers=1)
+def three_phase(
+    cast: Cast,
+    *,
+    temperature: Positive = 4.0,
+    weight: Positive = 1.0,
+    self_studying: NotNegative = 30.0,
+    co_studying: NotNegative = 100.0,
+    tutoring: NotNegative = 70.0,
+    answer: bool = True,
+    teacher_rate: Positive = 1.0,
+) -> Plan:
+    """The student first learns alone, then together with its teacher, then from the teacher, which is frozen again.
+
+    Self-studying ``CE_S``; co-studying ``CE_S + weight KL(p_T || p_S)`` and ``CE_T + weight KL(p_S || p_T)``, targets
+    constant; tutoring the student's half of that.
+
+    * ``self_studying``, ``co_studying``, ``tutoring``: shares of the epochs; 0 leaves a phase out. 30-100-70 is what an
+      independent re-implementation runs, the paper's own are not known to us.
+    * ``answer``: off, the teacher of co-studying learns from the labels alone, not from its student.
+    * ``teacher_rate``: the teacher's learning rate as a share of the student's; a trained float teacher wants a small one.
+
+    Several teachers co-study and tutor as one: the student imitates the mean of their logits.
+    """
+    alone = [label(cast.student)]
+    taught = [*alone, imitate(cast.student, mean([Tap(t) for t in cast.teachers]), temperature=temperature) * weight]
+
+    def terms(teacher: str) -> list[Term]:
+        back = imitate(teacher, one(Tap(cast.student)), temperature=temperature) * weight
+        return [label(teacher), *([back] if answer else [])]
+
+    teaching = [term for teacher in cast.teachers for term in terms(teacher)]
+    phases = (
+        Phase("self-studying", (Step([cast.student], alone),), self_studying),
+        Phase("co-studying", (Step(cast.everyone, [*taught, *teaching]),), co_studying),
+        Phase("tutoring", (Step([cast.student], taught),), tutoring),
+    )
+    chosen = tuple(phase for phase in phases if phase.share)
+    if not chosen:
+        raise PlanError("three_phase: every phase has a share of 0; give at least one of them epochs")
+    return Plan(chosen, rates=dict.fromkeys(cast.teachers, teacher_rate))

@@ -1,0 +1,103 @@
+"""Steps: what is done with one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qkd.errors import TrainingError
+from qkd.gradients import gradient_shares
+from qkd.known import Known
+from qkd.optimize import rate_at, set_rate
+from qkd.plan import Phase, Step
+from qkd.ranks import average_gradients
+from qkd.taps import Outputs
+from qkd.terms import weighted_sum
+
+if TYPE_CHECKING:
+    from qkd.data import Batch
+    from qkd.train import Training
+
+Forward = Callable[[Tensor, Sequence[str]], Outputs]
+CHECK_EVERY = 20  # steps between looks at whether losses are finite: a look makes a GPU wait
+
+
+@dataclass(frozen=True)
+class Action:
+    """A step of the plan, the networks that run for it, its optimizer, and what need not be computed again."""
+
+    step: Step
+    active: list[str]
+    optimizer: Any
+    known: Known | None = None
+
+    def outputs(self, forward: Forward, batch: Batch) -> Outputs:
+        if self.known is None:
+            return forward(batch.images, self.active)
+        return {**self.known.of(batch.ids), **forward(batch.images, self.known.without(self.active))}
+
+
+def do(
+    training: Training, module: nn.Module, action: Action, batch: Batch, progress: float, epochs: int, *, alone: bool
+) -> dict[str, Tensor]:
+    """One optimizer step. -> the losses of its terms, detached."""
+    step, optimizer, settings = action.step, action.optimizer, training.settings
+    set_rate(optimizer, settings.rate * rate_at(progress, settings, epochs))
+    training.parts.at(progress)
+    if not alone:
+        training.parts.learn(step.learners)
+    optimizer.zero_grad()
+    together: dict[str, Tensor] = {}
+    for piece, share in _pieces(batch, settings.accumulate):
+        outputs = action.outputs(module, piece)
+        losses = {term.name: term(outputs, piece) for term in step.terms}
+        total = weighted_sum(losses, step.terms, progress)
+        training.fabric.backward(total if share == 1 else total * share)
+        for name, loss in losses.items():
+            part = loss.detach() if share == 1 else loss.detach() * share
+            together[name] = together[name] + part if name in together else part
+    average_gradients(training.fabric, (p for group in optimizer.param_groups for p in group["params"]))
+    if settings.clip:
+        training.fabric.clip_gradients(module, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+    optimizer.step()
+    return together
+
+
+def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
+    """The batch in so many pieces, each with its share of the images; batch norm sees a piece at a time."""
+    if count == 1:
+        yield batch, 1
+        return
+    size = max(2, -(-len(batch.labels) // count))
+    starts = range(0, len(batch.labels), size)
+    for images, labels, ids in zip(*(tensor.split(size) for tensor in batch), strict=True):
+        if len(labels) > 1 or len(starts) == 1:  # batch norm cannot learn from one image
+            yield type(batch)(images, labels, ids), len(labels) / len(batch.labels)
+
+
+def look(training: Training, action: Action, batch: Batch, progress: float) -> dict[str, float]:
+    """The gradient shares of a step, on the first piece of a batch."""
+    piece, _ = next(_pieces(batch, training.settings.accumulate))
+    scale = 2.0**10 if getattr(training.fabric.strategy.precision, "scaler", None) is not None else 1.0
+
+    def forward(images: Tensor, active: Sequence[str]) -> Outputs:
+        with training.fabric.autocast():  # not through Fabric's wrapper: it insists on its own backward pass
+            outputs = training.parts(images, active)
+        return {tap: tensor.float() for tap, tensor in outputs.items()}
+
+    return gradient_shares(training.parts, lambda: action.outputs(forward, piece), action.step, piece, progress, scale)
+
+
+def check_finite(losses: Mapping[str, list[Tensor]], epoch: int, phase: Phase) -> None:
+    """Raises TrainingError naming the first loss that is not a number, looked for where the last one is not."""
+    for name, seen in losses.items():
+        if seen and not torch.isfinite(seen[-1]):
+            first = next(i for i, loss in enumerate(seen) if not torch.isfinite(loss))
+            raise TrainingError(
+                f"phase {phase.name}, epoch {epoch + 1}, batch {first + 1}: the loss {name} is {seen[first].item()}; "
+                f"the last good checkpoint is kept; try a smaller train.rate or train.clip: 5"
+            )

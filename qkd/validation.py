@@ -1,0 +1,71 @@
+"""Validation: how good the product is between epochs, and the batch-norm statistics it is judged with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from qkd.evaluate import logits
+from qkd.product import followers
+from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
+from qkd.ranks import reduced, shard
+
+if TYPE_CHECKING:
+    from qkd.train import Training
+
+
+def validate(training: Training) -> float:
+    """Top-1 of the product on the validation split, in percent. Ranks share the work."""
+    product = training.parts.product(training.plan)
+    if training.reestimate:
+        settle(training)
+    follow(training)
+    counts = torch.zeros(2, dtype=torch.float64)
+    for batch in training.data.batches("val", training.batch, device=training.device, shard=shard(training.fabric)):
+        right = (logits(product, [batch]).argmax(1) == batch.labels.cpu()).sum()
+        counts += torch.stack([right, torch.tensor(len(batch.labels))]).double()
+    right, count = reduced(training.fabric, counts, "sum").tolist()
+    return 100 * (right / count) if count else 0.0  # nothing held back: every epoch is as good, the last one is kept
+
+
+@torch.no_grad()
+def survey(training: Training) -> None:
+    """Let the plan's surveys see the validation split; every rank sees all of it, so that they agree."""
+    surveys = training.parts.surveys.values()
+    if not surveys:
+        return
+    training.parts.eval()
+    active = sorted({tap.part for each in surveys for tap in each.reads if tap.part in training.parts.networks})
+    for each in surveys:
+        each.begin()
+    for batch in training.data.batches("val", training.batch, device=training.device):
+        outputs = training.parts(batch.images, active)
+        for each in surveys:
+            each.see([outputs[tap] for tap in each.reads], batch.labels)
+    for each in surveys:
+        each.conclude()
+
+
+def settle(training: Training, batches: int = 20) -> None:
+    """Re-estimate the product's batch-norm statistics with rounding on.
+
+    Statistics gathered while weights still move, or inherited from the float network, are wrong for a low-bit one.
+    """
+    seen = training.data.batches(
+        "train", training.batch, shuffle_seed=training.seed, device=training.device, shard=shard(training.fabric)
+    )
+    reestimate_batch_norm(
+        training.parts.product(training.plan),
+        (b.images for _, b in zip(range(batches), seen, strict=False)),
+        leave=training.parts.outside(training.plan.learners),
+    )
+
+
+def follow(training: Training, batches: int = 4) -> None:
+    """Fit those quantizers of the product that no phase teaches to what they read now: what stands before them has moved."""
+    product, under = training.parts.product(training.plan), followers(training.plan)
+    if not any(name.startswith(under) for name, _ in quantizers(product)):
+        return
+    seen = training.data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)
+    calibrate(product, (b.images for _, b in zip(range(batches), seen, strict=False)), under=under)

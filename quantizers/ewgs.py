@@ -1,0 +1,84 @@
+"""EWGS: gradients are scaled, element by element, by how far rounding moved the number."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qkd.quantizers.core import LsqQuant
+from qkd.quantizers.hwgq import WEIGHT_STEPS
+from qkd.quantizers.rounding import SMALLEST, direction, wide
+
+DELTA = 1e-3
+"""The factor of the authors' code where it is not estimated from the Hessian."""
+
+
+class EwgsQuant(LsqQuant):
+    """LSQ's grid; the gradient that is passed on is ``g * (1 + delta * sign(g) * (x_n - x_q))``. State as LSQ.
+
+    x_n and x_q are the number before and after rounding, as shares of the interval from the lowest to the highest level.
+    Source: Lee, Kim, Ham, Network Quantization with Element-wise Gradient Scaling, CVPR 2021, eq. 5. With delta = 0 it is
+    the straight-through estimator. Departures: the interval begins at zero or is symmetric, so that it is an integer grid;
+    its width and the scale of the output are one parameter; delta is fixed at 1e-3.
+    """
+
+    odd = False
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.scale()
+        y = _Scaled.apply(x, self.step, scale, self.low, self.high, self.gradient_scale(x), self.odd)
+        return y, scale
+
+
+@final
+class EwgsWeight(EwgsQuant):
+    """As `EwgsQuant` on the 2 ** bits odd codes from ``-(2 ** bits - 1)`` to ``2 ** bits - 1``: no level at zero.
+
+    The interval begins at plus and minus three standard deviations with ``calibration: paper``, else where it is best
+    for Gaussian weights.
+    """
+
+    odd = True
+
+    def __init__(self, bits: int, calibration: str, shape: tuple[int, ...]) -> None:
+        super().__init__(max(bits, 2), True, calibration, shape, of_weights=True)
+        self.bits, self.high = bits, 2**bits - 1
+        self.low = -self.high
+        self.bit_width.fill_(bits + 1)
+
+    def fit(self, values: Tensor) -> None:
+        grouped = wide(values.detach()).reshape(self.step.numel(), -1)
+        wanted = 3 / self.high if self.calibration == "paper" else WEIGHT_STEPS[self.bits] / 2
+        found = (grouped.std(1, correction=0) * wanted).clamp_min(SMALLEST)
+        with torch.no_grad():
+            self.step.copy_(found.reshape(self.step.shape))
+        self.mark_calibrated()
+
+
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float, odd: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, step, s)
+        ctx.settings = low, high, gradient_scale, odd
+        return (_codes(wide(x) / s, low, high, odd) * s).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x, step, s), (low, high, gradient_scale, odd) = ctx.saved_tensors, ctx.settings
+        g, ratio = wide(gradient), wide(x) / s
+        codes = _codes(ratio, low, high, odd)
+        passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
+        passed = passed + DELTA / (high - low) * passed.abs() * (ratio - codes)
+        to_step = (g * codes - passed * ratio).sum_to_size(s.shape) * gradient_scale
+        return (passed.to(x.dtype), (to_step * direction(step)).to(step.dtype), *[None] * 5)
+
+
+def _codes(ratio: Tensor, low: int, high: int, odd: bool) -> Tensor:
+    codes = (ratio / 2).floor_().mul_(2).add_(1) if odd else ratio.round()
+    return codes.clamp_(low, high)

@@ -1,0 +1,31 @@
+"""Power-of-two scales: multiplying by them is a shift, and rounds nothing."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from qkd.quantizers.core import LsqQuant
+from qkd.quantizers.rounding import positive, round_to_grid
+
+
+@final
+class PowerOfTwo(LsqQuant):
+    """Learned step size with the scale ``2 ** round(log2 |step|)``. State: ``step`` (learned) and ``calibrated``.
+
+    The rounding of the exponent is passed straight through, so ``ds/dstep = s / step`` (Jain et al., Trained Quantization
+    Thresholds, MLSys 2020, section 3.2, where the logarithm itself is learned: ``ds/dlog2 = s ln 2``).
+    Departures: the exponent is rounded to the nearest and not up, the stored number is the step and not its logarithm, and
+    the gradient is scaled as in LSQ. A batch norm folded into weights at export multiplies their scales, so there
+    only those of layers without one stay powers of two.
+    """
+
+    def scale(self) -> Tensor:
+        return positive(self.step).log2().round_().exp2()
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gradient_scale = self.gradient_scale(x)
+        return round_to_grid(
+            x, self.step, self.low, self.high, gradient_scale, scale=self.scale(), compiled=self.compiled
+        )

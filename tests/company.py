@@ -1,0 +1,78 @@
+"""Shared by the tests of methods: a small company of networks, and losses written out a second time in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qkd.assemble import Facts, check, measure
+from qkd.data import Batch
+from qkd.forward import Parts
+from qkd.methods import METHODS
+from qkd.networks import NETWORKS
+from qkd.networks.staged import Staged, cut
+from qkd.plan import Cast, Plan, Step, needed
+from qkd.taps import Outputs
+from qkd.terms import weighted_sum
+
+FAKE = "data={name: fake, batch: 16, size: 16, train: 64, test: 16, classes: 4}"
+FACTS = Facts((3, 16, 16), 4)
+STAGES = ("layer1", "layer2")
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def staged(seed: int, width: int = 4) -> Staged:
+    torch.manual_seed(seed)
+    return cut(NETWORKS["resnet8"](classes=4, width=width), list(STAGES))
+
+
+def company(
+    method: str, *teachers: str, stages: tuple[str, ...] = STAGES, widths: dict[str, int] | None = None, **options: Any
+) -> tuple[Parts, Plan]:
+    names = ("student", *teachers)
+    networks = {name: staged(seed, (widths or {}).get(name, 4)) for seed, name in enumerate(names)}
+    cast = Cast("student", teachers, stages, 4, measure(networks, FACTS))
+    plan = METHODS[method](cast, **options)
+    parts = Parts(networks, plan)
+    check(parts, plan, cast.shapes, FACTS)
+    return parts, plan
+
+
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    return Batch(torch.randn(6, *FACTS.shape, generator=generator), LABELS, torch.arange(6))
+
+
+def outcome(parts: Parts, plan: Plan, step: Step, progress: float = 0.0) -> tuple[float, dict[str, Tensor], Outputs]:
+    """The loss of a step, the logits that took part in it in float64, and all tensors."""
+    parts.learn(step.learners)
+    parts.at(progress)
+    torch.manual_seed(7)
+    outputs = parts(batch().images, sorted(needed(plan, step)))
+    losses = {term.name: term(outputs, batch()) for term in step.terms}
+    logits = {tap.part: z.detach().double() for tap, z in outputs.items() if tap.stage == "logits"}
+    return weighted_sum(losses, step.terms, progress).item(), logits, outputs
+
+
+def ce(z: Tensor) -> Tensor:
+    return -(z - z.exp().sum(1, keepdim=True).log())[torch.arange(6), LABELS].mean()
+
+
+def kl(target: Tensor, z: Tensor, temperature: float) -> Tensor:
+    q, p = (torch.exp(x / temperature) / torch.exp(x / temperature).sum(1, keepdim=True) for x in (target, z))
+    return temperature**2 * (q * (q.log() - p.log())).sum() / 6
+
+
+def first(plan: Plan) -> Step:
+    return plan.phases[0].steps[0]
+
+
+def names_of(step: Step) -> set[str]:
+    return {term.name for term in step.terms}
+
+
+def near(value: float | Tensor) -> Any:
+    return pytest.approx(float(value), rel=2e-5)

@@ -1,0 +1,70 @@
+"""A method on tiny networks without a recipe, and losses written out a second time in float64: for tests of formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkd.assemble import Facts, check, measure
+from qkd.data import Batch
+from qkd.forward import Parts
+from qkd.networks import NETWORKS
+from qkd.networks.staged import Staged, cut
+from qkd.plan import Cast, Method, Plan, Step, needed
+from qkd.taps import Outputs
+from qkd.terms import weighted_sum
+
+FACTS = Facts((3, 16, 16), 4)
+STAGES = ("layer1", "layer2", "layer3")
+
+
+def network(seed: int, width: int = 4, name: str = "resnet8") -> Staged:
+    torch.manual_seed(seed)
+    return cut(NETWORKS[name](classes=FACTS.classes, width=width), list(STAGES))
+
+
+def company(method: Method, teachers: dict[str, Staged] | list[str], **options: Any) -> tuple[Parts, Plan]:
+    """The method's plan for a student and teachers, checked. Names alone stand for networks of the student's shape."""
+    if isinstance(teachers, list):
+        teachers = {name: network(seed) for seed, name in enumerate(teachers, 1)}
+    networks = {"student": network(0), **teachers}
+    cast = Cast("student", tuple(teachers), STAGES, FACTS.classes, measure(networks, FACTS))
+    plan = method(cast, **options)
+    parts = Parts(networks, plan)
+    check(parts, plan, cast.shapes, FACTS)
+    return parts, plan
+
+
+def batch(count: int = 6) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    return Batch(torch.randn(count, *FACTS.shape, generator=generator), torch.arange(count) % 4, torch.arange(count))
+
+
+def run(parts: Parts, plan: Plan, step: Step, progress: float = 0.0) -> tuple[Tensor, Outputs]:
+    """The loss of a step on a batch, and what it was made of."""
+    parts.learn(step.learners)
+    outputs = parts(batch().images, sorted(needed(plan, step)))
+    return weighted_sum({t.name: t(outputs, batch()) for t in step.terms}, step.terms, progress), outputs
+
+
+def double(outputs: Outputs) -> dict[str, Tensor]:
+    """The same in float64 without gradients, by printed address."""
+    return {str(tap): tensor.detach().double() for tap, tensor in outputs.items()}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return -torch.stack([row.softmax(0)[label].log() for row, label in zip(logits, labels, strict=True)]).mean()
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """``T^2 mean_b sum_c p log(p / q)``, written out."""
+    p, q = ((z / temperature).exp() for z in (teacher, student))
+    p, q = (x / x.sum(1, keepdim=True) for x in (p, q))
+    return temperature**2 * (p * (p / q).log()).sum(1).mean()
+
+
+def attention(features: Tensor) -> Tensor:
+    total = (features**2).sum(1).flatten(1)
+    return total / total.square().sum(1, keepdim=True).sqrt()

@@ -1,0 +1,196 @@
+"""Comparison of runs: rows are what the files say, seeds are put together, pictures show what is worth choosing."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from qkd.commands.compare import compare as command
+from qkd.compare import by_recipe, compare
+from qkd.errors import RunError, UsageError
+from qkd.report.comparison import render, write
+from qkd.report.pareto import PANELS, frontier, spots
+from qkd.run import Run
+
+RECIPE = """\
+method: {{name: {method}}}
+student: {{build: resnet8, quantize: {{weights: {bits}, activations: {bits}}}}}
+seed: {seed}
+"""
+
+
+def run_of(
+    folder: Path,
+    *,
+    method: str = "kd",
+    bits: int = 2,
+    seed: int = 0,
+    top1: float = 95.0,
+    shipped: bool = True,
+    **more: Any,
+) -> Path:
+    """A run folder with just the files a comparison reads."""
+    run = Run.create(folder)
+    run.write("recipe.yaml", RECIPE.format(method=method, bits=bits, seed=seed))
+    result = {
+        "method": method,
+        "top1": top1,
+        "float_top1": 98.0,
+        "before_top1": 50.0,
+        "training_seconds": 30.0,
+        "seed": seed,
+    }
+    run.write_json("result.json", {**result, **more})
+    if shipped:
+        name = str(run.folder / "student.onnx")
+        run.write_json(
+            "export.json", {"file": name, "bytes": 90_000, "float_bytes": 300_000, "top1_onnxruntime": top1 - 0.5}
+        )
+        rows = [
+            {"file": name, "batch": 8, "threads": 1, "p50_ms": 1.0, "speedup": 3.0},
+            {"file": name, "batch": 1, "threads": 1, "p50_ms": 0.25, "speedup": 2.0},
+            {"file": str(run.folder / "float.onnx"), "batch": 1, "threads": 1, "p50_ms": 0.5, "speedup": 1.0},
+        ]
+        run.write_json("bench.json", {"processor": "p", "rows": rows})
+    return run.folder
+
+
+def test_a_row_is_what_the_files_say(tmp_path: Path) -> None:
+    (row,) = compare([run_of(tmp_path / "a", seed=3)])
+    assert row == {
+        "run": str(tmp_path / "a"),
+        "method": "kd",
+        "network": "resnet8",
+        "bits": "w2a2",
+        "float_top1": 98.0,
+        "before_top1": 50.0,
+        "top1": 95.0,
+        "top1_onnxruntime": 94.5,
+        "bytes": 90_000,
+        "float_bytes": 300_000,
+        "batch": 1,
+        "threads": 1,
+        "p50_ms": 0.25,
+        "float_p50_ms": 0.5,
+        "speedup": 2.0,
+        "seconds": 30.0,
+        "seed": 3,
+    }
+
+
+def test_a_run_that_has_not_come_far_has_a_row_too(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "young")
+    run.write("recipe.yaml", RECIPE.format(method="cmtkd", bits=4, seed=1))
+    (row,) = compare([run.folder])
+    assert {row[name] for name in ("top1", "bytes", "speedup", "float_top1")} == {None}
+    assert (row["method"], row["bits"], row["seed"]) == ("cmtkd", "w4a4", 1)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such folder"):
+        compare([tmp_path / "nowhere"])
+
+
+def test_seeds_of_one_recipe_are_put_together(tmp_path: Path) -> None:
+    scores = {0: 94.0, 1: 95.0, 2: 99.0}
+    runs = [run_of(tmp_path / f"kd-s{seed}", seed=seed, top1=top1) for seed, top1 in scores.items()]
+    runs.insert(1, run_of(tmp_path / "other", bits=4, seed=0, top1=97.0))
+    together, alone = by_recipe(runs)
+    assert together["seeds"] == [0, 1, 2]
+    assert together["top1"] == {"mean": 96.0, "std": pytest.approx(7**0.5), "count": 3}
+    assert alone["runs"] == [str(tmp_path / "other")]
+    assert alone["top1"] == {"mean": 97.0, "std": None, "count": 1}
+
+
+def test_runs_that_are_not_finished_do_not_pull_the_mean_down(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / f"s{seed}", seed=seed, top1=90.0, shipped=seed < 1) for seed in (0, 1)]
+    (group,) = by_recipe(runs)
+    assert group["speedup"] == {"mean": 2.0, "std": None, "count": 1}
+    assert group["top1"]["count"] == 2
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_point_beats_the_frontier(seed: int) -> None:
+    draw = random.Random(seed)
+    points = [(float(draw.randint(1, 9)), float(draw.randint(1, 9))) for _ in range(12)]
+    best = frontier(points)
+    assert best == sorted(best)
+    assert set(best) <= set(points)
+    for cost, accuracy in points:
+        assert any(other <= cost and better >= accuracy for other, better in best)
+    for cost, accuracy in best:
+        beaten = [p for p in points if p[0] <= cost and p[1] >= accuracy and p != (cost, accuracy)]
+        assert not beaten
+
+
+def test_points_are_the_deployed_accuracies_and_floats_stand_beside_them_once(tmp_path: Path) -> None:
+    rows = compare(
+        [run_of(tmp_path / "a"), run_of(tmp_path / "b", seed=1, top1=96.0), run_of(tmp_path / "c", shipped=False)]
+    )
+    latency, size = (spots(rows, panel) for panel in PANELS)
+    assert [(spot.name, spot.cost, spot.top1) for spot in latency] == [
+        ("a", 0.25, 94.5),
+        ("b", 0.25, 95.5),
+        ("float resnet8", 0.5, 98.0),
+    ]
+    assert [spot.cost for spot in size] == [90.0, 90.0, 300.0]
+
+
+def test_page_loads_nothing_and_escapes(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    page = render(compare([run_of(tmp_path / "a", method=bad), run_of(tmp_path / "b")]))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"(src|href)=|@import|<link", page)
+    assert page.count('role="img"') == 2
+    assert "the most accurate is a with 94.5 %" in page
+
+
+def test_page_without_measurements_says_how_to_get_them(tmp_path: Path) -> None:
+    page = render(compare([run_of(tmp_path / "a", shipped=False)]))
+    assert 'role="img"' not in page
+    assert "qkd bench" in page
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_picture_is_written_at_once(tmp_path: Path, shipped: bool) -> None:
+    target = tmp_path / "front.png"
+    write(target, compare([run_of(tmp_path / "a", shipped=shipped)]))
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob(".*"))
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(word) for word in arguments], catch_exceptions=False)
+
+
+def test_other_endings_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.html or \.png"):
+        call(tmp_path / "nowhere", "-o", tmp_path / "a.pdf")
+
+
+def test_json_is_one_object_and_lines_of_the_table_are_whole(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / f"a_rather_long_name_of_a_run_s{seed}", seed=seed) for seed in (0, 1)]
+    said = json.loads(call(*runs, "--seeds", "--json").stdout)
+    assert set(said) == {"rows", "groups"}
+    assert said["rows"] == compare(runs)
+    assert said["groups"] == by_recipe(runs)
+    table = call(*runs).stdout
+    assert re.search(
+        r"a_rather_long_name_of_a_run_s1 +kd +resnet8 w2a2 +98\.0 +50\.0 +95\.0 +94\.5 +90\.0 +0\.250 +2\.00 +30 +1",
+        table,
+    )
+    seeds = call(*runs, "--seeds").stdout
+    assert re.search(r"a_rather_long_name_of_a_run \(2 runs\) .* 95\.0 ± 0\.0 .* 0, 1", seeds)
+
+
+def test_page_holds_groups_too(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / f"s{seed}", seed=seed, top1=94.0 + seed) for seed in (0, 1)]
+    call(*runs, "--seeds", "-o", tmp_path / "all.html")
+    assert "94.5 ± 0.7" in (tmp_path / "all.html").read_text()

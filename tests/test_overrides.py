@@ -1,0 +1,75 @@
+"""Per-layer bits, families and what stays float, from a recipe to the quantizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qkd.assemble import Facts, assemble
+from qkd.errors import NetworkError, RecipeError, SchemeError
+from qkd.explain import foreseen, layer_table
+from qkd.foresee import shortened
+from qkd.quantizers import quantizers
+from qkd.quantizers.pact import ClippedQuant
+from qkd.quantizers.ternary import BinaryQuant
+from qkd.recipe import load
+from tests.recipe_texts import changed
+
+FACTS = Facts((3, 16, 16), 5)
+
+
+def bits(text: str, tmp_path: Path) -> dict[str, int]:
+    path = tmp_path / "r.yaml"
+    path.write_text(changed(student=f"{{build: resnet8, quantize: {text}}}"))
+    assembly = assemble(load(path), FACTS)
+    return {name: core.bits for name, core in quantizers(assembly.product())}
+
+
+def test_overrides_of_a_recipe_reach_the_layers(tmp_path: Path) -> None:
+    found = bits('{weights: 4, activations: 4, overrides: {"layer3.*": w2a4, "layer1.0.conv2": w8a3}}', tmp_path)
+    assert found["layer3.0.conv1.weight"] == found["layer3.0.conv2.weight"] == 2
+    assert found["layer2.0.conv1.weight"] == 4
+    assert (found["layer1.0.conv2.weight"], found["layer1.0.relu1"]) == (8, 3)
+
+
+def test_patterns_that_match_nothing_and_wrong_bits_are_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(SchemeError, match=r"student: overrides: no layer is called 'layr3.\*'.*did you mean 'layer3"):
+        bits('{weights: 4, activations: 4, overrides: {"layr3.*": w2a4}}', tmp_path)
+    with pytest.raises(RecipeError, match="overrides: layer3"):
+        bits('{weights: 4, activations: 4, overrides: {"layer3.*": w0a4}}', tmp_path)
+    with pytest.raises(RecipeError, match="ternary weights have 2 bits, not 4"):
+        bits("{weights: 4, activations: 4, family: ternary}", tmp_path)
+    with pytest.raises(RecipeError, match="family.*did you mean 'pact'"):
+        bits("{weights: 4, activations: 4, family: pakt}", tmp_path)
+
+
+def test_families_of_a_recipe_reach_the_layers_and_nothing_stays_float(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    scheme = "{weights: 1, activations: 2, weight_family: binary, activation_family: pact}"
+    path.write_text(changed(student=f"{{build: resnet8, quantize: {scheme}}}"))
+    assembly = assemble(load(path), FACTS)
+    cores = dict(quantizers(assembly.product()))
+    assert isinstance(cores["layer2.0.conv1.weight"], BinaryQuant)
+    assert isinstance(cores["layer2.0.relu1"], ClippedQuant)
+    assert foreseen(assembly) == []
+    assert not any(core.is_calibrated() for core in cores.values())
+
+
+def test_what_stays_float_is_said_once_for_each_reason() -> None:
+    found = [(f"layer{i}", "onnxruntime has no integer SiLU") for i in range(7)]
+    found += [("fc", "its result is read by a, b and not by one quantizer alone")]
+    first, second = shortened(found)
+    assert first.startswith("stays float: layer0, layer1") and "and 2 more" in first and "SiLU" in first
+    assert "fc: its result is read" in second
+
+
+def test_the_table_of_layers_counts_multiplications() -> None:
+    text = layer_table("resnet8", size=16, channels=3, classes=10)
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert lines["layer2.0.conv1"][2:] == ["32x8x8", f"{16 * 32 * 9:,}", f"{16 * 32 * 9 * 64:,}", "yes"]
+    assert lines["fc"][4] == "640"
+    counted = [int(words[4].replace(",", "")) for words in lines.values() if words[1] in ("Conv2d", "Linear")]
+    assert lines["all"][2] == f"{sum(counted):,}"
+    with pytest.raises(NetworkError):
+        layer_table("resnet9", size=16, channels=3, classes=10)

@@ -1,0 +1,98 @@
+"""A method in the user's own file, and what methods say of themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qkd.about import About, about
+from qkd.assemble import assemble
+from qkd.errors import PlanError, RecipeError
+from qkd.explain import methods
+from qkd.methods import METHODS
+from qkd.plan import Cast
+from qkd.produce import facts_of, load_data, reload
+from tests.test_train import recipe_in, run_of
+
+MINE = '''
+from qkd.about import published
+from qkd.bounds import NotNegative
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.terms import attend, label
+
+
+@published("Mine, 2026", teachers=1, match=True)
+def my_method(cast: Cast, *, weight: NotNegative = 10.0) -> Plan:
+    """Look where the first teacher looks."""
+    looks = [attend(Tap(cast.student, s), Tap(cast.teachers[0], s)) * weight for s in cast.stages]
+    return Plan((Phase("train", (Step([cast.student], [label(cast.student), *looks]),)),))
+
+
+def not_a_method(cast: Cast) -> str:
+    return "nothing"
+'''
+
+
+@pytest.fixture
+def mine(in_tmp: Path) -> Path:
+    (in_tmp / "mine.py").write_text(MINE)
+    return in_tmp
+
+
+def test_it_trains_and_comes_back(mine: Path) -> None:
+    recipe = recipe_in(mine, method={"name": "./mine.py:my_method", "weight": 5})
+    assert recipe.method.options == {"weight": 5.0}
+    run, result = run_of(mine, recipe, max_steps=2)
+    assert result["method"].endswith("mine.py:my_method")
+    losses = {key for line in run.metrics() for key in line if key.startswith("train/loss/")}
+    assert losses == {
+        "train/loss/label/student",
+        "train/loss/attention/student.layer1<eight.layer1",
+        "train/loss/attention/student.layer2<eight.layer2",
+    }
+    assert reload(run).product is not None
+
+
+def test_its_options_are_checked_like_any_others(mine: Path) -> None:
+    with pytest.raises(RecipeError, match=r"unknown key.*did you mean 'weight'"):
+        recipe_in(mine, method={"name": "./mine.py:my_method", "wieght": 5})
+    with pytest.raises(RecipeError, match="method.weight"):
+        recipe_in(mine, method={"name": "./mine.py:my_method", "weight": -1})
+    with pytest.raises(RecipeError, match="did you mean 'my_method'"):
+        recipe_in(mine, method={"name": "./mine.py:my_metod"})
+
+
+def test_its_needs_are_checked_like_any_others(mine: Path) -> None:
+    recipe = recipe_in(mine, method={"name": "./mine.py:my_method"}, match=[])
+    with pytest.raises(PlanError, match="my_method needs matched layers: name them under `match:`"):
+        assemble(recipe, facts_of(load_data(recipe)))
+
+
+def test_what_gives_no_plan_is_refused(mine: Path) -> None:
+    recipe = recipe_in(mine, method={"name": "./mine.py:not_a_method"})
+    with pytest.raises(PlanError, match=r"gave str, not a qkd\.plan\.Plan"):
+        assemble(recipe, facts_of(load_data(recipe)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_its_paper_and_its_needs(name: str) -> None:
+    known = about(METHODS[name])
+    assert known is not None
+    assert known.paper
+    assert known.year is not None
+    if known.teachers:
+        with pytest.raises(PlanError, match=f"{name} needs .* to `teachers:`"):
+            METHODS[name](Cast("student", (), ("layer1",), 4, {}))
+    if known.match:
+        with pytest.raises(PlanError, match=f"{name} needs matched layers: name them under `match:`"):
+            METHODS[name](Cast("student", tuple("abc"[: known.teachers]), (), 4, {}))
+
+
+def test_needs_are_told_in_words() -> None:
+    assert About("A, 2020", 2, True).needs == "labels, 2 teachers, matched layers"
+    assert About("A, 2020, arXiv 1999.00001", 1, labels=False).needs == "a teacher"
+    assert About("A, 2020, arXiv 1999.00001").year == 2020
+    assert About("", labels=False).needs == "nothing"
+    assert {row["name"]: row["needs"] for row in methods()}["simkd"] == "a teacher, matched layers"

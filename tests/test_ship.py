@@ -1,0 +1,199 @@
+"""From a finished run to files that somebody else can use: raw input, the program beside, gates, what the file tells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from PIL import Image
+
+from qkd import recipe as recipes
+from qkd.cli import main
+from qkd.errors import ExportError, GateError, UsageError
+from qkd.export import emulate, predict
+from qkd.inscription import MARK
+from qkd.machine import Machine
+from qkd.measure import Gates, measure, require_gates
+from qkd.produce import load_data, produce
+from qkd.run import Run
+from qkd.ship import Sample, score, ship, test_images
+from tests.test_train import TINY
+
+test_images.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished, exported run."""
+    folder = tmp_path_factory.mktemp("ship")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "method": {"name": "qat"}, "teachers": {}, "match": []}))
+    made = Run.create(folder / "run")
+    produce(recipes.load(folder / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
+    ship(made)
+    return made
+
+
+def sample(run: Run) -> Sample:
+    found = test_images(run)
+    assert found is not None
+    return found
+
+
+def told(file: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(str(file)).metadata_props}
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_raw_input_gives_the_logits_of_float_input_on_all_test_images(run: Run, layout: Any, tmp_path: Path) -> None:
+    report = ship(run, output=tmp_path / "raw.onnx", input="uint8", layout=layout)
+    images, raw, labels = sample(run)
+    given = raw if layout == "nchw" else np.ascontiguousarray(raw.transpose(0, 2, 3, 1))
+    expected = predict(run.folder / "student.onnx", images)
+    assert np.array_equal(predict(tmp_path / "raw.onnx", given), expected)
+    assert np.array_equal(emulate(tmp_path / "raw.onnx", given), expected)
+    assert (report["input"], report["layout"], report["equal_fraction"], report["images"]) == ("uint8", layout, 1, 32)
+    assert report["float_layers"] == () and (tmp_path / "float.onnx").stat().st_size == report["float_bytes"]
+    assert report["top1_onnxruntime"] == pytest.approx(100 * (expected.argmax(1) == labels).mean())
+
+
+def test_a_raw_file_is_scored_and_timed_with_bytes(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "copy")
+    copy = Run(tmp_path / "copy")
+    expected = score(copy.folder, recipe=None, integer=True)
+    report = ship(copy, input="uint8", layout="nhwc")
+    assert score(copy.folder / "student.onnx", recipe=None, integer=False) == expected
+    assert score(copy.folder, recipe=None, integer=True) == expected
+    rows = measure([copy.folder], batches=(2,), seconds=0.01)["rows"]
+    assert rows[0]["top1"] == report["top1_onnxruntime"] and rows[0]["integer_convs"] == rows[0]["convs"] > 0
+    assert rows[1]["integer_convs"] == 0 and all(row["load_ms"] > 0 for row in rows)
+
+
+def test_settings_that_make_no_file_are_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="choose another with -o"):
+        ship(run, output=tmp_path / "float.onnx")
+    with pytest.raises(ExportError, match="add --input uint8"):
+        ship(run, output=tmp_path / "x.onnx", layout="nhwc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_fails_is_not_left_behind(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def otherwise(file: Any, images: np.ndarray) -> np.ndarray:
+        return predict(file, images) + (images.dtype == np.uint8)
+
+    monkeypatch.setattr("qkd.ship.predict", otherwise)
+    with pytest.raises(GateError, match="100 % of raw images give other logits"):
+        ship(run, output=tmp_path / "raw.onnx", input="uint8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_tells_what_it_is(run: Run) -> None:
+    found = told(run.folder / "student.onnx")
+    how = json.loads(found["preprocessing"])
+    assert (how["input"], how["layout"], how["channels"], how["height"], how["width"]) == ("float32", "nchw", 3, 16, 16)
+    assert json.loads(found["labels"]) == list(load_data(recipes.load(run.folder / "recipe.yaml")).labels)
+    assert yaml.safe_load(found["recipe"]) == yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    assert json.loads(found["bits"]) == {"weights": 2, "activations": 2, "first": 8, "last": 8}
+    assert found["scheme"] == "w2a2" and found["name"] == "run" and found["qkd"] and found["minimum_onnxruntime"]
+
+
+def test_the_report_says_how_finely_layers_count(run: Run) -> None:
+    report = json.loads((run.folder / "export.json").read_text())
+    layers = {each["layer"]: each for each in report["resolution"]}
+    assert set(layers) <= set(report["integer_layers"]) and layers["layer1.0.conv1"]["weight_bits"] == 2
+    assert all(each["headroom"] <= 127 for each in layers.values())
+    coarse = [name for name, each in layers.items() if (each["bias_step"] or 0) > 0.05]
+    assert report["coarse_layers"] == coarse
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("float", "nchw"), ("uint8", "nchw"), ("uint8", "nhwc")])
+def test_the_program_beside_classifies_a_png_without_qkd(run: Run, kind: Any, layout: Any, tmp_path: Path) -> None:
+    report = ship(run, output=tmp_path / "a net's.onnx", input=kind, layout=layout)
+    images, raw, _ = sample(run)
+    for i in range(2):
+        Image.fromarray(raw[i].transpose(1, 2, 0)).save(tmp_path / f"{i}.png")
+    words = [sys.executable, "-W", "error", report["program"], str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    logits = predict(run.folder / "student.onnx", images[:2])
+    labels = json.loads(told(tmp_path / "a net's.onnx")["labels"])
+    assert [row[1] for row in rows] == [labels[each] for each in logits.argmax(1)]
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    assert [float(row[2]) for row in rows] == pytest.approx((1 / chances.sum(1)).tolist(), abs=1e-4)
+    source = Path(report["program"]).read_text()
+    assert "qkd." not in source and "torch" not in source and len(source.splitlines()) < 30
+
+
+def test_a_program_of_ones_own_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "infer.py").write_text("mine")
+    assert ship(run, output=tmp_path / "s.onnx")["program"] is None
+    assert (tmp_path / "infer.py").read_text() == "mine" and (run.folder / "infer.py").read_text().startswith(MARK)
+
+
+def test_onnxruntimes_own_quantization_beside(run: Run) -> None:
+    report = measure([run.folder], against="ptq", batches=(1,), seconds=0.01, memory=True)
+    files = [Path(row["file"]).name for row in report["rows"]]
+    assert files == ["student.onnx", "ptq_u8s8.onnx", "ptq_default.onnx", "float.onnx"]
+    student, ptq, default, floating = report["rows"]
+    assert student["integer_convs"] == student["convs"] == ptq["integer_convs"] > floating["integer_convs"] == 0
+    assert all(row["top1"] is not None and row["speedup"] > 0 and row["peak_mb"] >= 0 for row in report["rows"])
+    assert ptq["bytes"] != default["bytes"]
+    require_gates(report, Gates(max_drop=100, max_p50_ms=1e6))
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"file": "s.onnx", "batch": 1, "threads": 1, "p50_ms": 2.0, "top1": 90.0, "speedup": 1.5, **changes}
+
+
+FLOAT_ROW = row(file="f.onnx", p50_ms=3.0, top1=92.5, speedup=1.0)
+
+
+@pytest.mark.parametrize(
+    ("gates", "said"),
+    [
+        ({"min_top1": 90.5}, "s.onnx at batch 1, 1 thread: top-1 is 90 %, asked for at least 90.5"),
+        ({"max_p50_ms": 1.9}, "p50 is 2 ms, asked for at most 1.9"),
+        ({"min_speedup": 1.6}, "speed-up is 1.5 x, asked for at least 1.6"),
+        ({"max_drop": 2.0}, "drop of top-1 is 2.5 points, asked for at most 2"),
+    ],
+)
+def test_a_gate_names_row_and_number(gates: dict[str, float], said: str) -> None:
+    report = {"rows": [row(), FLOAT_ROW], "judged": ["s.onnx"]}
+    with pytest.raises(GateError, match=said) as caught:
+        require_gates(report, Gates(**gates))
+    assert caught.value.exit_code == 3
+    require_gates(report, Gates(min_top1=90, max_p50_ms=2, min_speedup=1.5, max_drop=2.5))
+
+
+def test_a_missed_gate_is_exit_code_3_behind_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["bench", str(run.folder), "--batch", "1", "--seconds", "0.01", "--min-speedup", "1000", "--json"])
+    assert end.value.code == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["rows"] and err.startswith("error: ") and "asked for at least 1000" in err
+
+
+def test_a_gate_on_what_is_not_known_is_no_pass() -> None:
+    report = {"rows": [row(top1=None, speedup=None)], "judged": ["s.onnx"]}
+    for gates in (Gates(min_top1=1), Gates(min_speedup=1), Gates(max_drop=1)):
+        with pytest.raises(UsageError, match="is known; it is measured"):
+            require_gates(report, gates)
+    with pytest.raises(GateError):
+        require_gates({"rows": [row(top1=float("nan"))], "judged": ["s.onnx"]}, Gates(min_top1=1))
+    require_gates(report, Gates())
+
+
+def test_what_to_compare_with_has_to_be_there(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="did you mean 'ptq'"):
+        measure([run.folder], against="ptqq")
+    shutil.copy(run.folder / "student.onnx", tmp_path / "alone.onnx")
+    with pytest.raises(ExportError, match="needs a run folder"):
+        measure([tmp_path / "alone.onnx"], against="ptq")
