@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ class Run:
                 raise RunError(f"{candidate}: cannot make the run folder: {error.strerror}") from error
             return cls(candidate)
         raise RunError(f"{folder}: ten thousand runs of this name; choose another with --out")
+
+    def abandon(self) -> None:
+        """Remove a run that a mistake ended before anything was learned; one that holds anything worth keeping stays."""
+        learned = (self.folder / METRICS).exists() or any((self.folder / "checkpoints").glob("*.pt"))
+        if not learned:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @classmethod
     def open(cls, folder: Path) -> Run:

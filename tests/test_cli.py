@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from PIL import Image
 
 from qkd.cli import main
 from tests.test_train import TINY
@@ -122,6 +123,21 @@ def test_bad_input_gets_one_clear_line(tmp_path: Path, words: Sequence[str], cod
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_unreadable_image_is_named_and_leaves_no_run_behind(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(folder / "good.png")
+    (tmp_path / "images/train/cat/broken.png").write_text("no image")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": {"name": "folder", "root": "images"}}))
+    done = qkd("train", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "images/train/cat/broken.png" in done.stderr
+    assert not list((tmp_path / "runs").iterdir())
+    assert (tmp_path / "images/train/cat/broken.png").read_text() == "no image"
 
 
 def test_fewer_bits_than_the_student_is_a_warning(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def train(
 def _produce(
     recipe: Any, run: Any, machine: Any, resume: bool, max_steps: int | None, *, quiet: bool
 ) -> dict[str, Any]:
+    from qkd.errors import UsageError
     from qkd.interrupt import Interrupted
     from qkd.produce import produce
     from qkd.progress import Reporter
@@ -103,6 +104,10 @@ def _produce(
     except Interrupted as interrupted:
         if run is not None:
             click.echo(f"{run.folder}: {interrupted.message}; go on with --out {run.folder} --resume", err=True)
+        raise
+    except UsageError:
+        if run is not None and not resume:
+            run.abandon()
         raise
 
 
