@@ -88,9 +88,8 @@ def _emitted(finished: Finished, storage: Literal["int8", "packed"], raw: RawIma
 
 
 def _verify(finished: Finished, path: Path, data: Data, raw: RawImages | None) -> dict[str, Any]:
-    batches = list(data.batches("test", finished.recipe.data.batch))
-    images = np.concatenate([batch.images.contiguous().numpy() for batch in batches])
-    reference = logits(finished.product, batches).numpy()
+    images = data.normalize(data.test.images).numpy()
+    reference = logits(finished.product, data.batches("test", finished.recipe.data.batch)).numpy()
     given = images if raw is None else raw.arranged(data.test.images.numpy())
     verdict = verify(path, given, labels=data.test.labels.numpy(), reference_logits=reference)
     require(verdict)
@@ -165,7 +164,6 @@ def _images_for(path: Path, recipe: str | None) -> Sample:
 
     if recipe is None and not (path.parent / "recipe.yaml").is_file():
         raise DataError(f"{path}: stands in no run folder; name a recipe whose test data is meant with --data")
-    loaded = recipes.load(recipe if recipe is not None else path.parent / "recipe.yaml")
-    data = load_data(loaded)
-    images = [batch.images.contiguous().numpy() for batch in data.batches("test", loaded.data.batch)]
-    return Sample(np.concatenate(images), data.test.images.numpy(), data.test.labels.numpy())
+    own = path.parent / "recipe.yaml"  # of a run, whose data may be gone by now: load_data says so
+    data = load_data(recipes.load(own, paths_exist=False) if recipe is None else recipes.load(recipe))
+    return Sample(data.normalize(data.test.images).numpy(), data.test.images.numpy(), data.test.labels.numpy())

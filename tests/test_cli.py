@@ -17,6 +17,8 @@ import yaml
 from PIL import Image
 
 from qkd.cli import main
+from qkd.run import Run
+from qkd.ship import test_images as images_of
 from tests.test_train import TINY
 
 
@@ -138,6 +140,12 @@ def test_an_unreadable_image_is_named_and_leaves_no_run_behind(tmp_path: Path) -
     assert "images/train/cat/broken.png" in done.stderr
     assert not list((tmp_path / "runs").iterdir())
     assert (tmp_path / "images/train/cat/broken.png").read_text() == "no image"
+
+
+def test_a_run_whose_images_are_gone_has_none_to_show(tmp_path: Path) -> None:
+    folder = {"name": "folder", "root": str(tmp_path / "gone")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**TINY, "data": folder}))
+    assert images_of(Run.open(tmp_path)) is None
 
 
 def test_fewer_bits_than_the_student_is_a_warning(tmp_path: Path) -> None:
