@@ -13,7 +13,7 @@ from torch import nn
 from qkd import recipe as recipes
 from qkd.assemble import STUDENT, Assembly, Facts, assemble
 from qkd.errors import RunError
-from qkd.run import DATA, RECIPE, Run
+from qkd.run import CHECKPOINTS, DATA, ORIGINAL, RECIPE, Run
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
@@ -98,7 +98,8 @@ def to_go_on(folder: Path) -> Run:
 
 def _ours(path: Path) -> bool:
     """Whether it can stand in a run's folder before its recipe does."""
-    return path.name.startswith(".") or (path.is_dir() and path.name == "checkpoints" and not any(path.iterdir()))
+    empty = path.is_dir() and path.name == CHECKPOINTS and not any(path.iterdir())
+    return empty or path.name.startswith(".") or path.name == ORIGINAL
 
 
 def latest(root: Path, name: str) -> Run:
@@ -112,6 +113,6 @@ def latest(root: Path, name: str) -> Run:
 
 def _age(folder: Path) -> tuple[float, int]:
     """When something was last written in a run; of equal ones the later number is newer."""
-    times = [p.stat().st_mtime for p in (folder, folder / "checkpoints", folder / RECIPE) if p.exists()]
+    times = [p.stat().st_mtime for p in (folder, folder / CHECKPOINTS, folder / RECIPE) if p.exists()]
     number = folder.name.rpartition("-")[2]
     return max(times), int(number) if number.isdigit() else 1

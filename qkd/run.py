@@ -54,7 +54,7 @@ class Run:
 
     def abandon(self) -> None:
         """Remove a run that a mistake ended before anything was learned; one that holds anything worth keeping stays."""
-        learned = (self.folder / METRICS).exists() or any((self.folder / "checkpoints").glob("*.pt"))
+        learned = (self.folder / METRICS).exists() or any((self.folder / CHECKPOINTS).glob("*.pt"))
         if not learned:
             shutil.rmtree(self.folder, ignore_errors=True)
 
