@@ -84,7 +84,7 @@ class Loop:
 
     def epoch(self, phase: Phase, epochs: int, running: Running) -> None:
         """One epoch, its evaluation, its line of metrics and its checkpoint."""
-        training, cursor, start = self.training, self.cursor, time.perf_counter()
+        training, cursor, start, spent = self.training, self.cursor, time.perf_counter(), time.process_time()
         if not running.batches:
             survey(training)
         measured = self.batches(phase, epochs, running)
@@ -95,6 +95,7 @@ class Loop:
         with self.average.applied() if self.average else contextlib.nullcontext():
             val = validate(training)
             cursor.seconds += time.perf_counter() - start
+            cursor.cpu_seconds += time.process_time() - spent
             self.keep_best(val)
         values: dict[str, Any] = {
             "phase": phase.name,

@@ -27,6 +27,7 @@ class Cursor:
     epoch: int = 0  # epochs done in this phase
     steps: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     best: float = -1.0
     facts: dict[str, float | None] = field(default_factory=dict)
 
