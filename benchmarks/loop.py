@@ -25,17 +25,17 @@ from torch.nn import functional as F
 
 from qkd import recipe as recipes
 from qkd.assemble import Assembly, assemble
-from qkd.compiling import compile_stages
 from qkd.data import Data
-from qkd.interrupt import Interruption
-from qkd.loop import Loop
-from qkd.optimize import optimizer_for, rate_at, set_rate
+from qkd.engine.compiling import compile_stages
+from qkd.engine.interrupt import Interruption
+from qkd.engine.loop import Loop
+from qkd.engine.optimize import optimizer_for, rate_at, set_rate
+from qkd.engine.position import Cursor, Running
+from qkd.engine.steps import Action
+from qkd.engine.train import Training
 from qkd.plan import needed
-from qkd.position import Cursor, Running
 from qkd.produce import Machine, facts_of, load_data
 from qkd.quantizers import calibrate
-from qkd.steps import Action
-from qkd.train import Training
 
 EPOCHS, STEPS = 1000, 30
 
@@ -183,7 +183,7 @@ def memory(words: argparse.Namespace) -> dict[int, float]:
 
 
 def peak(words: argparse.Namespace) -> float:
-    from qkd.cost import peak_memory
+    from qkd.engine.cost import peak_memory
     from qkd.produce import produce
     from qkd.run import Run
 

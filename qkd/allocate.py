@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from qkd.engine.machine import Machine
 from qkd.errors import SchemeError
-from qkd.machine import Machine
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, describe, insert
 from qkd.quantizers.scheme import bits_of

@@ -18,18 +18,18 @@ from qkd import recipe as recipes
 from qkd.assemble import STUDENT, Assembly, Facts, assemble
 from qkd.atomic import claimed, sweep
 from qkd.checkpoints import LAST
-from qkd.cost import cost
 from qkd.data import Data
+from qkd.engine.cost import cost
+from qkd.engine.machine import Machine
+from qkd.engine.position import Cursor, snapshot
+from qkd.engine.tracking import tensorboard
+from qkd.engine.train import Listener, Training, finished, train
+from qkd.engine.validation import settle
 from qkd.evaluate import ece, logits, top1, top1_of_parts
-from qkd.machine import Machine
-from qkd.position import Cursor, snapshot
 from qkd.quantizers import calibrate
 from qkd.reopen import FLOAT, Finished, float_network, latest, refuse_changed, reload
 from qkd.run import DATA, ENVIRONMENT, METRICS, RECIPE, RESULT, Run, environment
 from qkd.starts import Starts
-from qkd.tracking import tensorboard
-from qkd.train import Listener, Training, finished, train
-from qkd.validation import settle
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from qkd import __version__
 from qkd.atomic import held, place
 from qkd.checkpoints import LAST, Checkpoints
+from qkd.engine.machine import Machine
+from qkd.engine.train import Listener, Training, train
 from qkd.errors import NetworkError, RunError, nearest
 from qkd.evaluate import logits, top1
 from qkd.forward import Parts
-from qkd.machine import Machine
 from qkd.networks.staged import cut
 from qkd.plan import Phase, Plan, Step
 from qkd.terms import label
 from qkd.trace import trace
-from qkd.train import Listener, Training, train
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from qkd.average import Average
 from qkd.data import Batch
+from qkd.engine.average import Average
+from qkd.engine.loop import deciding
+from qkd.engine.position import order
+from qkd.engine.steps import _pieces
 from qkd.errors import UsageError
 from qkd.evaluate import ece
-from qkd.loop import deciding
 from qkd.plan import Phase, Plan, Step
-from qkd.position import order
 from qkd.produce import Machine, produce
 from qkd.run import Run
-from qkd.steps import _pieces
 from qkd.terms import label
 from tests.test_train import losses, recipe_in
 
@@ -117,7 +117,7 @@ def test_frozen_teachers_are_asked_once(tmp_path: Path, monkeypatch: pytest.Monk
     frozen = recipe_in(tmp_path, method={"name": "kd"})
     once, ever = Run.create(tmp_path / "once"), Run.create(tmp_path / "ever")
     produce(frozen, once, Machine("cpu", threads=1))
-    monkeypatch.setattr("qkd.known.LIMIT", 0)
+    monkeypatch.setattr("qkd.engine.known.LIMIT", 0)
     produce(frozen, ever, Machine("cpu", threads=1))
     for found, expected in zip(losses(once)[1:], losses(ever)[1:], strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
@@ -125,7 +125,7 @@ def test_frozen_teachers_are_asked_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_only_what_stays_the_same_is_worth_knowing(tmp_path: Path) -> None:
     from qkd.assemble import Facts, assemble
-    from qkd.known import worth_knowing
+    from qkd.engine.known import worth_knowing
 
     def taps(**method: Any) -> set[str]:
         plan = assemble(recipe_in(tmp_path, method=method), Facts((3, 16, 16), 4)).plan
@@ -137,7 +137,7 @@ def test_only_what_stays_the_same_is_worth_knowing(tmp_path: Path) -> None:
 
 
 def test_curves_for_tensorboard_or_a_word_that_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qkd.tracking import numbers, tensorboard
+    from qkd.engine.tracking import numbers, tensorboard
 
     values = {"phase": "train", "epoch": 1, "epochs": 3, "steps": 4, "val/top1": 25.0, "train/loss/label/student": 1}
     assert numbers(values) == {"train/val/top1": 25.0, "train/train/loss/label/student": 1.0}
@@ -189,11 +189,11 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path: Path, plain: tu
 
 
 def test_auto_compiles_long_runs_only(tmp_path: Path) -> None:
-    from qkd import compiling
     from qkd.assemble import assemble
     from qkd.data import load
+    from qkd.engine import compiling
+    from qkd.engine.train import Training
     from qkd.produce import facts_of
-    from qkd.train import Training
 
     def training(epochs: int) -> Training:
         recipe = recipe_in(tmp_path, train={"epochs": epochs})
@@ -210,7 +210,7 @@ def test_auto_compiles_long_runs_only(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compiled_stays_eager_or_is_refused(tmp_path: Path) -> None:
-    from qkd import compiling
+    from qkd.engine import compiling
     from qkd.errors import TrainingError
 
     def fail() -> None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from qkd import recipe as recipes
 from qkd.assemble import Assembly, Facts, assemble
 from qkd.data import Batch, Data
+from qkd.engine.optimize import optimizer_for, set_rate
 from qkd.export import emit, emulate, predict
 from qkd.methods import METHODS
-from qkd.optimize import optimizer_for, set_rate
 from qkd.plan import Phase, needed
 from qkd.produce import facts_of, load_data
 from qkd.quantizers import calibrate

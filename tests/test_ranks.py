@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from qkd.ranks import BatchNormOfAll
+from qkd.engine.ranks import BatchNormOfAll
 from qkd.run import Run
 from tests.test_cli import qkd
 from tests.test_train import TINY
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAIR = """
 import sys, torch, torch.distributed as dist
 from torch import nn
-from qkd.ranks import BatchNormOfAll
+from qkd.engine.ranks import BatchNormOfAll
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)

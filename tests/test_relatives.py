@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from qkd import recipe as recipes
 from qkd.assemble import assemble, measure
 from qkd.data import Batch
+from qkd.engine.machine import Machine
 from qkd.errors import PlanError
 from qkd.export import emit, emulate, predict
-from qkd.machine import Machine
 from qkd.methods import METHODS
 from qkd.plan import Cast, needed
 from qkd.produce import facts_of, load_data, produce

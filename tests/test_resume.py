@@ -18,8 +18,8 @@ import yaml
 
 from qkd import atomic
 from qkd.checkpoints import BEST, KEPT, LAST, Checkpoints, Name, sound
+from qkd.engine.interrupt import Interrupted
 from qkd.errors import RunError
-from qkd.interrupt import Interrupted
 from qkd.methods import METHODS
 from qkd.produce import Machine, produce
 from qkd.progress import Reporter

@@ -17,10 +17,10 @@ from PIL import Image
 
 from qkd import recipe as recipes
 from qkd.cli import main
+from qkd.engine.machine import Machine
 from qkd.errors import ExportError, GateError, UsageError
 from qkd.export import emulate, predict
 from qkd.inscription import MARK
-from qkd.machine import Machine
 from qkd.measure import Gates, measure, require_gates
 from qkd.produce import load_data, produce
 from qkd.run import Run

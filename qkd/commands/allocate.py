@@ -46,7 +46,7 @@ def allocate(
     from qkd import recipe as recipes
     from qkd.allocate import allocate as choose
     from qkd.atomic import place
-    from qkd.machine import Machine
+    from qkd.engine.machine import Machine
 
     found = choose(recipes.load(recipe, overrides), budget, by=by, machine=Machine(device=device, threads=threads))  # type: ignore[arg-type]
     block = f"quantize: {json.dumps(found['quantize'])}\n"  # JSON is YAML

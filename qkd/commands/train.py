@@ -68,8 +68,8 @@ def train(
     `torchrun --nproc-per-node 2 -m qkd train RECIPE`; data.batch then counts the images of all of them together.
     """
     from qkd import recipe as recipes
-    from qkd.machine import Machine
-    from qkd.ranks import is_first
+    from qkd.engine.machine import Machine
+    from qkd.engine.ranks import is_first
 
     loaded = recipes.load(recipe, overrides)
     first = is_first()
@@ -93,8 +93,8 @@ def train(
 def _produce(
     recipe: Any, run: Any, machine: Any, resume: bool, max_steps: int | None, *, quiet: bool
 ) -> dict[str, Any]:
+    from qkd.engine.interrupt import Interrupted
     from qkd.errors import UsageError
-    from qkd.interrupt import Interrupted
     from qkd.produce import produce
     from qkd.progress import Reporter
 

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from qkd.engine.machine import Compile
 from qkd.errors import TrainingError
-from qkd.machine import Compile
 from qkd.networks.staged import Staged
 from qkd.plan import needed, rounds
 from qkd.quantizers import disabled
 
 if TYPE_CHECKING:
-    from qkd.train import Training
+    from qkd.engine.train import Training
 
 ENOUGH = {"cpu": 3e13, "cuda": 1e17}
 """Floating-point operations of a whole run, forward alone, from which on compiling pays by itself: about an hour on one

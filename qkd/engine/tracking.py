@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qkd.engine.train import Listener
 from qkd.errors import UsageError
-from qkd.train import Listener
 
 
 def tensorboard(folder: Path, listen: Listener) -> Listener:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from qkd.engine.ranks import launched
 from qkd.errors import UsageError
-from qkd.ranks import launched
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 SAVE_EVERY = 10.0
@@ -37,7 +37,7 @@ class Machine:
         settings: dict[str, Any] = {"accelerator": accelerator, "precision": PRECISIONS[self.precision]}
         ranks = launched()
         if ranks > 1:
-            from qkd.strategy import Averaging
+            from qkd.engine.strategy import Averaging
 
             here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
             settings |= {"devices": here, "num_nodes": ranks // here, "strategy": Averaging()}

@@ -16,7 +16,7 @@ from qkd.plan import EXCHANGE, Phase, Plan, needed
 from qkd.taps import Outputs, Tap
 
 if TYPE_CHECKING:
-    from qkd.train import Training
+    from qkd.engine.train import Training
 
 LIMIT = 2**30
 """Bytes that may be kept; beyond, networks run as ever."""

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qkd.engine.gradients import gradient_shares
+from qkd.engine.known import Known
+from qkd.engine.optimize import rate_at, set_rate
+from qkd.engine.ranks import average_gradients
 from qkd.errors import TrainingError
-from qkd.gradients import gradient_shares
-from qkd.known import Known
-from qkd.optimize import rate_at, set_rate
 from qkd.plan import Phase, Step
-from qkd.ranks import average_gradients
 from qkd.taps import Outputs
 from qkd.terms import weighted_sum
 
 if TYPE_CHECKING:
     from qkd.data import Batch
-    from qkd.train import Training
+    from qkd.engine.train import Training
 
 Forward = Callable[[Tensor, Sequence[str]], Outputs]
 CHECK_EVERY = 20  # steps between looks at whether losses are finite: a look makes a GPU wait

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qkd.engine.ranks import reduced, shard
 from qkd.evaluate import logits
 from qkd.product import followers
 from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
-from qkd.ranks import reduced, shard
 
 if TYPE_CHECKING:
-    from qkd.train import Training
+    from qkd.engine.train import Training
 
 
 def validate(training: Training) -> float:

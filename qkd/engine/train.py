@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from qkd.checkpoints import BEST, Checkpoints
-from qkd.compiling import compile_stages, wanted
+from qkd.engine.compiling import compile_stages, wanted
+from qkd.engine.interrupt import Interruption
+from qkd.engine.loop import Loop
+from qkd.engine.machine import Compile
+from qkd.engine.position import Cursor
+from qkd.engine.ranks import align, release
 from qkd.forward import Parts
-from qkd.interrupt import Interruption
-from qkd.loop import Loop
-from qkd.machine import Compile
 from qkd.plan import Plan, rounds
-from qkd.position import Cursor
-from qkd.ranks import align, release
 from qkd.run import Run
 
 if TYPE_CHECKING:

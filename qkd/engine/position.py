@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qkd.engine.ranks import gathered
 from qkd.errors import RunError
 from qkd.forward import Parts
-from qkd.ranks import gathered
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from qkd.average import Average
+    from qkd.engine.average import Average
 
 
 @dataclass

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qkd.average import Average
 from qkd.checkpoints import BEST, LAST
-from qkd.compiling import tried
-from qkd.interrupt import Interrupted, Interruption
-from qkd.known import learn_of
-from qkd.optimize import optimizer_for
+from qkd.engine.average import Average
+from qkd.engine.compiling import tried
+from qkd.engine.interrupt import Interrupted, Interruption
+from qkd.engine.known import learn_of
+from qkd.engine.optimize import optimizer_for
+from qkd.engine.position import Cursor, Running, order, snapshot, take_up
+from qkd.engine.ranks import anywhere, reduced, shard
+from qkd.engine.steps import CHECK_EVERY, Action, check_finite, do, look
+from qkd.engine.validation import survey, validate
 from qkd.plan import Phase, Plan, needed
-from qkd.position import Cursor, Running, order, snapshot, take_up
-from qkd.ranks import anywhere, reduced, shard
-from qkd.steps import CHECK_EVERY, Action, check_finite, do, look
-from qkd.validation import survey, validate
 
 if TYPE_CHECKING:
     from qkd.data import Batch
-    from qkd.train import Training
+    from qkd.engine.train import Training
 
 
 def deciding(plan: Plan) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from qkd.train import Training
+    from qkd.engine.train import Training
 
 REPEATS = 3
 
