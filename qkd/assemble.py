@@ -129,6 +129,7 @@ def _plan(recipe: Recipe, cast: Cast) -> Plan:
 def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts) -> None:
     """Every mistake of wiring that would show in the first batch, before it. Raises PlanError."""
     _check_exchange(plan, shapes)
+    _check_views(parts, plan)
     if plan.product not in parts.networks and plan.head(plan.product) is None:
         raise PlanError(f"the product {plan.product!r} is neither a network nor a head; there are {_known(parts)}")
     for phase in plan.phases:
@@ -157,13 +158,23 @@ def _known(parts: Parts) -> str:
 
 def _check_exchange(plan: Plan, shapes: Mapping[Tap, Shape]) -> None:
     for stage in plan.exchange.stages:
-        found = {member: shapes[Tap(member, stage)] for member in plan.exchange.members}
+        members = [member for member in plan.exchange.members if plan.exchange.adapter(Tap(member, stage)) is None]
+        found = {member: shapes[Tap(member, stage)] for member in members}
         if len(set(found.values())) > 1:
             listed = ", ".join(f"{member} {'x'.join(map(str, shape))}" for member, shape in found.items())
             raise PlanError(
-                f"match: {stage}: the teachers' features must have one shape to be fused, found {listed}; "
-                f"choose teachers of one width or match other layers"
+                f"match: {stage}: only feature maps (channels, height, width) can be adapted to each other, found {listed}; "
+                f"match other layers"
             )
+
+
+def _check_views(parts: Parts, plan: Plan) -> None:
+    for part in plan.views:
+        if part not in parts.networks:
+            raise PlanError(f"views: no network {part!r}{nearest(part, parts.networks)}; there are {_known(parts)}")
+    if len({plan.views.get(member, 0) for member in plan.exchange.members}) > 1:
+        members = ", ".join(plan.exchange.members)
+        raise PlanError(f"views: {members} hand each other features, so they must see the same view of the images")
 
 
 def _check_names(parts: Parts, plan: Plan, phase: Phase, step: Step) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from qkd.members import Members
+from qkd.passages import Passage
 from qkd.taps import LOGITS, SHARED, Tap
 
 
@@ -15,16 +17,46 @@ class Exchange(nn.Module, ABC):
     """Called after every stage with the tensors of all parts that run.
 
     What it returns under a member's name replaces what flows on in that member; under any other name it is only
-    recorded, at ``Tap(name, stage)``. ``stages`` are those at which the members' tensors must have one shape. Values are
-    plain tensors: a convex combination of quantized tensors lies on no grid, the next layer's quantizer takes care of it.
+    recorded, at ``Tap(name, stage)``. ``stages`` are those at which it acts; the members' tensors there must have one
+    shape, unless ``adapters`` lead from one to the other. Values are plain tensors: a convex combination of quantized
+    tensors lies on no grid, the next layer's quantizer takes care of it.
     """
 
     members: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     progress: float = 0.0  # how far the phase is, 0..1; told before each step
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters: Members[Passage] = Members({})
+
     @abstractmethod
     def forward(self, stage: str, flow: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
+
+    def adapt(self, shapes: Mapping[Tap, Sequence[int]], *, back: bool = True) -> None:
+        """Put a passage wherever a member's shape is not that of the first member at the same stage."""
+        found = {}
+        for stage in self.stages:
+            common = shapes[Tap(self.members[0], stage)]
+            for member in self.members[1:]:
+                own = shapes[Tap(member, stage)]
+                if tuple(own) != tuple(common) and len(own) == len(common) == 3:
+                    found[_key(str(Tap(member, stage)))] = Passage(own, common, back=back)
+        self.adapters = Members(found)
+
+    def left(self, member: str, stage: str, tensor: Tensor) -> Tensor:
+        """A member's tensor in the common shape."""
+        passage = self.adapter(Tap(member, stage))
+        return tensor if passage is None else passage.leave(tensor)
+
+    def entered(self, member: str, stage: str, tensor: Tensor) -> Tensor:
+        """A tensor of the common shape in the member's."""
+        passage = self.adapter(Tap(member, stage))
+        return tensor if passage is None else passage.enter(tensor)
+
+    def adapter(self, tap: Tap) -> Passage | None:
+        """What leads from a member's stage into the common shape; None where nothing has to."""
+        return self.adapters.get(_key(str(tap)))
 
     def metrics(self) -> dict[str, float]:
         """What is worth a curve, by name."""
@@ -43,8 +75,9 @@ class Fuse(Exchange):
 
     ``softmax(importance[stage])`` weighs the members; it starts uniform. At the stage ``logits`` the members' logits are
     combined (never written back): their mean, or with ``weigh_logits`` a sum with an importance of its own. With
-    ``hold_members`` gradients of the fused features reach the importance alone.
-    Source: Pham et al. 2023, eq. 1.
+    ``hold_members`` gradients of the fused features reach the importance (and adapters) alone. Given the members'
+    ``shapes``, whoever differs from the first member is adapted to it, and back. Source: Pham et al. 2023, eq. 1, which
+    has teachers of one shape.
     """
 
     def __init__(
@@ -56,6 +89,7 @@ class Fuse(Exchange):
         write_back: bool = True,
         weigh_logits: bool = False,
         hold_members: bool = False,
+        shapes: Mapping[Tap, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.members, self.stages, self.write_back = tuple(members), tuple(stages), write_back
@@ -63,6 +97,8 @@ class Fuse(Exchange):
         weighed = (*stages, LOGITS) if weigh_logits else tuple(stages)
         self.weighed = weighed if learned else ()
         self.importance = nn.ParameterDict({_key(s): nn.Parameter(torch.zeros(len(members))) for s in self.weighed})
+        if shapes is not None:
+            self.adapt(shapes, back=write_back)
 
     def weights(self, stage: str) -> Tensor:
         """How much each member counts at a stage: positive, summing to one. -> (members,)"""
@@ -76,12 +112,13 @@ class Fuse(Exchange):
         weights = self.weights(stage).to(flow[self.members[0]].device)
         held = self.hold_members and stage != LOGITS
         tensors = [flow[member].detach() if held else flow[member] for member in self.members]
+        tensors = [self.left(member, stage, tensor) for member, tensor in zip(self.members, tensors, strict=True)]
         shared = tensors[0] * weights[0]
         for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
             shared = shared + tensor * weight
         if stage == LOGITS or not self.write_back:
             return {SHARED: shared}
-        return {SHARED: shared, **dict.fromkeys(self.members, shared)}
+        return {SHARED: shared, **{member: self.entered(member, stage, shared) for member in self.members}}
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -94,9 +131,9 @@ class Fuse(Exchange):
 class Swap(Exchange):
     """Chance decides at each stage whose output student and teacher go on from.
 
-    The student's own is kept with the probability ``keep(progress)``, drawn anew for each stage and batch. Where channel
-    counts differ, learned 1x1 convolutions lead out of the teacher and back into it. Without gradients, in evaluation,
-    nothing is swapped. Source: Fu et al. 2020 (IAKD).
+    The student's own is kept with the probability ``keep(progress)``, drawn anew for each stage and batch. Where shapes
+    differ, learned adapters lead out of the teacher and back into it. Without gradients, in evaluation, nothing is
+    swapped. Source: Fu et al. 2020 (IAKD).
     """
 
     def __init__(
@@ -108,26 +145,18 @@ class Swap(Exchange):
         shapes: Mapping[Tap, Sequence[int]],
     ) -> None:
         super().__init__()
-        self.members, self.keep, self.swapped = (student, teacher), keep, tuple(stages)
-        sizes = {stage: (shapes[Tap(student, stage)], shapes[Tap(teacher, stage)]) for stage in stages}
-        adapted = [s for s, (own, theirs) in sizes.items() if own[0] != theirs[0] and own[1:] == theirs[1:]]
-        self.stages = tuple(stage for stage in stages if stage not in adapted)
-        self.leave, self.enter = nn.ModuleDict(), nn.ModuleDict()
-        for stage in adapted:
-            own, theirs = (shape[0] for shape in sizes[stage])
-            self.leave[_key(stage)], self.enter[_key(stage)] = nn.Conv2d(theirs, own, 1), nn.Conv2d(own, theirs, 1)
+        self.members, self.keep, self.stages = (student, teacher), keep, tuple(stages)
+        self.adapt(shapes)
 
     def forward(self, stage: str, flow: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if stage not in self.swapped or not torch.is_grad_enabled() or not all(m in flow for m in self.members):
+        if stage not in self.stages or not torch.is_grad_enabled() or not all(m in flow for m in self.members):
             return {}
         student, teacher = self.members
         kept = float(torch.rand(()) < self.keep(self.progress))
-        theirs = self.leave[_key(stage)](flow[teacher]) if _key(stage) in self.leave else flow[teacher]
-        hybrid = flow[student] * kept + theirs * (
-            1 - kept
-        )  # a sum, so that whatever was not drawn has a gradient: zero
-        back = self.enter[_key(stage)](hybrid) if _key(stage) in self.enter else hybrid
-        return {student: hybrid, teacher: back}
+        theirs = self.left(teacher, stage, flow[teacher])
+        # a sum, so that whatever was not drawn has a gradient: zero
+        hybrid = flow[student] * kept + theirs * (1 - kept)
+        return {student: hybrid, teacher: self.entered(teacher, stage, hybrid)}
 
     def metrics(self) -> dict[str, float]:
         return {"keep": self.keep(self.progress)}

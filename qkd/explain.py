@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qkd.assemble import Assembly, assemble, matches
 from qkd.plan import EXCHANGE, Phase, Plan, Step, rounds
 from qkd.produce import facts_of, load_data
+from qkd.taps import Tap
 
 if TYPE_CHECKING:
     from qkd.heads import Head
@@ -71,6 +72,8 @@ def _exchange(recipe: Recipe, assembly: Assembly) -> list[str]:
     for stage in exchange.stages:
         where = ", ".join(f"{part} at {matches(recipe, part)[stage]}" for part in exchange.members)
         lines.append(f"  {stage:<8} {where}")
+        adapted = {part: exchange.adapter(Tap(part, stage)) for part in exchange.members}
+        lines += [f"           adapter for {part}: {way}, not in the product" for part, way in adapted.items() if way]
     return lines
 
 
@@ -87,7 +90,7 @@ def _phase(phase: Phase, assembly: Assembly) -> list[str]:
 
 
 def _rate(learner: str, assembly: Assembly) -> str:
-    factor = assembly.plan.rates.get(learner.partition(".")[0], 1.0)
+    factor = assembly.plan.rate_of(learner)
     return learner if factor == 1 else f"{learner} (rate x {factor:g})"
 
 

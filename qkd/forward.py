@@ -25,6 +25,7 @@ class Parts(nn.Module):
         super().__init__()
         self.networks: Members[Staged] = Members(networks)
         self.exchange = plan.exchange
+        self.views = dict(plan.views)
         self.heads: Members[Head] = Members({head.name: head for head in plan.heads})
         self.anchors: Members[Anchor] = Members({anchor.part: anchor for anchor in plan.anchors})
         self.surveys: Members[Survey] = Members({str(i): survey for i, survey in enumerate(plan.surveys)})
@@ -36,15 +37,16 @@ class Parts(nn.Module):
         super()._apply(fn, recurse)
         return self
 
-    def forward(self, images: Tensor, active: Collection[str]) -> Outputs:
+    def forward(self, images: Tensor | tuple[Tensor, ...], active: Collection[str]) -> Outputs:
         """Every tap of the active networks, what the exchange recorded, and the heads whose sources ran.
 
+        ``images`` (batch, C, H, W) are shown to everybody; of several views each network sees the one the plan gives it.
         All networks advance one stage, then the exchange may replace what flows on. A tap holds what its network
         produced, before the exchange.
         """
         outputs: Outputs = {}
         networks = {name: network for name, network in self.networks.items() if name in active}
-        flow: dict[str, Flow] = {name: (images,) for name in networks}
+        flow: dict[str, Flow] = {name: (self.view(name, images),) for name in networks}
         for stage in next(iter(networks.values())).names:
             flow = {name: network.advance(stage, flow[name]) for name, network in networks.items()}
             heard = {name: tensors[0] for name, tensors in flow.items()}
@@ -62,6 +64,9 @@ class Parts(nn.Module):
                 outputs[anchor.tap] = anchor(self.networks[anchor.part])
         return outputs
 
+    def view(self, part: str, images: Tensor | tuple[Tensor, ...]) -> Tensor:
+        return images if isinstance(images, Tensor) else images[self.views.get(part, 0)]
+
     def remember(self) -> None:
         """A phase begins: what terms over parameters compare with is what parameters are now."""
         for anchor in self.anchors.values():
@@ -74,13 +79,12 @@ class Parts(nn.Module):
         return self.networks[name] if name in self.networks else self.heads[name]
 
     def modules_of(self, learner: str) -> Iterator[nn.Module]:
-        """The modules behind a learner: a whole part, or the layers of one stage (``expert.logits``)."""
+        """The modules behind a learner: a whole part, the layers of one stage (``expert.logits``), a piece of the exchange."""
         part, _, stage = learner.partition(".")
         module = self.part(part)
         if not stage:
             return iter((module.body if isinstance(module, Head) else module,))  # what is borrowed is not the head's
-        assert isinstance(module, Staged)
-        return module.modules_of(stage)
+        return module.modules_of(stage) if isinstance(module, Staged) else iter((module.get_submodule(stage),))
 
     def outside(self, learners: Collection[str]) -> set[nn.Module]:
         """The modules that belong to none of the learners."""

@@ -35,6 +35,9 @@ class Members(nn.Module, Generic[M]):
     def __len__(self) -> int:
         return len(self.inside)
 
+    def get(self, name: str) -> M | None:
+        return cast(M, self._modules[self.inside[name]]) if name in self.inside else None
+
     def items(self) -> list[tuple[str, M]]:
         return [(name, self[name]) for name in self]
 

@@ -15,6 +15,7 @@ from qkd.taps import SHARED, Tap
 from qkd.terms import Term
 
 EXCHANGE = "exchange"  # the name under which the parameters of the exchange learn
+ADAPTERS = f"{EXCHANGE}.adapters"  # ... and those among them that lead from one shape to another
 Shape = tuple[int, ...]  # without the batch
 
 
@@ -22,8 +23,8 @@ Shape = tuple[int, ...]  # without the batch
 class Step:
     """One optimizer step of a batch: ``learners`` move along the gradient of ``terms``.
 
-    A learner is a part (``student``, a teacher, a head, ``exchange``) or one stage of it (``expert.logits``). Whoever is
-    not named stays bitwise as it is, batch-norm statistics included.
+    A learner is a part (``student``, a teacher, a head, ``exchange``) or a piece of it (``expert.logits``, the layers of
+    that stage; ``exchange.adapters``). Whoever is not named stays bitwise as it is, batch-norm statistics included.
     """
 
     learners: frozenset[str]
@@ -45,7 +46,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """A method made concrete. ``product`` is the part that is deployed; ``rates`` scales the learning rate of parts."""
+    """A method made concrete. ``product`` is the part that is deployed; ``rates`` scales the learning rate of parts.
+
+    ``views`` says which augmented view of a batch each network is shown in training; whoever is not named sees the first,
+    number 0. Views of one number are the same images to the last pixel.
+    """
 
     phases: tuple[Phase, ...]
     exchange: Exchange = field(default_factory=NoExchange)
@@ -54,9 +59,19 @@ class Plan:
     rates: Mapping[str, float] = field(default_factory=dict)
     anchors: tuple[Anchor, ...] = ()
     surveys: tuple[Survey, ...] = ()
+    views: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def sights(self) -> int:
+        """How many views of a batch are needed."""
+        return 1 + max(self.views.values(), default=0)
 
     def head(self, name: str) -> Head | None:
         return next((head for head in self.heads if head.name == name), None)
+
+    def rate_of(self, learner: str) -> float:
+        """A learner's share of the learning rate: its own, or else that of the part it belongs to."""
+        return self.rates.get(learner, self.rates.get(learner.partition(".")[0], 1.0))
 
     @property
     def learners(self) -> frozenset[str]:

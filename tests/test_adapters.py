@@ -11,6 +11,7 @@ from qkd.assemble import assemble
 from qkd.errors import PlanError
 from qkd.explain import describe
 from qkd.heads import adapt, learning, level
+from qkd.passages import Passage
 from qkd.produce import facts_of, load_data
 from qkd.taps import Tap
 from tests.test_train import recipe_in
@@ -83,3 +84,31 @@ def test_teachers_of_another_shape_are_announced_and_stay_behind(tmp_path: Path)
     assert "adapt_student_second_to_shared" in assembly.plan.learners
     assert "adapt_shared_first_to_student" not in assembly.plan.learners
     assert assembly.product() is assembly.parts.networks["student"].network
+
+
+@pytest.mark.parametrize("own", [(6, 4, 4), (2, 8, 8), (4, 2, 8), (4, 8, 4)])
+def test_a_passage_leads_there_and_back(own: tuple[int, ...]) -> None:
+    passage = Passage(own, (4, 4, 4))
+    x = torch.randn(2, *own)
+    assert passage.leave(x).shape == (2, 4, 4, 4)
+    assert passage.enter(passage.leave(x)).shape == x.shape
+
+
+def test_what_fits_through_a_passage_comes_back_as_it_was() -> None:
+    wider = Passage((2, 4, 4), (4, 4, 4))
+    x = torch.randn(3, 2, 4, 4)
+    torch.testing.assert_close(wider.enter(wider.leave(x)), x)
+    assert str(wider) == "1x1 convolution 2 -> 4"
+    larger = Passage((4, 2, 2), (4, 4, 4))
+    y = torch.randn(3, 4, 2, 2)
+    torch.testing.assert_close(larger.enter(larger.leave(y)), y)
+    assert str(larger) == "resized 2x2 -> 4x4" and not any(True for _ in larger.parameters())
+
+
+def test_adapters_between_teachers_are_announced(tmp_path: Path) -> None:
+    teachers = {n: {"build": "resnet8", "width": w, "quantize": "w4a4"} for n, w in (("a", 8), ("b", 4))}
+    recipe = recipe_in(tmp_path, method={"name": "cmtkd"}, teachers=teachers)
+    assembly = assemble(recipe, facts_of(load_data(recipe)))
+    told = describe(recipe, assembly)
+    assert "adapter for b: 1x1 convolution 4 -> 8, not in the product" in told
+    assert "learners a, b, exchange.adapters, exchange.importance (rate x 0.1)" in told

@@ -102,7 +102,7 @@ BAD = [
     (["check", "tiny.yaml", "method.name=cmtdk"], 2, "did you mean 'cmtkd'?"),
     (["check", "tiny.yaml", "student.build=resnet9"], 2, "did you mean 'resnet"),
     (["check", "tiny.yaml", "match=[layr1]"], 2, "did you mean 'layer1'?"),
-    (["check", "tiny.yaml", "teachers.eight.width=8"], 2, "must have one shape to be fused"),
+    (["check", "tiny.yaml", "teachers.eight.width=8", "match=[flatten]"], 2, "shared.flatten 32: only feature maps"),
     (["check", "tiny.yaml", "data={name: folder, root: nowhere}"], 2, "nowhere"),
     (["check", "tiny.yaml", "student.quantize=w9a2"], 2, "w9a2"),
     (["export", "runs/none"], 2, "runs/none"),
@@ -161,7 +161,7 @@ def test_check_and_explain(tmp_path: Path) -> None:
     assert json.loads(qkd("check", "tiny.yaml", "--json", cwd=tmp_path).stdout) == {"problems": [], "plan": ["train"]}
     text = qkd("explain", "tiny.yaml", cwd=tmp_path).stdout
     for said in (
-        "exchange (rate x 0.1)",
+        "exchange.importance (rate x 0.1)",
         "100 x attention/student.layer1<shared.layer1",
         "0.5 x imitate/student<ensemble",
     ):

@@ -15,10 +15,10 @@ from qkd.errors import PlanError
 from qkd.exchange import Fuse, NoExchange
 from qkd.forward import Parts
 from qkd.losses import attention_distance, kl_divergence
-from qkd.methods.cmtkd import cmtkd
+from qkd.methods.cmtkd import IMPORTANCE, cmtkd
 from qkd.networks import NETWORKS
 from qkd.networks.staged import Staged, cut
-from qkd.plan import EXCHANGE, Cast, Plan, needed
+from qkd.plan import ADAPTERS, Cast, Plan, needed
 from qkd.taps import SHARED, Tap
 
 FACTS = Facts((3, 16, 16), 4)
@@ -115,7 +115,7 @@ LEARNED = [
 def test_importance_gets_gradient_in_every_mode_that_learns_it(options: dict[str, Any]) -> None:
     parts, plan = company(**options)
     step = plan.phases[0].steps[0]
-    assert EXCHANGE in step.learners
+    assert IMPORTANCE in step.learners
     parts.learn(step.learners)
     outputs = parts(batch().images, sorted(needed(plan, step)))
     sum(term.weight_at(0.0) * term(outputs, batch()) for term in step.terms).backward()
@@ -133,7 +133,7 @@ def test_frozen_teachers_do_not_learn_and_uniform_importance_is_no_parameter() -
 
 
 def test_importance_that_nothing_teaches_is_refused() -> None:
-    with pytest.raises(PlanError, match="no term teaches exchange"):
+    with pytest.raises(PlanError, match=r"no term teaches exchange\.importance"):
         company(teachers="frozen", feature="none")
 
 
@@ -176,11 +176,32 @@ def test_hints_between_different_widths_learn_a_regressor_that_stays_out_of_the_
     assert set(parts.product(plan).state_dict()) == set(networks["student"].network.state_dict())
 
 
-def test_teachers_of_different_shapes_cannot_be_fused() -> None:
-    networks = {"student": staged(0), "t0": staged(1, width=8), "t1": staged(2, width=4)}
+@pytest.mark.parametrize(
+    "options", [{}, {"exchange": False}, {"importance": "uniform"}, {"teachers": "frozen"}], ids=str
+)
+def test_teachers_of_different_shapes_are_fused_behind_adapters_that_learn(options: dict[str, Any]) -> None:
+    networks = {"student": staged(0), "t0": staged(1, width=8), "t1": staged(2, width=4), "t2": staged(3, width=8)}
     shapes = measure(networks, FACTS)
-    plan = cmtkd(Cast("student", ("t0", "t1"), STAGES, 4, shapes))
-    with pytest.raises(PlanError, match="match: layer1: .*found t0 8x16x16, t1 4x16x16"):
+    plan = cmtkd(Cast("student", ("t0", "t1", "t2"), STAGES, 4, shapes), **options)
+    parts, step = Parts(networks, plan), plan.phases[0].steps[0]
+    check(parts, plan, shapes, FACTS)
+    assert list(plan.exchange.adapters) == ["t1/layer1", "t1/layer2"]
+    assert plan.rate_of(ADAPTERS) == 1.0 and plan.rate_of(IMPORTANCE) == 0.1
+    parts.learn(step.learners)
+    outputs = parts(batch().images, sorted(needed(plan, step)))
+    assert outputs[Tap(SHARED, "layer1")].shape == outputs[Tap("t0", "layer1")].shape
+    sum(term.weight_at(0.0) * term(outputs, batch()) for term in step.terms).backward()
+    unmoved = [n for n, p in plan.exchange.adapters.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    last_home = ["t1/layer2.home.weight", "t1/layer2.home.bias"]  # nothing behind it teaches, where teachers are frozen
+    assert unmoved == (last_home if options == {"teachers": "frozen"} else [])
+
+
+def test_tensors_that_are_no_maps_are_not_adapted_but_refused() -> None:
+    networks = {name: cut(NETWORKS["resnet8"](classes=4, width=w), ["flatten"]) for name, w in (("t0", 8), ("t1", 4))}
+    networks |= {"student": cut(NETWORKS["resnet8"](classes=4, width=4), ["flatten"])}
+    shapes = measure(networks, FACTS)
+    plan = cmtkd(Cast("student", ("t0", "t1"), ("flatten",), 4, shapes), feature="none")
+    with pytest.raises(PlanError, match="match: flatten: only feature maps .* found t0 32, t1 16; match other layers"):
         check(Parts(networks, plan), plan, shapes, FACTS)
 
 

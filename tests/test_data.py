@@ -22,9 +22,11 @@ def ramp(count: int = 10, size: int = 16) -> Data:
 
 
 def same(ours: list[Batch], theirs: list[Batch]) -> bool:
-    return all(
-        torch.equal(a, b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)
-    )
+    def tensors(batch: Batch) -> tuple[torch.Tensor, ...]:
+        return (batch.images, batch.labels, batch.ids, *batch.others)
+
+    pairs = [zip(tensors(a), tensors(b), strict=True) for a, b in zip(ours, theirs, strict=True)]
+    return all(torch.equal(a, b) for pair in pairs for a, b in pair)
 
 
 def test_a_batch_holds_normalised_images_in_channels_last() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from qkd.exchange import Swap
 from qkd.forward import Parts
-from qkd.plan import EXCHANGE
+from qkd.plan import ADAPTERS
 from qkd.relations import alignment, information_flow
 from qkd.stitch import Stitch
 from qkd.taps import Outputs, Tap
@@ -92,7 +92,7 @@ def test_iakd_draws_by_its_schedule(schedule: str, chances: list[float]) -> None
 
 def test_iakd_adapts_widths_with_convolutions_that_learn() -> None:
     parts, plan = company("iakd", "t", schedule="uniform", keep=0.0, widths={"t": 8})
-    assert first(plan).learners == {"student", EXCHANGE} and plan.exchange.stages == ()
+    assert first(plan).learners == {"student", ADAPTERS} and plan.exchange.adapter(Tap("t", "layer1")) is not None
     outcome(parts, plan, first(plan))
     assert not any(True for _ in company("iakd", "t")[1].exchange.parameters())
 

@@ -19,12 +19,24 @@ SplitName = Literal["train", "val", "test"]
 class Batch(NamedTuple):
     """Images (batch, C, H, W) float32, normalised, channels last; labels (batch,) and ids (batch,) int64.
 
-    An id is the image's place in its split.
+    An id is the image's place in its split. ``others`` are further views of the same images, each augmented in a way of
+    its own.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    others: tuple[Tensor, ...] = ()
+
+    @property
+    def views(self) -> Tensor | tuple[Tensor, ...]:
+        """What networks are shown: the images, or all views of them, the first of which they are."""
+        return (self.images, *self.others) if self.others else self.images
+
+    def split(self, size: int) -> list[Batch]:
+        """Pieces of so many images, the last one perhaps smaller."""
+        parts = zip(*(tensor.split(size) for tensor in (self.images, self.labels, self.ids, *self.others)), strict=True)
+        return [Batch(images, labels, ids, tuple(others)) for images, labels, ids, *others in parts]
 
 
 class Split(NamedTuple):
@@ -78,33 +90,37 @@ class Data:
         shuffle_seed: int | None = None,
         device: torch.device | str = "cpu",
         augment: bool = False,
+        views: int = 1,
         shard: tuple[int, int] = (0, 1),
         skip: int = 0,
     ) -> Iterator[Batch]:
         """The split once through: in order, or shuffled (and augmented) as the seed alone decides.
 
-        With a seed a last incomplete batch of one image is left out, since BatchNorm cannot learn from it. ``shard`` is
-        (rank, ranks): of every batch this rank gets its part; with a seed the parts are equal, so that no rank waits
-        for another, and without one nothing is left out. The first ``skip`` batches are passed over. The global random
-        state is neither read nor changed.
+        With a seed a last incomplete batch of one image is left out, since BatchNorm cannot learn from it. ``views`` is how
+        often images are augmented, each time in another way; the first view is the same however many there are.
+        ``shard`` is (rank, ranks): of every batch this rank gets its part; with a seed the parts are equal, so that no
+        rank waits for another, and without one nothing is left out. The first ``skip`` batches are passed over. The
+        global random state is neither read nor changed.
         """
         chosen: Split = getattr(self, split)
         count = len(chosen.labels)
         order = torch.arange(count)
-        moves: Tensor | None = None
+        moves: list[Tensor] = []
         if shuffle_seed is not None:
             generator = torch.Generator().manual_seed(shuffle_seed)
             order = torch.randperm(count, generator=generator)
-            moves = _moves(count, self._padding, generator)
+            if augment and self.augment != "none":
+                moves = [_moves(count, self._padding, generator) for _ in range(views)]
         flip = self.augment == "crop+flip"
         parts = _parts(order, batch_size, shard, training=shuffle_seed is not None)
         for ids in itertools.islice(parts, skip, None):
             images = chosen.images[ids.to(chosen.images.device)].to(device, non_blocking=True)
-            if augment and moves is not None and self.augment != "none":
-                images = crop_and_flip(images, moves[ids].to(device), padding=self._padding, flip=flip)
+            seen = [crop_and_flip(images, m[ids].to(device), padding=self._padding, flip=flip) for m in moves] or [
+                images
+            ]
             labels = chosen.labels[ids.to(chosen.labels.device)].to(device, non_blocking=True)
-            ready = self.normalize(images).contiguous(memory_format=torch.channels_last)
-            yield Batch(ready, labels, ids.to(device, non_blocking=True))
+            first, *others = (self.normalize(view).contiguous(memory_format=torch.channels_last) for view in seen)
+            yield Batch(first, labels, ids.to(device, non_blocking=True), tuple(others))
 
     @property
     def _padding(self) -> int:

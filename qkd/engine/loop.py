@@ -159,6 +159,7 @@ class Loop:
             shuffle_seed=order(training.seed, cursor.phase, cursor.epoch),
             device=training.device,
             augment=training.settings.augment,
+            views=training.plan.sights,
             shard=shard(training.fabric),
             skip=begun,
         )

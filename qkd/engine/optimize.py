@@ -27,7 +27,7 @@ def optimizer_for(step: Step, parts: Parts, plan: Plan, settings: Train) -> torc
     groups: list[dict] = []
     taken: set[int] = set()
     for learner in sorted(step.learners):
-        factor = plan.rates.get(learner.partition(".")[0], 1.0)
+        factor = plan.rate_of(learner)
         steps, weights, others = _sorted(parts.modules_of(learner), taken)
         groups += [
             {"params": weights, "factor": factor, "weight_decay": settings.weight_decay},

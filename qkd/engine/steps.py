@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from qkd.data import Batch
     from qkd.engine.train import Training
 
-Forward = Callable[[Tensor, Sequence[str]], Outputs]
+Views = Tensor | tuple[Tensor, ...]
+Forward = Callable[[Views, Sequence[str]], Outputs]
 CHECK_EVERY = 20  # steps between looks at whether losses are finite: a look makes a GPU wait
 
 
@@ -37,8 +38,8 @@ class Action:
 
     def outputs(self, forward: Forward, batch: Batch) -> Outputs:
         if self.known is None:
-            return forward(batch.images, self.active)
-        return {**self.known.of(batch.ids), **forward(batch.images, self.known.without(self.active))}
+            return forward(batch.views, self.active)
+        return {**self.known.of(batch.ids), **forward(batch.views, self.known.without(self.active))}
 
 
 def do(
@@ -72,11 +73,10 @@ def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
     if count == 1:
         yield batch, 1
         return
-    size = max(2, -(-len(batch.labels) // count))
-    starts = range(0, len(batch.labels), size)
-    for images, labels, ids in zip(*(tensor.split(size) for tensor in batch), strict=True):
-        if len(labels) > 1 or len(starts) == 1:  # batch norm cannot learn from one image
-            yield type(batch)(images, labels, ids), len(labels) / len(batch.labels)
+    pieces = batch.split(max(2, -(-len(batch.labels) // count)))
+    for piece in pieces:
+        if len(piece.labels) > 1 or len(pieces) == 1:  # batch norm cannot learn from one image
+            yield piece, len(piece.labels) / len(batch.labels)
 
 
 def look(training: Training, action: Action, batch: Batch, progress: float) -> dict[str, float]:
@@ -84,7 +84,7 @@ def look(training: Training, action: Action, batch: Batch, progress: float) -> d
     piece, _ = next(_pieces(batch, training.settings.accumulate))
     scale = 2.0**10 if getattr(training.fabric.strategy.precision, "scaler", None) is not None else 1.0
 
-    def forward(images: Tensor, active: Sequence[str]) -> Outputs:
+    def forward(images: Views, active: Sequence[str]) -> Outputs:
         with training.fabric.autocast():  # not through Fabric's wrapper: it insists on its own backward pass
             outputs = training.parts(images, active)
         return {tap: tensor.float() for tap, tensor in outputs.items()}

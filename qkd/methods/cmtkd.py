@@ -10,10 +10,11 @@ from qkd.bounds import NotNegative, Positive
 from qkd.exchange import Fuse
 from qkd.heads import Head, adapt, learning
 from qkd.losses import Reduction
-from qkd.plan import EXCHANGE, Cast, Phase, Plan, Step
+from qkd.plan import ADAPTERS, EXCHANGE, Cast, Phase, Plan, Step
 from qkd.taps import SHARED, Tap
 from qkd.terms import Term, attend, hint, imitate, label
 
+IMPORTANCE = f"{EXCHANGE}.importance"
 COMBINED = "combined"  # the head of `combined: head`
 
 
@@ -53,7 +54,8 @@ def cmtkd(
     * ``detach_target``: the target is a constant; a target that moves towards its pupils can collapse onto them.
     * ``teachers``: frozen, they teach as they are (no CE_T, KL_T).
 
-    The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as eq. 1 writes it.
+    The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as eq. 1 writes it. A teacher whose
+    shapes are not the first teacher's is adapted to them and back (the paper has teachers of one shape).
     Departures: the paper keeps first and last layers in float, here they have 8 bits unless the scheme says otherwise.
     """
     learn = teachers == "learn"
@@ -65,6 +67,7 @@ def cmtkd(
         write_back=exchange,
         weigh_logits=combined == "weighted",
         hold_members=not exchange and feature_gradient == "auto",
+        shapes=cast.shapes,
     )
     shared = Tap(SHARED, cast.stages[-1])
     head = Head(COMBINED, [shared], cast.classifier(cast.channels(cast.teachers[0], shared.stage)))
@@ -87,11 +90,12 @@ def cmtkd(
     learners = [
         cast.student,
         *(cast.teachers if learn else ()),
-        *((EXCHANGE,) if learned else ()),
+        *((IMPORTANCE,) if learned else ()),
+        *((ADAPTERS,) if len(fuse.adapters) else ()),
         *learning(heads),
     ]
     phase = Phase("train", (Step(learners, terms),))
-    return Plan((phase,), exchange=fuse, heads=heads, rates={EXCHANGE: importance_rate})
+    return Plan((phase,), exchange=fuse, heads=heads, rates={IMPORTANCE: importance_rate})
 
 
 def _features(

@@ -7,7 +7,7 @@ from typing import Literal
 from qkd.about import published
 from qkd.bounds import Share
 from qkd.exchange import Swap
-from qkd.plan import EXCHANGE, Cast, Phase, Plan, Step
+from qkd.plan import ADAPTERS, Cast, Phase, Plan, Step
 from qkd.schedules import Constant, Linear, Review
 from qkd.terms import Schedule, label
 
@@ -27,9 +27,9 @@ def iakd(
     * ``schedule`` of the probability to keep the student's layers: always ``keep`` (uniform), from there to one (linear), or
       that again whenever the learning rate of ``schedule: step`` falls, at half and three quarters (review).
 
-    Stages end at the layers of ``match:``. Where widths differ, 1x1 convolutions into and out of the teacher are learned.
+    Stages end at the layers of ``match:``. Where shapes differ, adapters out of the teacher and into it are learned.
     """
     chances: dict[str, Schedule] = {"uniform": Constant(keep), "linear": Linear(keep, 1.0), "review": Review(keep, 1.0)}
     swap = Swap(cast.student, cast.teachers[0], cast.stages, chances[schedule], cast.shapes)
-    learners = [cast.student, *([EXCHANGE] if any(True for _ in swap.parameters()) else [])]
+    learners = [cast.student, *([ADAPTERS] if len(swap.adapters) else [])]
     return Plan((Phase("train", (Step(learners, [label(cast.student)]),)),), exchange=swap)

@@ -22,6 +22,7 @@ def kdcl(
     target: Literal["naive", "linear", "min_logit", "general", "mean"] = "min_logit",
     temperature: Positive = 2.0,
     weight: NotNegative = 1.0,
+    views: Literal["own", "same"] = "own",
 ) -> Plan:
     """All networks are students, and learn from the labels and from one soft target made of all their logits.
 
@@ -32,7 +33,7 @@ def kdcl(
     * ``general``: a fixed mixture, weighed before each epoch by how the members' errors on the validation split go
       together (the paper holds a part of the training images back for that). * ``mean``: not in the paper; to be beaten.
 
-    Departure: the paper gives every network an augmentation of its own; here all see the same images.
+    ``views``: every network sees an augmentation of its own of the same images, as in the paper, or all see the same.
     """
     taps = [Tap(part) for part in cast.everyone]
     surveys = (Errors(taps),) if target == "general" else ()
@@ -40,4 +41,5 @@ def kdcl(
     terms = [label(part) for part in cast.everyone]
     if weight:
         terms += [imitate(part, soft, temperature=temperature) * weight for part in cast.everyone]
-    return Plan((Phase("train", (Step(cast.everyone, terms),)),), surveys=surveys)
+    sights = {part: number for number, part in enumerate(cast.everyone)} if views == "own" else {}
+    return Plan((Phase("train", (Step(cast.everyone, terms),)),), surveys=surveys, views=sights)
