@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,24 +13,27 @@ from torch.nn import functional as F
 
 from qkd.taps import Tap
 
+if TYPE_CHECKING:
+    from qkd.data import Batch
+
 
 @dataclass(frozen=True)
 class Target:
-    """Whose logits a soft target is built from, and how: ``build([logits, ...], labels) -> (batch, classes)``."""
+    """Whose logits a soft target is built from, and how: ``build([logits, ...], batch) -> (batch, classes)``."""
 
     name: str
     reads: tuple[Tap, ...]
-    build: Callable[[Sequence[Tensor], Tensor], Tensor]
+    build: Callable[[Sequence[Tensor], Batch], Tensor]
 
 
 def one(tap: Tap) -> Target:
     """The logits of one part as they are."""
-    return Target(tap.part, (tap,), lambda logits, labels: logits[0])
+    return Target(tap.part, (tap,), lambda logits, batch: logits[0])
 
 
 def mean(taps: Sequence[Tap]) -> Target:
     """The mean of the logits."""
-    return Target("mean", tuple(taps), lambda logits, labels: torch.stack(tuple(logits)).mean(0))
+    return Target("mean", tuple(taps), lambda logits, batch: torch.stack(tuple(logits)).mean(0))
 
 
 def min_logit(taps: Sequence[Tap]) -> Target:
@@ -38,39 +42,39 @@ def min_logit(taps: Sequence[Tap]) -> Target:
     Its cross-entropy is at most the smallest of the members', sample by sample. Source: Guo et al. 2020 (KDCL),
     MinLogit; Pham et al. 2023, eq. 7.
     """
-    return Target("ensemble", tuple(taps), min_logits)
+    return Target("ensemble", tuple(taps), lambda logits, batch: min_logits(logits, batch.labels))
 
 
 def naive(taps: Sequence[Tap]) -> Target:
     """For every sample the logits of the member that is least wrong about it. Source: Guo et al. 2020 (KDCL), Naive."""
-    return Target("naive", tuple(taps), best_logits)
+    return Target("naive", tuple(taps), lambda logits, batch: best_logits(logits, batch.labels))
 
 
 def linear(taps: Sequence[Tap]) -> Target:
     """The mixture of the members that is least wrong about the batch. Source: Guo et al. 2020 (KDCL), Linear."""
-    return Target("linear", tuple(taps), mixed_logits)
+    return Target("linear", tuple(taps), lambda logits, batch: mixed_logits(logits, batch.labels))
 
 
 def weighed(taps: Sequence[Tap], weights: Callable[[], Tensor]) -> Target:
     """The sum of the logits with the weights (members,) that are in force when it is asked for."""
 
-    def build(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def build(logits: Sequence[Tensor], batch: Batch) -> Tensor:
         return torch.einsum("m,mbc->bc", weights().to(logits[0].dtype), torch.stack(tuple(logits)))
 
     return Target("weighed", tuple(taps), build)
 
 
 def routed(
-    taps: Sequence[Tap], difficulty: Callable[[Sequence[Tensor], Tensor], Tensor], also: Sequence[Tap] = ()
+    taps: Sequence[Tap], choose: Callable[[Sequence[Tensor], Batch], Tensor], also: Sequence[Tap] = ()
 ) -> Target:
-    """One member teaches each sample: the first the easiest, the last the hardest, equally many each.
+    """One member teaches each sample: the one whose number ``choose([logits, ...], batch) -> (batch,)`` gives.
 
-    ``difficulty([logits, ...], labels) -> (batch,)`` gets the logits of ``taps`` and ``also``; samples are ranked within
-    their batch. Source: Amara et al. 2022 (CES-KD).
+    It is asked with the logits of ``taps`` and ``also``. Source: Amara et al. 2022 (CES-KD).
     """
 
-    def build(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        return routed_logits(logits[: len(taps)], difficulty(logits, labels))
+    def build(logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        chosen = choose(logits, batch)
+        return torch.stack(tuple(logits[: len(taps)]))[chosen, torch.arange(len(chosen), device=chosen.device)]
 
     return Target("expert", (*taps, *also), build)
 
@@ -82,8 +86,8 @@ def virtual(part: str, confidence: float) -> Target:
     probabilities, so that a temperature softens it as it does any other teacher.
     """
 
-    def build(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        return virtual_logits(labels, logits[0].shape[1], confidence)
+    def build(logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        return virtual_logits(batch.labels, logits[0].shape[1], confidence)
 
     return Target("virtual", (Tap(part),), build)
 
@@ -107,11 +111,12 @@ def best_logits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     return torch.stack(tuple(logits))[wrong.argmin(0), torch.arange(len(labels), device=labels.device)]
 
 
-def routed_logits(logits: Sequence[Tensor], difficulty: Tensor) -> Tensor:
-    """The logits of member ``floor(rank / batch * members)``, rank being a sample's place by difficulty. -> (batch, classes)"""
-    rank = difficulty.argsort(stable=True).argsort()
-    chosen = rank * len(logits) // len(rank)
-    return torch.stack(tuple(logits))[chosen, torch.arange(len(rank), device=rank.device)]
+def strata(difficulty: Tensor, count: int) -> Tensor:
+    """The stratum 0..count-1 of every sample, from the easiest to the hardest, equally many each. (N,) -> (N,) int64
+
+    ``floor(rank / N * count)``, rank being a sample's place by difficulty.
+    """
+    return difficulty.argsort(stable=True).argsort() * count // len(difficulty)
 
 
 def mixed_logits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def imitate(
 
     def loss(logits: Tensor, *rest: object) -> Tensor:
         *members, batch = rest
-        soft = target.build(members, batch.labels)  # type: ignore[attr-defined, arg-type]
+        soft = target.build(members, batch)  # type: ignore[arg-type]
         return divergence(logits, soft.detach() if detach_target else soft, temperature=temperature)
 
     return Term(f"imitate/{part}<{target.name}", (Tap(part), *target.reads), loss)
@@ -98,7 +98,7 @@ def decouple(part: str, target: Target, *, temperature: float, others: float = 8
     def loss(logits: Tensor, *rest: object) -> Tensor:
         *members, batch = rest
         labels: Tensor = batch.labels  # type: ignore[attr-defined]
-        soft = target.build(members, labels).detach()  # type: ignore[arg-type]
+        soft = target.build(members, batch).detach()  # type: ignore[arg-type]
         return decoupled_divergence(logits, soft, labels, temperature=temperature, others=others)
 
     return Term(f"decouple/{part}<{target.name}", (Tap(part), *target.reads), loss)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from qkd.data import Batch
 from qkd.errors import PlanError
 from qkd.losses import attention_distance, attention_map, hint_distance, kl_divergence
 from qkd.taps import Tap
@@ -87,7 +88,7 @@ def test_min_logit_identities(members: int) -> None:
 def test_targets_say_whom_they_read() -> None:
     taps = [Tap("a"), Tap("b")]
     logits = [torch.tensor([[1.0, 3.0]]), torch.tensor([[3.0, 5.0]])]
-    labels = torch.tensor([0])
+    seen = Batch(logits[0], torch.tensor([0]), torch.tensor([0]))
     assert mean(taps).reads == min_logit(taps).reads == tuple(taps)
-    assert mean(taps).build(logits, labels).tolist() == [[2.0, 4.0]]
-    assert one(taps[1]).build([logits[1]], labels) is logits[1]
+    assert mean(taps).build(logits, seen).tolist() == [[2.0, 4.0]]
+    assert one(taps[1]).build([logits[1]], seen) is logits[1]

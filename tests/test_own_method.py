@@ -91,8 +91,10 @@ def test_every_method_says_its_paper_and_its_needs(name: str) -> None:
 
 
 def test_needs_are_told_in_words() -> None:
-    assert About("A, 2020", 2, True).needs == "labels, 2 teachers, matched layers"
-    assert About("A, 2020, arXiv 1999.00001", 1, labels=False).needs == "a teacher"
+    assert About("A, 2020", 2, True).needs == "labels, 2+ teachers, matched layers"
+    assert About("A, 2020", 1, most=1).needs == "labels, 1 teacher"
+    assert About("A, 2020", 1, most=2).needs == "labels, 1-2 teachers"
+    assert About("A, 2020, arXiv 1999.00001", 1, labels=False).needs == "1+ teachers"
     assert About("A, 2020, arXiv 1999.00001").year == 2020
     assert About("", labels=False).needs == "nothing"
-    assert {row["name"]: row["needs"] for row in methods()}["simkd"] == "a teacher, matched layers"
+    assert {row["name"]: row["needs"] for row in methods()}["simkd"] == "1+ teachers, matched layers"

@@ -21,6 +21,7 @@ from qkd.plan import Cast, needed
 from qkd.produce import facts_of, load_data, produce
 from qkd.quantizers import calibrate
 from qkd.run import Run
+from qkd.surveys import Difficulty
 from qkd.taps import Tap
 from tests.company import FACTS, FAKE, LABELS, STAGES, batch, ce, company, first, kl, names_of, near, outcome, staged
 
@@ -74,7 +75,7 @@ def test_kdcl_general_weighs_by_the_errors_of_a_survey() -> None:
     for _ in range(2):  # what was gathered before does not count
         survey.begin()
         for tensors in seen:
-            survey.see(tensors, labels)
+            survey.see(tensors, Batch(tensors[0], labels, torch.arange(8)))
         survey.conclude()
     errors = [torch.cat([t[i] for t in seen]).double().softmax(1) - F.one_hot(labels.repeat(2), 4) for i in range(3)]
     c = torch.tensor([[(errors[i] * errors[j]).mean().item() for j in range(3)] for i in range(3)], dtype=torch.float64)
@@ -243,14 +244,60 @@ def test_the_ensemble_of_peers_leaves_as_one_integer_file() -> None:
 
 
 @pytest.mark.parametrize("judge", ["smallest", "largest", "student"])
-def test_ceskd_gives_each_image_its_expert(judge: str) -> None:
-    parts, plan = company("ceskd", "a", "b", "c", temperature=2.0, soft=0.8, judge=judge)
+def test_ceskd_gives_each_image_of_a_batch_its_expert(judge: str) -> None:
+    parts, plan = company("ceskd", "a", "b", "c", temperature=2.0, soft=0.8, judge=judge, ranking="batch")
     loss, z, _ = outcome(parts, plan, first(plan))
     wrong = -z[{"smallest": "a", "largest": "c", "student": "student"}[judge]].log_softmax(1)[torch.arange(6), LABELS]
     place = {int(image): rank for rank, image in enumerate(wrong.argsort())}
     soft = torch.stack([z["abc"[place[i] // 2]][i] for i in range(6)])
     assert loss == near(0.2 * ce(z["student"]) + 0.8 * kl(soft, z["student"], 2.0))
     assert first(plan).learners == {"student"}
+
+
+@pytest.mark.parametrize("judge", ["smallest", "student"])
+def test_ceskd_ranks_all_training_images(judge: str) -> None:
+    parts, plan = company("ceskd", "a", "b", "c", temperature=2.0, soft=0.8, judge=judge)
+    (survey,) = plan.surveys
+    assert survey.split == "train" and survey.once is (judge != "student")
+    assert survey.reads == (Tap({"smallest": "a", "student": "student"}[judge]),)
+    everything = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(30) % 4
+    survey.begin()
+    for ids in torch.arange(30).split(8):
+        survey.see([everything[ids]], Batch(everything[ids], labels[ids], ids))
+    survey.conclude()
+    wrong = -everything.double().log_softmax(1)[torch.arange(30), labels]
+    place = {int(image): rank for rank, image in enumerate(wrong.argsort())}
+    loss, z, _ = outcome(parts, plan, first(plan))  # a batch of the images 0..5
+    soft = torch.stack([z["abc"[place[i] // 10]][i] for i in range(6)])
+    assert loss == near(0.2 * ce(z["student"]) + 0.8 * kl(soft, z["student"], 2.0))
+    again, _ = company("ceskd", "a", "b", "c", judge=judge)
+    again.load_state_dict(parts.state_dict())
+    assert torch.equal(again.surveys["0"].of(torch.arange(30)), survey.of(torch.arange(30)))
+
+
+def test_ceskd_asks_a_judge_that_does_not_learn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"smallest": 0, "student": 0}
+    conclude_really = Difficulty.conclude
+    for judge in asked:
+
+        def conclude(self: Difficulty, judge: str = judge) -> None:
+            asked[judge] += 1
+            conclude_really(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Difficulty, "conclude", conclude)
+            recipe = recipes.load(
+                "digits_ceskd_w2a2",
+                [f"method.judge={judge}", "train.epochs=3", "pretrain.epochs=1", FAKE, "student.width=4"]
+                + [f"teachers.{name}={{build: resnet8, width: 4}}" for name in ("small", "middle", "large")],
+            )
+            run = Run.create(tmp_path / judge)
+            produce(recipe, run, Machine("cpu", threads=1))
+        kept = run.checkpoints.load("last")
+        assert kept is not None
+        assert kept["parts"]["surveys.0._extra_state"].bincount().tolist() == [22, 21, 21]
+    assert asked == {"smallest": 1, "student": 3}
 
 
 def test_ceskd_with_experts_in_the_wrong_order() -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qkd.data import Batch
 from qkd.errors import PlanError
 from qkd.schedules import Constant, Cosine, Decay, Linear, Ramp, Review
 from qkd.taps import Tap
-from qkd.targets import best_logits, best_mixture, linear, mixed_logits, naive, routed, routed_logits
+from qkd.targets import best_logits, best_mixture, linear, mixed_logits, naive, routed, strata
 
 ROWS, CLASSES = 6, 5
 
@@ -61,19 +62,19 @@ def test_linear_gives_all_weight_to_a_member_that_is_right() -> None:
     assert best_mixture([right, -right], labels).tolist() == pytest.approx([1.0, 0.0], abs=1e-4)
 
 
-def test_routing_gives_every_member_its_share_easy_samples_first() -> None:
-    z = [torch.full((6, CLASSES), float(i)) for i in range(3)]
-    chosen = routed_logits(z, torch.tensor([0.9, 0.1, 0.5, 0.3, 0.7, 0.2]))[:, 0]
-    assert chosen.tolist() == [2.0, 0.0, 1.0, 1.0, 2.0, 0.0]
+def test_strata_are_of_one_size_easy_samples_first() -> None:
+    assert strata(torch.tensor([0.9, 0.1, 0.5, 0.3, 0.7, 0.2]), 3).tolist() == [2, 0, 1, 1, 2, 0]
+    assert strata(torch.zeros(5), 2).bincount().tolist() == [3, 2]  # ties: the earlier is the easier
 
 
 def test_targets_read_what_they_are_built_from() -> None:
     taps = [Tap("a"), Tap("b")]
     assert naive(taps).reads == linear(taps).reads == tuple(taps)
-    target = routed(taps, lambda z, labels: z[2][:, 0], also=[Tap("judge")])
+    target = routed(taps, lambda z, batch: z[2][:, 0].long(), also=[Tap("judge")])
     assert target.reads == (*taps, Tap("judge"))
-    a, b, judge = torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([[5.0, 0, 0], [1.0, 0, 0]])
-    assert target.build([a, b, judge], torch.zeros(2, dtype=torch.long))[:, 0].tolist() == [1.0, 0.0]
+    a, b, judge = torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([[1.0, 0, 0], [0.0, 0, 0]])
+    nothing = torch.zeros(2, dtype=torch.long)
+    assert target.build([a, b, judge], Batch(a, nothing, nothing))[:, 0].tolist() == [1.0, 0.0]
 
 
 def test_schedules_by_hand() -> None:

@@ -86,7 +86,7 @@ class Loop:
         """One epoch, its evaluation, its line of metrics and its checkpoint."""
         training, cursor, start, spent = self.training, self.cursor, time.perf_counter(), time.process_time()
         if not running.batches:
-            survey(training)
+            survey(training, first=cursor.epoch == 0)
         measured = self.batches(phase, epochs, running)
         cut_short = training.exhausted(cursor) and running.batches < self.length
         if cut_short:

@@ -30,20 +30,17 @@ def validate(training: Training) -> float:
 
 
 @torch.no_grad()
-def survey(training: Training) -> None:
-    """Let the plan's surveys see the validation split; every rank sees all of it, so that they agree."""
-    surveys = training.parts.surveys.values()
-    if not surveys:
-        return
+def survey(training: Training, *, first: bool) -> None:
+    """Let the plan's surveys see their split, before the first or a later epoch. Every rank sees all of it: they agree."""
     training.parts.eval()
-    active = sorted({tap.part for each in surveys for tap in each.reads if tap.part in training.parts.networks})
-    for each in surveys:
+    for each in training.parts.surveys.values():
+        if each.once and not first:
+            continue
+        active = sorted({tap.part for tap in each.reads if tap.part in training.parts.networks})
         each.begin()
-    for batch in training.data.batches("val", training.batch, device=training.device):
-        outputs = training.parts(batch.images, active)
-        for each in surveys:
-            each.see([outputs[tap] for tap in each.reads], batch.labels)
-    for each in surveys:
+        for batch in training.data.batches(each.split, training.batch, device=training.device):
+            outputs = training.parts(batch.images, active)
+            each.see([outputs[tap] for tap in each.reads], batch)
         each.conclude()
 
 

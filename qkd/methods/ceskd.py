@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from qkd.about import published
 from qkd.bounds import Positive, Share
 from qkd.plan import Cast, Phase, Plan, Step
+from qkd.surveys import Difficulty
 from qkd.taps import Tap
-from qkd.targets import cross_entropies, routed
+from qkd.targets import cross_entropies, routed, strata
 from qkd.terms import imitate, label
+
+if TYPE_CHECKING:
+    from qkd.data import Batch
 
 
 @published("Amara et al., 2022", teachers=2)
@@ -22,6 +26,7 @@ def ceskd(
     temperature: Positive = 4.0,
     soft: Share = 0.9,
     judge: Literal["smallest", "largest", "student"] = "smallest",
+    ranking: Literal["split", "batch"] = "split",
     hardest: Literal["largest", "smallest"] = "largest",
 ) -> Plan:
     """Frozen experts of growing capacity; easy images are taught by the smallest, hard ones by the largest.
@@ -29,17 +34,25 @@ def ceskd(
     ``(1 - soft) CE + soft KL(p_r(x) || p_S)`` with r(x) the expert whose turn it is. Experts stand under ``teachers:`` from
     the smallest to the largest.
 
-    * ``judge``: whose cross-entropy says how hard an image is. With the student itself the ranking moves as it learns.
+    * ``judge``: whose cross-entropy says how hard an image is. The student, who learns, is asked anew before each epoch.
+    * ``ranking``: among all training images, or among those of a batch. Either way every expert gets as many.
     * ``hardest: smallest``: experts in the wrong order (ablation).
 
-    Images are ranked within their batch, and every expert gets as many. How the paper ranks and paces is not known to us.
+    How the paper ranks and paces is not known to us.
     """
     experts = cast.teachers if hardest == "largest" else cast.teachers[::-1]
     judging = {"smallest": cast.teachers[0], "largest": cast.teachers[-1], "student": cast.student}[judge]
 
-    def difficulty(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        return cross_entropies(logits[-1].detach(), labels)
+    survey = Difficulty(Tap(judging), len(experts), once=judge != "student")
 
-    target = routed([Tap(expert) for expert in experts], difficulty, also=[Tap(judging)])
+    def among_all(logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        return survey.of(batch.ids)
+
+    def within_batch(logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        return strata(cross_entropies(logits[-1].detach(), batch.labels), len(experts))
+
+    taps = [Tap(expert) for expert in experts]
+    whole = ranking == "split"
+    target = routed(taps, among_all) if whole else routed(taps, within_batch, also=[Tap(judging)])
     terms = [label(cast.student) * (1 - soft), imitate(cast.student, target, temperature=temperature) * soft]
-    return Plan((Phase("train", (Step([cast.student], terms),)),))
+    return Plan((Phase("train", (Step([cast.student], terms),)),), surveys=(survey,) if whole else ())
