@@ -413,7 +413,7 @@ def test_picture_shows_everybody_and_every_weight(content: str) -> None:
     for expected in ("four (resnet8 w4a4, learns", "eight (resnet8 w8a8", "student (resnet8 w2a2", "shared (fuse"):
         assert expected in plan
     assert "student.layer1 learns from shared.layer1 by attention, weight 100" in plan
-    assert "student.logits learns from ensemble of shared.logits, student.logits by imitate, weight 0.5" in plan
+    assert "student learns from ensemble of shared, student by imitate, weight 0.5" in plan
     assert "four, eight exchange features at layer1" in plan
     shown = Reader(content).text
     assert "35.0 %" in shown  # the importance that the teacher named four ended with

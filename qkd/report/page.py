@@ -95,10 +95,10 @@ def _teaching(evidence: Evidence, recipe: Recipe, assembly: Assembly) -> Teachin
 
 
 def _rows(scene: Scene) -> list[dict[str, str]]:
-    from qkd.report.scene import source_of
+    from qkd.report.scene import named, source_of
 
     return [
-        {"kind": link.kind, "weight": link.weight, "pupil": str(link.pupil), "source": source_of(link)}
+        {"kind": link.kind, "weight": link.weight, "pupil": named(link.pupil), "source": source_of(link)}
         for link in scene.links
     ]
 

@@ -75,16 +75,21 @@ class Scene:
         parts = ", ".join(f"{lane.part} ({', '.join(filter(None, (lane.about, lane.state)))})" for lane in self.lanes)
         buses = (f"{', '.join(bus.members)} exchange features at {bus.stage}" for bus in self.buses)
         links = (
-            f"{link.pupil} learns from {source_of(link)} by {link.kind}, weight {link.weight}" for link in self.links
+            f"{named(link.pupil)} learns from {source_of(link)} by {link.kind}, weight {link.weight}" for link in self.links
         )
         return ". ".join([f"Parts: {parts}", *buses, *links])
+
+
+def named(tap: Tap) -> str:
+    """A tap as readers know it: a part by its name where its output is meant."""
+    return tap.part if tap.stage == LOGITS else str(tap)
 
 
 def source_of(link: Link) -> str:
     """Whom a pupil learns from, in words."""
     if not link.sources:
         return "the labels" if link.kind == "label" else "itself"
-    listed = ", ".join(map(str, link.sources))
+    listed = ", ".join(map(named, link.sources))
     return f"{link.target} of {listed}" if link.joined or link.target not in listed else listed
 
 
