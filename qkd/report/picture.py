@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from qkd.report.arrows import links
 from qkd.report.layout import LANE, NAMES, TRACK, Layout, lay_out
-from qkd.report.scene import Bus, Lane, Scene
+from qkd.report.scene import Bus, Lane, Scene, shortened
 from qkd.report.svg import element, line, path, picture, text
 from qkd.taps import LOGITS, Tap
 
@@ -35,7 +35,7 @@ def _box(lane: Lane, layout: Layout) -> Markup:
     place = {"x": 4, "y": top, "width": layout.width - 8, "height": LANE, "rx": 7}
     box = element("rect", **place, class_=f"lane {lane.kind}{frozen}{product}")
     words = [
-        (lane.part, "strong halo" if lane.kind == "head" else "strong"),
+        (shortened(lane.part), "strong halo" if lane.kind == "head" else "strong"),
         (lane.about, "small"),
         (lane.state, "small quiet"),
     ]

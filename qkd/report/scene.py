@@ -90,7 +90,8 @@ def source_of(link: Link) -> str:
     if not link.sources:
         return "the labels" if link.kind == "label" else "itself"
     listed = ", ".join(map(named, link.sources))
-    return f"{link.target} of {listed}" if link.joined or link.target not in listed else listed
+    target = link.target.removesuffix(f".{LOGITS}")
+    return f"{target} of {listed}" if link.joined or target not in listed else listed
 
 
 def scene_of(
