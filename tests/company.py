@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,19 +15,31 @@ from qkd.forward import Parts
 from qkd.methods import METHODS
 from qkd.networks import NETWORKS
 from qkd.networks.staged import Staged, cut
-from qkd.plan import Cast, Plan, Step, needed
+from qkd.plan import Cast, Method, Plan, Step, needed
 from qkd.taps import Outputs
 from qkd.terms import weighted_sum
 
 FAKE = "data={name: fake, batch: 16, size: 16, train: 64, test: 16, classes: 4}"
 FACTS = Facts((3, 16, 16), 4)
 STAGES = ("layer1", "layer2")
-LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])  # of a batch of six
 
 
-def staged(seed: int, width: int = 4) -> Staged:
+def staged(seed: int, width: int = 4, *, name: str = "resnet8", stages: Sequence[str] = STAGES) -> Staged:
     torch.manual_seed(seed)
-    return cut(NETWORKS["resnet8"](classes=4, width=width), list(STAGES))
+    return cut(NETWORKS[name](classes=FACTS.classes, width=width), list(stages))
+
+
+def assembled(
+    method: Method, networks: dict[str, Staged], stages: Sequence[str] = STAGES, **options: Any
+) -> tuple[Parts, Plan]:
+    """The method's plan for networks of which the first is the student, checked as a recipe's is."""
+    student, *teachers = networks
+    cast = Cast(student, tuple(teachers), tuple(stages), FACTS.classes, measure(networks, FACTS))
+    plan = method(cast, **options)
+    parts = Parts(networks, plan)
+    check(parts, plan, cast.shapes, FACTS)
+    return parts, plan
 
 
 def company(
@@ -34,16 +47,13 @@ def company(
 ) -> tuple[Parts, Plan]:
     names = ("student", *teachers)
     networks = {name: staged(seed, (widths or {}).get(name, 4)) for seed, name in enumerate(names)}
-    cast = Cast("student", teachers, stages, 4, measure(networks, FACTS))
-    plan = METHODS[method](cast, **options)
-    parts = Parts(networks, plan)
-    check(parts, plan, cast.shapes, FACTS)
-    return parts, plan
+    return assembled(METHODS[method], networks, stages, **options)
 
 
-def batch() -> Batch:
+def batch(count: int = 6) -> Batch:
     generator = torch.Generator().manual_seed(5)
-    return Batch(torch.randn(6, *FACTS.shape, generator=generator), LABELS, torch.arange(6))
+    images = torch.randn(count, *FACTS.shape, generator=generator)
+    return Batch(images, torch.arange(count) % FACTS.classes, torch.arange(count))
 
 
 def outcome(parts: Parts, plan: Plan, step: Step, progress: float = 0.0) -> tuple[float, dict[str, Tensor], Outputs]:

@@ -7,39 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkd.assemble import Facts, check, measure
-from qkd.data import Batch
 from qkd.forward import Parts
-from qkd.networks import NETWORKS
-from qkd.networks.staged import Staged, cut
-from qkd.plan import Cast, Method, Plan, Step, needed
+from qkd.networks.staged import Staged
+from qkd.plan import Method, Plan, Step, needed
 from qkd.taps import Outputs
 from qkd.terms import weighted_sum
+from tests.company import FACTS, assembled, batch, staged
 
-FACTS = Facts((3, 16, 16), 4)
+__all__ = ["FACTS", "STAGES", "batch", "company", "network", "run"]
+
 STAGES = ("layer1", "layer2", "layer3")
 
 
 def network(seed: int, width: int = 4, name: str = "resnet8") -> Staged:
-    torch.manual_seed(seed)
-    return cut(NETWORKS[name](classes=FACTS.classes, width=width), list(STAGES))
+    return staged(seed, width, name=name, stages=STAGES)
 
 
 def company(method: Method, teachers: dict[str, Staged] | list[str], **options: Any) -> tuple[Parts, Plan]:
     """The method's plan for a student and teachers, checked. Names alone stand for networks of the student's shape."""
     if isinstance(teachers, list):
         teachers = {name: network(seed) for seed, name in enumerate(teachers, 1)}
-    networks = {"student": network(0), **teachers}
-    cast = Cast("student", tuple(teachers), STAGES, FACTS.classes, measure(networks, FACTS))
-    plan = method(cast, **options)
-    parts = Parts(networks, plan)
-    check(parts, plan, cast.shapes, FACTS)
-    return parts, plan
-
-
-def batch(count: int = 6) -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    return Batch(torch.randn(count, *FACTS.shape, generator=generator), torch.arange(count) % 4, torch.arange(count))
+    return assembled(method, {"student": network(0), **teachers}, STAGES, **options)
 
 
 def run(parts: Parts, plan: Plan, step: Step, progress: float = 0.0) -> tuple[Tensor, Outputs]:

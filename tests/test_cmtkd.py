@@ -9,39 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.assemble import Facts, check, measure
-from qkd.data import Batch
+from qkd.assemble import check, measure
 from qkd.errors import PlanError
 from qkd.exchange import Fuse, NoExchange
 from qkd.forward import Parts
 from qkd.losses import attention_distance, kl_divergence
 from qkd.methods.cmtkd import IMPORTANCE, cmtkd
 from qkd.networks import NETWORKS
-from qkd.networks.staged import Staged, cut
+from qkd.networks.staged import cut
 from qkd.plan import ADAPTERS, Cast, Plan, needed
 from qkd.taps import SHARED, Tap
-
-FACTS = Facts((3, 16, 16), 4)
-STAGES = ("layer1", "layer2")
-
-
-def staged(seed: int, width: int = 4) -> Staged:
-    torch.manual_seed(seed)
-    return cut(NETWORKS["resnet8"](classes=4, width=width), list(STAGES))
+from tests.company import FACTS, STAGES, assembled, batch, staged
 
 
 def company(count: int = 3, **options: Any) -> tuple[Parts, Plan]:
     networks = {"student": staged(0)} | {f"t{i}": staged(i + 1) for i in range(count)}
-    cast = Cast("student", tuple(list(networks)[1:]), STAGES, 4, measure(networks, FACTS))
-    plan = cmtkd(cast, **options)
-    parts = Parts(networks, plan)
-    check(parts, plan, cast.shapes, FACTS)
-    return parts, plan
-
-
-def batch(count: int = 6) -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    return Batch(torch.randn(count, *FACTS.shape, generator=generator), torch.arange(count) % 4, torch.arange(count))
+    return assembled(cmtkd, networks, **options)
 
 
 def logits_of(parts: Parts, part: str, images: Tensor) -> Tensor:
