@@ -33,7 +33,8 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
     for part, entry in recipe.networks.items():
         bits = str(entry.quantize) if entry.quantize else "float"
         size = sum(p.numel() for p in assembly.parts.part(part).parameters())
-        lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, starts from {entry.start_from}")
+        view = f", sees view {plan.views.get(part, 0) + 1} of {plan.sights} of each batch" * (plan.sights > 1)
+        lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, starts from {entry.start_from}{view}")
     lines += [_head(head, plan) for head in plan.heads]
     lines += _exchange(recipe, assembly)
     for phase, epochs in zip(plan.phases, rounds(plan, recipe.train.epochs), strict=True):

@@ -105,6 +105,14 @@ def test_what_fits_through_a_passage_comes_back_as_it_was() -> None:
     assert str(larger) == "resized 2x2 -> 4x4" and not any(True for _ in larger.parameters())
 
 
+def test_views_are_announced(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, method={"name": "kdcl"}, match=[])
+    told = describe(recipe, assemble(recipe, facts_of(load_data(recipe))))
+    assert "starts from float, sees view 3 of 3 of each batch" in told
+    same = recipe_in(tmp_path, method={"name": "kdcl", "views": "same"}, match=[])
+    assert "sees view" not in describe(same, assemble(same, facts_of(load_data(same))))
+
+
 def test_adapters_between_teachers_are_announced(tmp_path: Path) -> None:
     teachers = {n: {"build": "resnet8", "width": w, "quantize": "w4a4"} for n, w in (("a", 8), ("b", 4))}
     recipe = recipe_in(tmp_path, method={"name": "cmtkd"}, teachers=teachers)
