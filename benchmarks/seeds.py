@@ -3,7 +3,9 @@
     python benchmarks/seeds.py digits_qat_w2a2 digits_kd_w2a2 digits_cmtkd_w2a2 --seeds 3 [a.b=value ...]
 
 Every run is a folder under --out and is done once: started again, the script goes on where it was. A recipe that fails
-is a row that says so, and exit code 1. "CPU s" is processor time: on a busy machine it says more than the clock.
+is a row that says so, and exit code 1. "alarms" counts the quantizers of all runs that are dead, saturated or not finite
+in the end (`qkd.quantizers.alarms`), "dead" those of them that give one code only. "CPU s" is processor time: on a busy
+machine it says more than the clock.
 """
 
 from __future__ import annotations
@@ -66,8 +68,8 @@ def main() -> None:
     parser.add_argument("--threads", default="1")
     options = parser.parse_args()
     overrides = [word for word in options.words if "=" in word]
-    print("| recipe |", " | ".join(COLUMNS), "| equal |")
-    print("| --- |", " | ".join("---:" for _ in COLUMNS), "| ---: |")
+    print("| recipe |", " | ".join(COLUMNS), "| equal | alarms, dead |")
+    print("| --- |", " | ".join("---:" for _ in COLUMNS), "| ---: | ---: |")
     failed = False
     for recipe in (word for word in options.words if "=" not in word):
         try:
@@ -79,7 +81,9 @@ def main() -> None:
             continue
         equal = min(row["equal"] for row in rows)
         cells = [cell([row.get(key) for row in rows]) for key in COLUMNS.values()]
-        print(f"| {Path(recipe).stem} |", " | ".join(cells), f"| {100 * equal:.0f} % |", flush=True)
+        heard = [line for row in rows for line in row.get("alarms", [])]
+        alarms = f"{len(heard)}, {sum(': dead' in line for line in heard)}"
+        print(f"| {Path(recipe).stem} |", " | ".join(cells), f"| {100 * equal:.0f} % | {alarms} |", flush=True)
     raise SystemExit(failed)
 
 

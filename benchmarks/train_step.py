@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from interleaved import Work, arguments, machine, medians, ratios, table, write
 from torch import nn
 
+from qkd.engine.machine import keep_memory
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, compile_cores, insert
 
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()  # as training does
     rounds = 5 if options.quick else options.rounds
     images = torch.randn(options.batch or (32 if options.quick else 128), 3, options.size, options.size)
     images = images.to(options.device, memory_format=torch.channels_last)

@@ -8,31 +8,45 @@ from qkd.export.bench import Row, bench
 from qkd.export.census import census
 from qkd.export.emit import Emitted, emit, emit_float
 from qkd.export.emulate import Divergence, emulate, first_divergence
-from qkd.export.graph import save
+from qkd.export.graph import INPUT, save
+from qkd.export.literal import Trial, attempt, literal_logits, require_agreement
+from qkd.export.openvino import OpenVino, require_openvino
 from qkd.export.ptq import SETTINGS, quantize_file
 from qkd.export.raw import Layout, RawImages, arranged
 from qkd.export.session import predict, suited_to
+from qkd.export.targets import ONNXRUNTIME, TARGETS, Target, target_of
 from qkd.export.verify import Verdict, require, verify
 
 __all__ = [
+    "INPUT",
+    "ONNXRUNTIME",
     "SETTINGS",
+    "TARGETS",
     "Divergence",
     "Emitted",
     "Layout",
+    "OpenVino",
     "RawImages",
     "Row",
+    "Target",
+    "Trial",
     "Verdict",
     "arranged",
+    "attempt",
     "bench",
     "census",
     "emit",
     "emit_float",
     "emulate",
     "first_divergence",
+    "literal_logits",
     "predict",
     "quantize_file",
     "require",
+    "require_agreement",
+    "require_openvino",
     "save",
     "suited_to",
+    "target_of",
     "verify",
 ]

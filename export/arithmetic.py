@@ -80,7 +80,7 @@ def gelu(walk: Walk, node: fx.Node) -> Value:
     if arguments(walk, node, {"approximate": "none"})["approximate"] != "none":
         raise ExportError(f"{name}: GELU with approximate='tanh' has no ONNX form here; use approximate='none'")
     walk.note(name, "onnxruntime has no integer GELU")
-    root, one, half = (walk.graph.constant(np.float32(c), f"number.{c:.9g}") for c in (2**-0.5, 1.0, 0.5))
+    root, one, half = (walk.graph.constant(np.float32(c)) for c in (2**-0.5, 1.0, 0.5))
     scaled = walk.graph.node("Mul", [value.name, root], f"{name}.scaled")
     raised = walk.graph.node("Add", [walk.graph.node("Erf", [scaled], f"{name}.erf"), one], f"{name}.raised")
     halved = walk.graph.node("Mul", [value.name, half], f"{name}.half")
@@ -94,7 +94,7 @@ def clip(low: float, high: float) -> Handler:
         ends = arguments(walk, node, {"min_val": low, "max_val": high})
         value, name = walk.value(node.args[0]), label(node)
         walk.note(name, "it is not a quantizer")
-        numbers = [walk.graph.constant(np.float32(end), f"number.{end:.9g}") for end in ends.values()]
+        numbers = [walk.graph.constant(np.float32(end)) for end in ends.values()]
         return Value(walk.graph.node("Clip", [value.name, *numbers], name))
 
     return handler
@@ -112,7 +112,7 @@ def _operand(walk: Walk, operand: Any, name: str) -> Value:
     if isinstance(operand, Value):
         return operand
     number = scalar(operand, name)
-    return Value(walk.graph.constant(np.float32(number), f"number.{number:.9g}"))
+    return Value(walk.graph.constant(np.float32(number)))
 
 
 def _table(*entries: tuple[Handler, tuple[Any, ...]]) -> dict[Any, Handler]:

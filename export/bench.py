@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -15,12 +15,19 @@ import onnxruntime
 from qkd.errors import ExportError, UsageError
 from qkd.export.census import convolutions
 from qkd.export.memory import peak_megabytes
+from qkd.export.openvino import OpenVino
 from qkd.export.session import input_type, instructions, only_input, open_session, run, suited
 
 WARM_UP = 3
 LEAST_ROUNDS = 5
 Clock = Callable[[], float]
 """Seconds from any beginning."""
+
+
+class Session(Protocol):
+    """What runs a file: onnxruntime's sessions, and `OpenVino`."""
+
+    def run(self, outputs: None, feed: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -31,17 +38,20 @@ class Subject:
     top1: float | None
     integer_convs: int
     convs: int
+    runtime: str = "onnxruntime"
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One file at one batch size and number of threads.
+    """One file at one batch size and number of threads, in one runtime.
 
     p50_ms, p95_ms: time of one call, not of one image. speedup: median of the compared file over this one's, None
     without a compared file. top1: % of the labels, None without them. rounds: how many calls were timed.
     instructions: the best integer instructions of the processor; int8 is far slower where "vnni" is missing.
     load_ms: time to open the file. integer_convs of convs: convolutions that run as integer kernels. peak_mb: the most
-    memory a process of its own needs for the file beyond onnxruntime itself, None where it was not asked for.
+    memory a process of its own needs for the file beyond onnxruntime itself, None where it was not asked for. agreement:
+    for another runtime how often its top-1 is onnxruntime's, in %, None without images.
     """
 
     file: str
@@ -59,6 +69,8 @@ class Row:
     integer_convs: int
     convs: int
     peak_mb: float | None
+    runtime: str = "onnxruntime"
+    agreement: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -76,6 +88,7 @@ def bench(
     raw: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     memory: bool = False,
+    openvino: bool = False,
     clock: Clock = time.perf_counter,
 ) -> list[Row]:
     """Rows for every file, ``against`` (the float file) last, at every number of threads and batch size.
@@ -83,30 +96,38 @@ def bench(
     In each round every file runs once; rounds go on for ``seconds`` per file, or ``repeats`` times. Any ONNX file with
     one input can be timed; without ``images`` (N, C, H, W) it gets noise of its input's shape. A file that takes raw
     images gets ``raw``, the same ones as uint8, in its layout. With ``labels`` accuracy is added, with ``memory`` the
-    peak, from a process for each file. ``clock`` may be ``time.process_time``, which does not count waiting for other
-    programs but adds threads up. Raises ExportError for a file that cannot run, UsageError for a setting below one.
+    peak, from a process for each file, with ``openvino`` rows of the same files there, taking part in the same rounds,
+    behind onnxruntime's. ``clock`` may be ``time.process_time``, which does not count waiting for other programs but adds
+    threads up. Raises ExportError for a file that cannot run, UsageError for a setting below one.
     """
     _require_settings(batches, threads, seconds, repeats)
     paths = [Path(file) for file in [*files, *([] if against is None else [against])]]
     subjects = [_subject(path, images, raw, labels) for path in paths]
+    if openvino:
+        subjects += [_elsewhere(path, images, raw, labels) for path in paths]
     rows = []
     for count in threads:
-        opened = [_opened(path, count) for path in paths]
-        sessions = [session for session, _ in opened]
+        opened = [_opened(subject, count) for subject in subjects]
+        callables = [session for session, _ in opened]
         for batch in batches:
-            feeds = [_feed(session, path, batch, images, raw) for session, path in zip(sessions, paths, strict=True)]
-            times = _in_turns(sessions, feeds, seconds, repeats, clock)
-            base = float(np.median(times[-1])) if against is not None else None
+            feeds = [_feed(open_session(path, threads=1), path, batch, images, raw) for path in paths]
+            feeds *= len(subjects) // len(paths)
+            times = _in_turns(callables, feeds, seconds, repeats, clock)
             for i, subject in enumerate(subjects):
-                peak = peak_megabytes(subject.path, next(iter(feeds[i].values())), count) if memory else None
+                last = times[i - i % len(paths) + len(paths) - 1]
+                base = float(np.median(last)) if against is not None else None
+                asked = memory and subject.runtime == "onnxruntime"
+                peak = peak_megabytes(subject.path, next(iter(feeds[i].values())), count) if asked else None
                 rows.append(_row(subject, batch, count, times[i], base, opened[i][1], peak))
     return rows
 
 
-def _opened(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, float]:
-    """A session, and the seconds it took to open."""
+def _opened(subject: Subject, threads: int) -> tuple[Session, float]:
+    """What runs the file, and the seconds it took to open."""
     start = time.perf_counter()
-    return open_session(path, threads=threads), time.perf_counter() - start
+    elsewhere = subject.runtime != "onnxruntime"
+    session = OpenVino(subject.path, threads) if elsewhere else open_session(subject.path, threads=threads)
+    return session, time.perf_counter() - start
 
 
 def _subject(path: Path, images: np.ndarray | None, raw: np.ndarray | None, labels: np.ndarray | None) -> Subject:
@@ -114,8 +135,20 @@ def _subject(path: Path, images: np.ndarray | None, raw: np.ndarray | None, labe
     return Subject(path, _top1(path, images, raw, labels), integers, convs)
 
 
+def _elsewhere(path: Path, images: np.ndarray | None, raw: np.ndarray | None, labels: np.ndarray | None) -> Subject:
+    """The file in OpenVINO; which of its kernels are integer is not known."""
+    session, compiled = open_session(path), OpenVino(path, 1)
+    given = None if images is None else suited(session, images, raw)
+    if given is None:
+        return Subject(path, None, 0, 0, "openvino")
+    found = compiled.logits(only_input(session), given).argmax(1)
+    agreement = float(100 * (found == run(session, given).argmax(1)).mean())
+    top1 = None if labels is None else float(100 * (found == labels).mean())
+    return Subject(path, top1, 0, 0, "openvino", agreement)
+
+
 def _in_turns(
-    sessions: Sequence[onnxruntime.InferenceSession],
+    sessions: Sequence[Session],
     feeds: Sequence[dict[str, np.ndarray]],
     seconds: float,
     repeats: int | None,
@@ -164,13 +197,15 @@ def _row(
         integer_convs=subject.integer_convs,
         convs=subject.convs,
         peak_mb=peak,
+        runtime=subject.runtime,
+        agreement=subject.agreement,
     )
 
 
 def _feed(
     session: onnxruntime.InferenceSession, path: Path, batch: int, images: np.ndarray | None, raw: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    name, wanted, kind = only_input(session), session.get_inputs()[0], input_type(session, path)
+    name, wanted, kind = only_input(session, path), session.get_inputs()[0], input_type(session, path)
     fixed = wanted.shape[0]
     if isinstance(fixed, int) and fixed != batch:
         raise ExportError(f"{path}: takes batches of {fixed} only, not of {batch}; ask for that batch size")

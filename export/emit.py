@@ -19,6 +19,7 @@ from qkd.export.pack import Storage, require_storage
 from qkd.export.pooling import POOLS
 from qkd.export.raw import RawImages, require_exact
 from qkd.export.resolution import Resolution, resolutions
+from qkd.export.targets import ONNXRUNTIME, Target
 from qkd.export.views import VIEWS
 from qkd.export.walk import Handler, Walk
 
@@ -32,7 +33,7 @@ class Emitted:
 
     integer_layers: names of layers that onnxruntime runs in integers. float_layers: (name, reason) of those that it
     cannot, in the order of the graph. minimum_onnxruntime: the oldest version that reads the file. resolution: how finely
-    each integer layer counts.
+    each integer layer counts. coarsened: tensors that the target takes in fewer bits than they were trained in.
     """
 
     model: onnx.ModelProto
@@ -40,6 +41,7 @@ class Emitted:
     float_layers: tuple[tuple[str, str], ...]
     minimum_onnxruntime: str
     resolution: tuple[Resolution, ...] = ()
+    coarsened: tuple[str, ...] = ()
 
 
 def emit(
@@ -50,19 +52,20 @@ def emit(
     headroom: int = 63,
     metadata: Mapping[str, str] = NOTHING,
     raw: RawImages | None = None,
+    target: Target = ONNXRUNTIME,
 ) -> Emitted:
     """The product, left in evaluation mode, as ONNX with QuantizeLinear/DequantizeLinear around every operation.
 
     ``shape`` is (channels, height, width) of the images; the batch axis stays symbolic. ``storage`` "packed" keeps
     weights of up to 4 and 2 bits in as many bits and asks for a newer onnxruntime. ``headroom`` is what low-bit weights
-    are raised to (see ``fold``). With ``raw`` the file takes uint8 images and normalises them
-    itself. A layer that cannot run in integers is emitted in float and named with the reason.
+    are raised to (see ``fold``). With ``raw`` the file takes uint8 images and normalises them itself. ``target`` is the
+    runtime it is for. A layer that cannot run in integers is emitted in float and named with the reason.
     Raises ExportError for an operation without ONNX form, naming it, and for a quantizer without calibration.
     """
     require_storage(storage)
-    walk = Walk(product, tuple(shape), integer=True, storage=storage, headroom=headroom, raw=raw)
-    model = _model(walk, tuple(shape), {**metadata, **_input(raw)})
-    require_invariants(model)
+    walk = Walk(product, tuple(shape), integer=True, storage=storage, headroom=headroom, raw=raw, target=target)
+    model = _model(walk, tuple(shape), {**metadata, **_input(raw), "target": target.name})
+    require_invariants(model, target)
     if raw is not None:
         require_exact(model, raw, tuple(shape))
     return Emitted(
@@ -71,6 +74,7 @@ def emit(
         tuple(walk.kept_float.items()),
         MINIMUM_ONNXRUNTIME[walk.graph.opset],
         resolutions(model, walk.weights),
+        tuple(walk.coarsened),
     )
 
 

@@ -108,7 +108,9 @@ def first_divergence(source: Source, images: np.ndarray) -> Divergence | None:
     """
     model = onnx.ModelProto()
     model.CopyFrom(load(source))
-    names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    # a quantizer is known by the layer whose result it rounds
+    layers = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    names = list(layers)
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in names)
     session = open_session(model)
     program = Program(source)
@@ -120,7 +122,7 @@ def first_divergence(source: Source, images: np.ndarray) -> Divergence | None:
             continue
         steps = np.abs(ours[name].astype(np.int64) - theirs[name].astype(np.int64))
         if steps.any():
-            return Divergence(name.removesuffix(".quantize"), int((steps > 0).sum()), steps.size, int(steps.max()))
+            return Divergence(layers[name], int((steps > 0).sum()), steps.size, int(steps.max()))
     return None
 
 

@@ -98,7 +98,8 @@ def fold(layer: Any, norm: Affine | None, input_scale: np.float32, headroom: int
     the channel's signs turn.
     """
     codes, scales = trained_codes(layer, where)
-    bias = np.zeros(len(codes)) if layer.bias is None else array(layer.bias)
+    trained = layer.final_bias() if hasattr(layer, "final_bias") else layer.bias
+    bias = np.zeros(len(codes)) if trained is None else array(trained)
     if norm is not None:
         bias = bias * norm.multiplier + norm.offset
         codes = codes * across(np.where(norm.multiplier < 0, -1, 1), codes)

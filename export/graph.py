@@ -1,4 +1,8 @@
-"""A small ONNX graph under construction: constants stored once, unique names, written in one go."""
+"""A small ONNX graph under construction: constants stored once, unique names, written in one go.
+
+In a network of a few hundred thousand weights names and settings are a tenth of the file. So only layers, their weights
+and their biases are called as in the network; what stands between them is numbered, and defaults are left out.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,15 @@ INT2_OPSET = 25
 IR_VERSION = {PLAIN_OPSET: 8, INT4_OPSET: 10, INT2_OPSET: 13}
 MINIMUM_ONNXRUNTIME = {PLAIN_OPSET: "1.19", INT4_OPSET: "1.23", INT2_OPSET: "1.24"}
 
+DEFAULTS = {"strides": {1}, "dilations": {1}, "pads": {0}, "group": {1}}
+"""Of convolutions and pools alike: what every axis has where nothing is said."""
 PRODUCER = "qkd"
 INPUT, OUTPUT = "images", "logits"
 
 
 @final
 class Graph:
-    """Nodes and initialisers in the order in which they are added; every node has one output, named like the node."""
+    """Nodes and initialisers in the order in which they are added; every node has one output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -36,6 +42,7 @@ class Graph:
         self._input: tuple[int, tuple[int, ...]] | None = None
         self._names: set[str] = {INPUT, OUTPUT}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._numbered = 0
 
     def name(self, wanted: str) -> str:
         """The wanted name, with a number behind it where it is already taken (a layer that is called twice)."""
@@ -46,12 +53,12 @@ class Graph:
         self._names.add(name)
         return name
 
-    def constant(self, value: np.ndarray | np.generic, name: str) -> str:
-        """The name of an initialiser with this value; an equal one that is already there is used again."""
+    def constant(self, value: np.ndarray | np.generic, name: str = "") -> str:
+        """The name of an initialiser with this value, a number if none is given; an equal one that is there is used again."""
         array = np.asarray(value)
         key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._constants:
-            self._constants[key] = self.name(name)
+            self._constants[key] = self.name(name) if name else self._number()
             # order="C" and not ascontiguousarray: that would give a scalar a dimension, and QLinearAdd refuses it
             self.initializers.append(numpy_helper.from_array(np.array(array, order="C"), self._constants[key]))
         return self._constants[key]
@@ -63,10 +70,20 @@ class Graph:
         return tensor.name
 
     def node(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Adds a node and returns the name of its one output."""
+        """Adds a layer and returns the name of its output, which is that of the layer."""
         name = self.name(name)
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **_needed(attributes)))
         return name
+
+    def step(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Adds a node that stands between layers and returns the number of its output."""
+        output = self._number()
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], **_needed(attributes)))
+        return output
+
+    def _number(self) -> str:
+        self._numbered += 1
+        return f"%{self._numbered}"
 
     def takes(self, kind: int, shape: Sequence[int]) -> None:
         """The input is of this type and (N, *shape), instead of float images."""
@@ -101,6 +118,17 @@ class Graph:
                 kept.append(node)
         self.nodes = kept[::-1]
         self.initializers = [tensor for tensor in self.initializers if tensor.name in read]
+
+
+def _needed(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that differ from what ONNX assumes without them."""
+    return {
+        name: value for name, value in attributes.items() if name not in DEFAULTS or set(_each(value)) != DEFAULTS[name]
+    }
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def save(model: onnx.ModelProto, path: str | Path) -> Path:
@@ -146,4 +174,9 @@ def require_ours(model: onnx.ModelProto, where: str) -> None:
         found = model.producer_name or "an unnamed producer"
         raise ExportError(
             f"{where}: written by {found}, not exported here; any model can be timed, only exported ones proven"
+        )
+    target = next((entry.value for entry in model.metadata_props if entry.key == "target"), "")
+    if target in ("tensorrt", "litert"):
+        raise ExportError(
+            f"{where}: written for {target}, whose kernels are not emulated here; the file for onnxruntime is proven"
         )

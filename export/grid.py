@@ -14,7 +14,7 @@ from qkd.errors import ExportError
 
 @dataclass(frozen=True)
 class Grid:
-    """Values ``(code - zero_point) * scale`` for the codes low..high, all of them uint8.
+    """Values ``(code - zero_point) * scale`` for the codes low..high, all of them uint8, or int8 where ``signed``.
 
     Signed quantizers are shifted by 128: same values, and onnxruntime's integer kernels want one type everywhere
     (int8 activations are 25 times slower on x86 and stay float where a tensor has two readers).
@@ -24,11 +24,24 @@ class Grid:
     zero_point: int
     low: int
     high: int
+    signed: bool = False
 
     @property
     def clips(self) -> bool:
-        """Whether saturation to uint8 alone would not keep the codes in range."""
-        return self.low > 0 or self.high < 255
+        """Whether saturation to 8 bits alone would not keep the codes in range."""
+        ends = np.iinfo(self.kind)
+        return self.low > ends.min or self.high < ends.max
+
+    @property
+    def kind(self) -> type[np.integer]:
+        return np.int8 if self.signed else np.uint8
+
+    def code(self, number: int) -> np.integer:
+        return self.kind(number)
+
+    def value(self, code: int) -> np.float32:
+        """What a code stands for."""
+        return np.float32(np.float32(code - self.zero_point) * self.scale)
 
 
 def is_on(quantizer: Any) -> bool:

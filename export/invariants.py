@@ -10,19 +10,20 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from qkd.errors import ExportError
+from qkd.export.targets import ONNXRUNTIME, Target
 
 BIAS_END = 2**30
 ACCUMULATOR_END = 2**31
 
 
-def require_invariants(model: onnx.ModelProto) -> None:
-    """Raises ExportError naming every invariant that the model breaks."""
-    broken = list(_broken(model.graph))
+def require_invariants(model: onnx.ModelProto, target: Target = ONNXRUNTIME) -> None:
+    """Raises ExportError naming every invariant that a model for the target breaks."""
+    broken = list(_broken(model.graph, target))
     if broken:
         raise ExportError("; ".join(broken[:8]) + ": the file would not run exactly in integers, nothing was written")
 
 
-def _broken(graph: onnx.GraphProto) -> Iterator[str]:
+def _broken(graph: onnx.GraphProto, target: Target) -> Iterator[str]:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {node.output[0]: node for node in graph.node}
     if len(graph.input) != 1 or graph.input[0].name in constants:
@@ -31,19 +32,31 @@ def _broken(graph: onnx.GraphProto) -> Iterator[str]:
     yield from (f"{name}: two nodes of this name" for name, count in names.items() if count > 1)
     for node in graph.node:
         if node.op_type == "QuantizeLinear":
-            yield from _activation(node, constants)
+            yield from _activation(node, constants, target)
         if node.op_type == "Clip" and node.input[0] in constants:
             yield f"{node.name}: a Clip on a constant"
+        if node.op_type == "Concat" and target.name == "litert":
+            yield from _joined(node, makers)
         if node.op_type in ("Conv", "Gemm"):
             yield from _weighted(node, constants, makers)
 
 
-def _activation(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> Iterator[str]:
+def _activation(node: onnx.NodeProto, constants: dict[str, TensorProto], target: Target) -> Iterator[str]:
     scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
-    if zero.dtype != np.uint8 or zero.ndim or scale.ndim:
-        yield f"{node.name}: activations are not uint8 with one scale"
+    kind = np.int8 if target.signed else np.uint8
+    if zero.dtype != kind or zero.ndim or scale.ndim:
+        yield f"{node.input[0]}: activations are not {kind.__name__} with one scale"
+    if target.symmetric and zero.any():
+        yield f"{node.input[0]}: the zero point is {zero}, and {target.name} wants 0"
     if not (np.isfinite(scale).all() and (scale > 0).all()):
-        yield f"{node.name}: the scale is {scale}"
+        yield f"{node.input[0]}: the scale is {scale}"
+
+
+def _joined(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> Iterator[str]:
+    """LiteRT joins tensors of one scale and zero point only."""
+    grids = {tuple(makers[name].input[1:]) for name in node.input if name in makers}
+    if len(grids) > 1:
+        yield f"{node.name}: litert joins tensors of one scale, and these have {len(grids)}"
 
 
 def _weighted(
@@ -74,22 +87,21 @@ def _constants(
     dequantize: onnx.NodeProto, constants: dict[str, TensorProto], makers: dict[str, onnx.NodeProto]
 ) -> tuple[np.ndarray, ...]:
     """(scale,) of an activation, (codes, scales) of a constant."""
-    scale = numpy_helper.to_array(constants[dequantize.input[1]])
-    codes = constant_codes(dequantize.input[0], constants, makers)
-    return (scale,) if codes is None else (codes, scale)
+    codes, scale = (constant_value(name, constants, makers) for name in dequantize.input[:2])
+    return tuple(part for part in (codes, scale) if part is not None)
 
 
-def constant_codes(
+def constant_value(
     name: str, constants: dict[str, TensorProto], makers: dict[str, onnx.NodeProto]
 ) -> np.ndarray | None:
-    """The integers behind a name, packed ones unpacked, cast and raised; None if it is no constant."""
+    """The numbers behind a name: packed codes cast and raised, scales multiplied; None if it is no constant."""
     if name in constants:
         return numpy_helper.to_array(constants[name])
     maker = makers.get(name)
     if maker is None or maker.op_type not in ("Cast", "Mul"):
         return None
-    inputs = [constant_codes(each, constants, makers) for each in maker.input]
+    inputs = [constant_value(each, constants, makers) for each in maker.input]
     if any(each is None for each in inputs):
         return None
-    first, *rest = (np.asarray(each).astype(np.int8) for each in inputs)
-    return first * rest[0] if rest else first
+    first, *rest = (np.asarray(each) for each in inputs)
+    return first * rest[0] if rest else first.astype(np.int8)

@@ -54,8 +54,8 @@ def _quantize(node: Node, operands: list[Operand]) -> Tensor:
 
 
 def _dequantize(node: Node, operands: list[Operand]) -> Codes:
-    codes, scale, zero = operands
-    return Codes(codes, scale.numpy(), zero.numpy())
+    codes, scale, *zero = operands
+    return Codes(codes, scale.numpy(), zero[0].numpy() if zero else np.zeros((), np.int32))
 
 
 def _conv(node: Node, operands: list[Operand]) -> Operand:

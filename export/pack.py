@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from qkd.errors import UsageError, nearest
 from qkd.export.fold import IntegerWeight, across
 from qkd.export.graph import INT2_OPSET, INT4_OPSET, Graph
+from qkd.export.targets import ONNXRUNTIME, Target, require_bits
 
 Storage = Literal["int8", "packed"]
 
@@ -20,7 +21,7 @@ def require_storage(storage: str) -> None:
         raise UsageError(f"storage {storage!r}: choose one of {', '.join(known)}{nearest(storage, known)}")
 
 
-def store(graph: Graph, weight: IntegerWeight, name: str, storage: Storage) -> str:
+def store(graph: Graph, weight: IntegerWeight, name: str, storage: Storage, target: Target = ONNXRUNTIME) -> str:
     """The name of an int8 tensor with the layer's codes.
 
     Packed, the trained codes (before they were multiplied) are an INT2 or INT4 initialiser, then Cast to int8, then Mul
@@ -32,12 +33,13 @@ def store(graph: Graph, weight: IntegerWeight, name: str, storage: Storage) -> s
     kind = _narrowest(trained)
     if storage == "int8" or kind is None:
         return graph.constant(weight.codes, f"{name}.weight")
+    require_bits(target, 2 if kind == TensorProto.INT2 else 4, name)
     graph.needs(INT2_OPSET if kind == TensorProto.INT2 else INT4_OPSET)
     packed = graph.tensor(_packed(trained, kind, f"{name}.weight"))
-    codes = graph.node("Cast", [packed], f"{name}.weight.int8", to=TensorProto.INT8)
+    codes = graph.step("Cast", [packed], to=TensorProto.INT8)
     if (factors == 1).all():
         return codes
-    return graph.node("Mul", [codes, graph.constant(factors, f"{name}.weight.factors")], f"{name}.weight.times")
+    return graph.step("Mul", [codes, graph.constant(factors)])
 
 
 def _narrowest(codes: np.ndarray) -> int | None:

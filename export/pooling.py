@@ -78,7 +78,7 @@ def mean(walk: Walk, node: fx.Node) -> Value:
         return _average(walk, node, list(shape[2:]))
     value, grid = _average(walk, node, list(shape[2:])), walk.grid_behind(node)
     if walk.integer and grid is not None:
-        value = walk.quantize(value, grid, label(node))
+        value = walk.quantize(value, grid)
     return walk.move(value, "Flatten", f"{label(node)}.flatten", axis=1)
 
 

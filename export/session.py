@@ -87,18 +87,21 @@ def require_images(images: np.ndarray, wanted: type[np.generic] = np.float32) ->
 
 def input_type(session: onnxruntime.InferenceSession, where: object = "the model") -> type[np.generic]:
     """What numbers a session's images are; raises ExportError, naming ``where``, for a type that images never have."""
+    only_input(session, where)
     found = session.get_inputs()[0].type
     if found not in TYPES:
         raise ExportError(f"{where}: its input is {found}; possible are {', '.join(TYPES)}")
     return TYPES[found]
 
 
-def suited(session: onnxruntime.InferenceSession, images: np.ndarray, raw: np.ndarray | None) -> np.ndarray | None:
+def suited(
+    session: onnxruntime.InferenceSession, images: np.ndarray, raw: np.ndarray | None, where: object = "the model"
+) -> np.ndarray | None:
     """Of the same images normalised and ``raw`` (uint8), both (N, C, H, W), those the session takes, in its layout.
 
     None where it takes raw images and there are none.
     """
-    if input_type(session) is not np.uint8:
+    if input_type(session, where) is not np.uint8:
         return images
     if raw is None:
         return None
@@ -110,15 +113,16 @@ def suited(session: onnxruntime.InferenceSession, images: np.ndarray, raw: np.nd
 
 def suited_to(source: Source, images: np.ndarray, raw: np.ndarray) -> np.ndarray:
     """``suited`` for a file that is not open yet."""
-    given = suited(open_session(source, threads=1), images, raw)
+    where = "the model" if isinstance(source, onnx.ModelProto) else source
+    given = suited(open_session(source, threads=1), images, raw, where)
     assert given is not None
     return given
 
 
-def only_input(session: onnxruntime.InferenceSession) -> str:
+def only_input(session: onnxruntime.InferenceSession, where: object = "the model") -> str:
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        raise ExportError(f"the model has {len(inputs)} inputs; only models with one, the images, can be run here")
+        raise ExportError(f"{where}: has {len(inputs)} inputs; only models with one, the images, can be run here")
     return str(inputs[0].name)
 
 

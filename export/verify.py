@@ -33,7 +33,8 @@ class Verdict:
     first_divergence: the first layer whose integers differ, each layer judged by itself.
     float_layers: layers onnxruntime runs in float; reasons: why, for those the export announced.
     optimizer_difference: largest difference of a logit between the optimized and the literal graph, in standard
-    deviations of the logits. agreement: top-1 of onnxruntime against the reference logits.
+    deviations of the logits. agreement: top-1 of onnxruntime against the reference logits. same_as_reference: share of
+    images whose every logit is equal, to the last bit, in onnxruntime and the reference.
     instructions: the best integer instructions of the processor it was found on.
     """
 
@@ -56,6 +57,7 @@ class Verdict:
     top1_onnxruntime: float | None
     top1_torch: float | None
     agreement: float | None
+    same_as_reference: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries, for JSON."""
@@ -80,7 +82,7 @@ def verify(
     emulated = emulate(model, images)
     graph = optimized(file)
     layers = layers_of(model, graph)
-    equal = (found == emulated).all(axis=tuple(range(1, found.ndim)))
+    equal = _same(found, emulated)
     few = images[:SMALL]
     literal = run(open_session(file, optimize=False), few)
     return Verdict(
@@ -103,6 +105,7 @@ def verify(
         top1_onnxruntime=_top1(found, labels),
         top1_torch=None if reference_logits is None else _top1(reference_logits, labels),
         agreement=None if reference_logits is None else _agreement(found, reference_logits),
+        same_as_reference=None if reference_logits is None else float(_same(found, reference_logits).mean()),
     )
 
 
@@ -160,6 +163,11 @@ def _divergence(model: onnx.ModelProto, images: np.ndarray, equal: np.ndarray) -
 
 def _top1(logits: np.ndarray, labels: np.ndarray | None) -> float | None:
     return None if labels is None else float(100 * (logits.argmax(1) == np.asarray(labels)).mean())
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """For each image whether all its logits are equal to the last bit."""
+    return np.asarray((one == other).all(axis=tuple(range(1, one.ndim))))
 
 
 def _agreement(one: np.ndarray, other: np.ndarray) -> float:

@@ -83,7 +83,6 @@ def item(walk: Walk, node: fx.Node) -> Value:
 
 
 def pad(walk: Walk, node: fx.Node) -> Value:
-    """Zeros around a tensor; on a grid a zero is the zero point."""
     given = arguments(walk, node, {"pad": None, "mode": "constant", "value": None})
     if given["mode"] != "constant" or given["value"] not in (None, 0, 0.0):
         raise ExportError(
@@ -91,15 +90,17 @@ def pad(walk: Walk, node: fx.Node) -> Value:
         )
     rank = len(walk.shape(node))
     behind = list(reversed([*zip(given["pad"][::2], given["pad"][1::2], strict=True)]))
-    pairs = [(0, 0)] * (rank - len(behind)) + behind
-    sizes = _integers(walk, *(before for before, _ in pairs), *(after for _, after in pairs))
-    value: Value = walk.value(node.args[0])
-    if value.grid is None:
-        return walk.move(value, "Pad", label(node), sizes)
+    return padded(walk, walk.value(node.args[0]), [(0, 0)] * (rank - len(behind)) + behind, label(node))
+
+
+def padded(walk: Walk, value: Value, around: list[tuple[int, int]], name: str) -> Value:
+    """Zeros before and behind each axis; on a grid a zero is the zero point."""
+    sizes = _integers(walk, *(before for before, _ in around), *(after for _, after in around))
+    if value.grid is None or walk.target.symmetric:
+        return walk.move(value, "Pad", name, sizes)
     # onnxruntime has no rule that turns a Pad between quantizers into one of integers, so it is written as such
-    zero = walk.graph.constant(np.uint8(value.grid.zero_point), f"code.{value.grid.zero_point}")
-    codes = walk.graph.node("Pad", [value.codes, sizes, zero], label(node))
-    return walk.dequantize(codes, value.grid, label(node))
+    zero = walk.graph.constant(value.grid.code(value.grid.zero_point))
+    return walk.dequantize(walk.graph.node("Pad", [value.codes, sizes, zero], name), value.grid)
 
 
 def unchanged(walk: Walk, node: fx.Node) -> Any:
@@ -119,7 +120,7 @@ def _slice(walk: Walk, value: Value, name: str, steps: list[tuple[int, int, int,
 
 
 def _integers(walk: Walk, *numbers: int) -> str:
-    return walk.graph.constant(np.array(numbers, np.int64), "integers." + "_".join(map(str, numbers)))
+    return walk.graph.constant(np.array(numbers, np.int64))
 
 
 VIEWS: dict[Any, Handler] = {

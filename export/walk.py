@@ -19,6 +19,7 @@ from qkd.export.grid import Grid, is_on, read_grid, require_calibrated
 from qkd.export.nodes import BATCH, is_tensor, label, measure, passes_through, traced, word
 from qkd.export.pack import Storage
 from qkd.export.raw import RawImages, front
+from qkd.export.targets import ONNXRUNTIME, Target, coarsened
 from qkd.quantizers.quiet import qnn
 
 MOVING_LAYERS = (nn.Flatten, nn.MaxPool2d, nn.ChannelShuffle)
@@ -56,12 +57,14 @@ class Walk:
         storage: Storage,
         headroom: int,
         raw: RawImages | None = None,
+        target: Target = ONNXRUNTIME,
     ) -> None:
         self.module = traced(product)
         if integer:
             require_calibrated(self.module)
         self.results = measure(self.module, shape)
         self.integer, self.storage, self.headroom = integer, storage, headroom
+        self.target, self.coarsened = target, dict[str, None]()
         self.graph = Graph()
         self.images = Value(INPUT if raw is None else front(self.graph, shape, raw))
         self.weights: dict[str, IntegerWeight] = {}
@@ -129,9 +132,11 @@ class Walk:
         return self.grid_of(quantizer)
 
     def grid_of(self, quantizer: fx.Node) -> Grid:
-        module = self.submodule(quantizer)
-        relu = isinstance(module, qnn.QuantReLU)
-        return read_grid(module.act_quant, label(quantizer), at_least_zero=relu)
+        module, name = self.submodule(quantizer), label(quantizer)
+        grid = read_grid(module.act_quant, name, at_least_zero=isinstance(module, qnn.QuantReLU))
+        if self.target.symmetric and coarsened(grid):
+            self.coarsened[name] = None
+        return self.target.grid(grid, name)
 
     def no_quantizer_behind(self, node: fx.Node) -> str:
         """Why onnxruntime cannot write a node's result as integers; empty if it can."""
@@ -151,7 +156,7 @@ class Walk:
             return value
         readers = self.readers(node)
         grid = self.grid_behind(node) if len(readers) == 1 and self._moves(readers[0]) else None
-        return value if grid is None else self.quantize(value, grid, label(node))
+        return value if grid is None else self.quantize(value, grid)
 
     def note(self, name: str, reason: str) -> bool:
         """Writes down whether a layer runs in integers (no reason against it) or stays float; true for integers."""
@@ -163,29 +168,32 @@ class Walk:
             self.in_integers.append(called)
         return self.integer and not reason
 
-    def quantize(self, value: Value, grid: Grid, name: str) -> Value:
-        """QuantizeLinear, Clip for fewer than 8 bits, DequantizeLinear."""
-        codes = self.graph.node("QuantizeLinear", [value.name, *self._constants(grid)], f"{name}.quantize")
-        if grid.clips:
-            ends = [self.graph.constant(np.uint8(end), f"code.{end}") for end in (grid.low, grid.high)]
-            codes = self.graph.node("Clip", [codes, *ends], f"{name}.clip")
-        return self.dequantize(codes, grid, name)
+    def quantize(self, value: Value, grid: Grid) -> Value:
+        """QuantizeLinear, Clip for fewer than 8 bits, DequantizeLinear; for a symmetric target the Clip comes first."""
+        given = value.name
+        if grid.clips and self.target.symmetric:
+            ends = [self.graph.constant(grid.value(end)) for end in (grid.low, grid.high)]
+            given = self.graph.step("Clip", [given, *ends])
+        codes = self.graph.step("QuantizeLinear", [given, *self._constants(grid)])
+        if grid.clips and not self.target.symmetric:
+            codes = self.graph.step(
+                "Clip", [codes, *(self.graph.constant(grid.code(end)) for end in (grid.low, grid.high))]
+            )
+        return self.dequantize(codes, grid)
 
-    def dequantize(self, codes: str, grid: Grid, name: str) -> Value:
-        node = self.graph.node("DequantizeLinear", [codes, *self._constants(grid)], f"{name}.dequantize")
-        return Value(node, grid, codes)
+    def dequantize(self, codes: str, grid: Grid) -> Value:
+        return Value(self.graph.step("DequantizeLinear", [codes, *self._constants(grid)]), grid, codes)
 
     def move(self, value: Value, kind: str, name: str, *more: str, **attributes: Any) -> Value:
         """A node that only moves or picks values; on a grid the same grid stands behind it too, so integers are moved."""
         moved = self.graph.node(kind, [value.name, *more], name, **attributes)
         if value.grid is None:
             return Value(moved)
-        codes = self.graph.node("QuantizeLinear", [moved, *self._constants(value.grid)], f"{name}.quantize")
-        return self.dequantize(codes, value.grid, name)
+        codes = self.graph.step("QuantizeLinear", [moved, *self._constants(value.grid)])
+        return self.dequantize(codes, value.grid)
 
     def _constants(self, grid: Grid) -> tuple[str, str]:
-        scale = self.graph.constant(np.float32(grid.scale), f"scale.{grid.scale:.9g}")
-        return scale, self.graph.constant(np.uint8(grid.zero_point), f"code.{grid.zero_point}")
+        return self.graph.constant(np.float32(grid.scale)), self.graph.constant(grid.code(grid.zero_point))
 
     def _handler(self, node: fx.Node, handlers: Mapping[Any, Handler]) -> Handler:
         if node.op == "get_attr":

@@ -34,7 +34,9 @@ class About:
     @property
     def needs(self) -> str:
         """In words, for a table."""
-        count = {None: f"{self.teachers}+", self.teachers: f"{self.teachers}"}.get(self.most, f"{self.teachers}-{self.most}")
+        count = {None: f"{self.teachers}+", self.teachers: f"{self.teachers}"}.get(
+            self.most, f"{self.teachers}-{self.most}"
+        )
         teachers = f"{count} teacher{'s' * (count != '1')}" if self.teachers else ""
         return ", ".join(filter(None, ("labels" * self.labels, teachers, "matched layers" * self.match))) or "nothing"
 

@@ -1,11 +1,9 @@
-"""Allocate: bits of each layer's weights under a budget, by how much the logits move when only that layer is lowered."""
+"""Allocate: bits of each layer's weights under a budget, by how much worse the network is when only that layer is lowered."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,23 +13,25 @@ from torch import Tensor, nn
 
 from qkd.engine.machine import Machine
 from qkd.errors import SchemeError
+from qkd.export import emit
 from qkd.networks.build import build
-from qkd.quantizers import Scheme, calibrate, describe, insert
-from qkd.quantizers.scheme import bits_of
+from qkd.quantizers import Scheme, insert, pretend_calibrated
+from qkd.sensitivity import CHOICES, Measure, Sensitivity, costs, sensitivity
 from qkd.starts import Starts
 
 if TYPE_CHECKING:
+    from qkd.data import Data
     from qkd.recipe import Recipe
 
-CHOICES = (2, 3, 4, 5, 6, 8)
-IMAGES = 256
-By = Literal["size", "macs"]
-Sensitivity = Mapping[str, Mapping[int, float]]  # layer -> bits -> error
+IMAGES = 512
+PACKED = (2, 4, 8)
+"""Bits that a packed file keeps; 3 take as much room as 4 there."""
+Unit = Literal["bits", "kb", "mac-bits"]
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """``bits`` of each layer's weights; ``error`` is the sum of what each alone does to the logits (1: as large as they are)."""
+    """``bits`` of each layer's weights; ``error`` is the sum of what lowering each alone costs."""
 
     bits: Mapping[str, int]
     mean_bits: float
@@ -41,27 +41,23 @@ class Allocation:
     def block(self, scheme: Scheme, activations: Mapping[str, int]) -> dict[str, Any]:
         """What a recipe takes as ``quantize:``; activations keep their bits."""
         changed = {name: f"w{bits}a{activations[name]}" for name, bits in self.bits.items() if bits != scheme.weights}
-        found: dict[str, Any] = {"weights": scheme.weights, "activations": scheme.activations}
-        for name in (
-            "family",
-            "weight_family",
-            "activation_family",
-            "first",
-            "last",
-            "sums",
-            "per_channel",
-            "calibration",
-        ):
-            if getattr(scheme, name) != getattr(Scheme(4, 4), name):
-                found[name] = getattr(scheme, name)
-        return {**found, "overrides": {**scheme.overrides, **changed}}
+        plain = Scheme(scheme.weights, scheme.activations)
+        names = [
+            field.name for field in fields(Scheme) if field.name not in ("weights", "activations", "overrides", "_")
+        ]
+        found = {name: getattr(scheme, name) for name in names if getattr(scheme, name) != getattr(plain, name)}
+        start = {"weights": scheme.weights, "activations": scheme.activations}
+        return {**start, **found, "overrides": {**scheme.overrides, **changed}}
 
 
-def allocate(recipe: Recipe, budget: float, *, by: By = "size", machine: Machine | None = None) -> dict[str, Any]:
+def allocate(
+    recipe: Recipe, budget: float, *, unit: Unit = "bits", measure: Measure = "loss", machine: Machine | None = None
+) -> dict[str, Any]:
     """Bits for the weights of the student's inner layers. -> what `qkd allocate --json` prints
 
-    ``budget`` is the mean number of bits of a weight (by size) or of a weight's use (by macs) in these layers; first and
-    last layer keep those of the scheme. The float start is trained, or taken from the cache. Raises SchemeError for a
+    ``budget`` is the mean number of bits of a weight (``bits``) or of a weight's use (``mac-bits``) in these layers, or the
+    size of the packed file (``kb``, of 1000 bytes); first and last layer keep the bits of the scheme. Sensitivity is measured
+    on images of the validation split. The float start is trained, or taken from the cache. Raises SchemeError for a
     student that is not quantized and for a budget that cannot be met.
     """
     from qkd.produce import load_data
@@ -69,68 +65,40 @@ def allocate(recipe: Recipe, budget: float, *, by: By = "size", machine: Machine
     scheme, data = recipe.student.quantize, load_data(recipe)
     if scheme is None:
         raise SchemeError("student: is not quantized; give it a scheme to start from, such as quantize: w4a4")
+    network = _float_start(recipe, data, machine or Machine())
+    images, labels = _some(data, recipe.data.batch)
+    choices = PACKED if unit == "kb" else CHOICES
+    found, activations = sensitivity(network, scheme, images, labels, choices, measure)
+    if unit == "kb":
+        chosen = under_size(network, scheme, found, activations, budget, data.shape)
+    else:
+        chosen = choose(found, costs(network, found, images[:1], "macs" if unit == "mac-bits" else "size"), budget)
+    block = chosen.block(scheme, activations)
+    size = packed_size(network, Scheme(**block), data.shape)
+    bits = {"bits": dict(chosen.bits), "mean_bits": chosen.mean_bits}
+    return {**bits, "error": chosen.error, "kb": size / 1000, "quantize": block}
+
+
+def _float_start(recipe: Recipe, data: Data, machine: Machine) -> nn.Module:
     torch.manual_seed(recipe.seed)
     network = build(recipe.student.build, classes=data.classes, channels=data.shape[0], options=recipe.student.options)
-    machine = machine or Machine()
     with TemporaryDirectory() as scratch:
-        fabric = machine.fabric()
-        Starts(recipe, data, fabric, Path(scratch), machine)("student", recipe.student, network)
-    batches = data.batches("train", recipe.data.batch, shuffle_seed=recipe.seed, device="cpu")
-    images = torch.cat([b.images for _, b in zip(range(-(-IMAGES // recipe.data.batch)), batches, strict=False)])
-    found, activations = sensitivity(network, scheme, [images[:IMAGES]])
-    chosen = choose(found, costs(network, found, images[:1], by), budget)
-    block = chosen.block(scheme, activations)
-    return {"bits": dict(chosen.bits), "mean_bits": chosen.mean_bits, "error": chosen.error, "quantize": block}
+        Starts(recipe, data, machine.fabric(), Path(scratch), machine)("student", recipe.student, network)
+    return network
 
 
-@torch.no_grad()
-def sensitivity(
-    network: nn.Module, scheme: Scheme, batches: Sequence[Tensor], choices: Sequence[int] = CHOICES
-) -> tuple[Sensitivity, dict[str, int]]:
-    """For each inner layer and number of bits, the squared change of the logits as a share of their square.
-
-    Everything else has 8-bit weights and the scheme's activations. Also the bits of each layer's input.
-    """
-    own = replace(scheme, weights=8, weight_family=_uniform(scheme), overrides={})
-    reference = insert(network.eval(), own)
-    calibrate(reference, batches)
-    before = _logits(reference, batches)
-    ends = {name for name, bits in _weight_bits(insert(network, replace(own, first=2, last=2))).items() if bits == 2}
-    inner = [name for name in _weight_bits(reference) if name not in ends]
-    found: dict[str, dict[int, float]] = {name: {} for name in inner}
-    for bits in choices:
-        lower = insert(network, replace(own, weights=bits))
-        calibrate(lower, [batches[0][:1]])
-        for name in inner:
-            proxy, other = (module.get_submodule(name).weight_quant for module in (reference, lower))
-            proxy.tensor_quant, kept = other.tensor_quant, proxy.tensor_quant  # type: ignore[union-attr]
-            change = _logits(reference, batches) - before
-            found[name][bits] = float(change.square().mean() / before.square().mean())
-            proxy.tensor_quant = kept  # type: ignore[union-attr]
-    return found, _input_bits(scheme, inner)
-
-
-def costs(network: nn.Module, layers: Iterable[str], images: Tensor, by: By) -> dict[str, int]:
-    """How often each bit of a layer counts: its weights, or its weights times the pixels they are used at."""
-    wanted, found = set(layers), {}
-    copied = copy.deepcopy(network).eval()
-    for name, layer in copied.named_modules():
-        if name in wanted:
-            count = layer.weight.numel()
-            found[name] = count
-            if by == "macs":
-                layer.register_forward_hook(
-                    lambda layer, inputs, output, name=name, count=count: found.update(
-                        {name: count * output[0].numel() // len(layer.weight)}
-                    )
-                )
-    with torch.no_grad():
-        copied(images)
-    return found
+def _some(data: Data, batch: int) -> tuple[Tensor, Tensor]:
+    """Images and labels of the validation split, or of training images where nothing is held back."""
+    for split in ("val", "train"):
+        batches = data.batches(split, batch, shuffle_seed=0, device="cpu")
+        seen = [each for _, each in zip(range(-(-IMAGES // batch)), batches, strict=False)]
+        if seen:
+            break
+    return torch.cat([each.images for each in seen])[:IMAGES], torch.cat([each.labels for each in seen])[:IMAGES]
 
 
 def choose(found: Sensitivity, cost: Mapping[str, int], budget: float) -> Allocation:
-    """From the most bits down: always the step that costs the logits least for each bit it saves.
+    """From the most bits down: always the step that costs least for each bit it saves.
 
     Raises SchemeError for a budget below the fewest bits.
     """
@@ -147,26 +115,44 @@ def choose(found: Sensitivity, cost: Mapping[str, int], budget: float) -> Alloca
     return Allocation(bits, round(mean, 3), sum(found[name][b] for name, b in bits.items()), found)
 
 
-def _price(found: Sensitivity, cost: Mapping[str, int], bits: Mapping[str, int], name: str, lower: int) -> float:
+def _price(
+    found: Sensitivity, cost: Mapping[str, int], bits: Mapping[str, int], name: str, lower: int
+) -> tuple[float, int]:
     saved = cost[name] * (bits[name] - lower)
-    return (found[name][lower] - found[name][bits[name]]) / saved
+    return (found[name][lower] - found[name][bits[name]]) / saved, -saved
 
 
-def _uniform(scheme: Scheme) -> Any:
-    """The weights' family, or LSQ's where it has one number of bits only."""
-    return "lsq" if scheme.of_weights in ("ternary", "binary") else scheme.of_weights
+def under_size(
+    network: nn.Module,
+    scheme: Scheme,
+    found: Sensitivity,
+    activations: Mapping[str, int],
+    kilobytes: float,
+    shape: tuple[int, int, int],
+) -> Allocation:
+    """The allocation whose packed file is no larger, measured on the file itself. Raises SchemeError."""
+    cost = {name: network.get_submodule(name).weight.numel() for name in found}  # type: ignore[operator]
+    total = sum(cost.values())
+
+    def size(allocation: Allocation) -> int:
+        return packed_size(network, Scheme(**allocation.block(scheme, activations)), shape)
+
+    most, least = (choose(found, cost, bits) for bits in (max(PACKED), min(PACKED)))
+    if size(least) > 1000 * kilobytes:
+        raise SchemeError(f"budget: {kilobytes:g} kB cannot be met; {size(least) / 1000:.1f} kB is the least")
+    allocation, mean = most, float(max(PACKED))
+    while (excess := size(allocation) - 1000 * kilobytes) > 0:
+        mean = max(min(PACKED), min(mean, allocation.mean_bits) - max(8 * excess / total, 1e-3))
+        allocation = choose(found, cost, mean)
+    return allocation
 
 
-def _weight_bits(module: nn.Module) -> dict[str, int]:
-    return {layer.name: layer.bits for layer in describe(module) if layer.kind in ("conv", "linear")}
+def packed_size(network: nn.Module, scheme: Scheme, shape: tuple[int, int, int]) -> int:
+    """Bytes of the packed file of a network with that scheme."""
+    module = insert(network, scheme).eval()
+    pretend_calibrated(module)
+    with torch.no_grad():
+        return int(emit(module, shape, storage="packed").model.ByteSize())
 
 
-def _input_bits(scheme: Scheme, layers: Iterable[str]) -> dict[str, int]:
-    bits = dict.fromkeys(layers, scheme.activations)
-    for pattern, shorthand in scheme.overrides.items():
-        bits |= {name: bits_of(shorthand)[1] for name in bits if fnmatch(name, pattern)}
-    return bits
-
-
-def _logits(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    return torch.cat([network.eval()(images) for images in batches])
+__all__ = ["Allocation", "Unit", "allocate", "choose", "costs", "packed_size", "sensitivity", "under_size"]

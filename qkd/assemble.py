@@ -70,7 +70,7 @@ def assemble(recipe: Recipe, facts: Facts, *, start: Start = keep_fresh) -> Asse
     if recipe.student.quantize is not None:
         quantize_heads(plan, networks, recipe.student.quantize)
     parts = Parts(networks, plan)
-    check(parts, plan, shapes, facts)
+    check(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
     return Assembly(parts, plan, cast, facts)
 
 
@@ -126,8 +126,11 @@ def _plan(recipe: Recipe, cast: Cast) -> Plan:
     return plan
 
 
-def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts) -> None:
-    """Every mistake of wiring that would show in the first batch, before it. Raises PlanError."""
+def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts, *, mixed: bool = False) -> None:
+    """Every mistake of wiring that would show in the first batch, before it. Raises PlanError.
+
+    ``mixed``: labels will be shares of two classes, so every term must make do with such.
+    """
     _check_exchange(plan, shapes)
     _check_views(parts, plan)
     if plan.product not in parts.networks and plan.head(plan.product) is None:
@@ -135,7 +138,7 @@ def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts) -
     for phase in plan.phases:
         for step in phase.steps:
             _check_names(parts, plan, phase, step)
-            _check_step(parts, plan, phase, step, facts)
+            _check_step(parts, plan, phase, step, facts, mixed)
 
 
 def _check_heads(plan: Plan, networks: Mapping[str, Staged]) -> None:
@@ -194,12 +197,13 @@ def _check_names(parts: Parts, plan: Plan, phase: Phase, step: Step) -> None:
                 )
 
 
-def _check_step(parts: Parts, plan: Plan, phase: Phase, step: Step, facts: Facts) -> None:
+def _check_step(parts: Parts, plan: Plan, phase: Phase, step: Step, facts: Facts, mixed: bool) -> None:
     """A rehearsal on two images: every term can be computed and reaches a learner, every learner is reached by a term."""
     state = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *facts.shape, generator=generator)
-    batch = Batch(images, torch.arange(2) % facts.classes, torch.arange(2))
+    labels = torch.arange(2) % facts.classes
+    batch = Batch(images, torch.eye(facts.classes)[labels] if mixed else labels, torch.arange(2))
     parts.learn(step.learners)
     with disabled(parts):
         outputs = parts(images, sorted(needed(plan, step)))
@@ -226,6 +230,11 @@ def _rehearse(phase: Phase, term: Term, outputs: Outputs, batch: Batch) -> Tenso
         return term(outputs, batch)
     except PlanError as error:
         raise PlanError(f"phase {phase.name}, term {term.name}: {error}") from error
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        if batch.labels.dim() == 1:
+            raise
+        said = "it needs one label for each image; train.mixup and train.cutmix make shares of two: leave them out"
+        raise PlanError(f"phase {phase.name}, term {term.name}: {said}") from error
 
 
 def _reached(modules: Iterable[nn.Module]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qkd import recompute
 from qkd.anchors import Anchor
 from qkd.heads import Head
 from qkd.members import Members
@@ -26,6 +27,7 @@ class Parts(nn.Module):
         self.networks: Members[Staged] = Members(networks)
         self.exchange = plan.exchange
         self.views = dict(plan.views)
+        self.recomputed: frozenset[str] = frozenset()  # networks that compute activations again instead of keeping them
         self.heads: Members[Head] = Members({head.name: head for head in plan.heads})
         self.anchors: Members[Anchor] = Members({anchor.part: anchor for anchor in plan.anchors})
         self.surveys: Members[Survey] = Members({str(i): survey for i, survey in enumerate(plan.surveys)})
@@ -48,7 +50,7 @@ class Parts(nn.Module):
         networks = {name: network for name, network in self.networks.items() if name in active}
         flow: dict[str, Flow] = {name: (self.view(name, images),) for name in networks}
         for stage in next(iter(networks.values())).names:
-            flow = {name: network.advance(stage, flow[name]) for name, network in networks.items()}
+            flow = {name: self.advance(name, stage, flow[name]) for name in networks}
             heard = {name: tensors[0] for name, tensors in flow.items()}
             outputs |= {Tap(name, stage): tensor for name, tensor in heard.items()}
             for name, tensor in self.exchange(stage, heard).items():
@@ -63,6 +65,10 @@ class Parts(nn.Module):
             if anchor.part in networks:
                 outputs[anchor.tap] = anchor(self.networks[anchor.part])
         return outputs
+
+    def advance(self, part: str, stage: str, flow: Flow) -> Flow:
+        network = self.networks[part]
+        return recompute.advance(network, stage, flow) if part in self.recomputed else network.advance(stage, flow)
 
     def view(self, part: str, images: Tensor | tuple[Tensor, ...]) -> Tensor:
         return images if isinstance(images, Tensor) else images[self.views.get(part, 0)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.errors import ExportError, GateError, UsageError, nearest
-from qkd.export import SETTINGS, bench, quantize_file
+from qkd.export import SETTINGS, bench, quantize_file, require_openvino
 from qkd.run import RECIPE, Run, processor
 from qkd.ship import FLOAT_FILE, STUDENT_FILE, test_images
 
@@ -43,12 +43,15 @@ def measure(
     threads: Sequence[int] = (1,),
     seconds: float = 1.0,
     memory: bool = False,
+    openvino: bool = False,
 ) -> dict[str, Any]:
     """Time the files, interleaved with what they are compared with. -> what `qkd bench --json` prints.
 
-    ``against`` "ptq" also times two quantizations that onnxruntime makes of the float file itself. In a run folder the
-    result is kept as ``bench.json``. Raises ExportError for a missing file.
+    With ``openvino`` the same files also run there. ``against`` "ptq" also times two quantizations that onnxruntime makes
+    of the float file itself. In a run folder the result is kept as ``bench.json``. Raises ExportError for a missing file.
     """
+    if openvino:
+        require_openvino()
     paths = [_file(path) for path in files]
     float_file = _against(paths[0], against)
     run = Run(paths[0].parent) if (paths[0].parent / RECIPE).is_file() else None
@@ -65,6 +68,7 @@ def measure(
         raw=raw,
         labels=labels,
         memory=memory,
+        openvino=openvino,
     )
     report = {"processor": processor(), "rows": [row.as_dict() for row in rows], "judged": [str(p) for p in paths]}
     if run:
@@ -74,7 +78,7 @@ def measure(
 
 def require_gates(report: dict[str, Any], gates: Gates) -> None:
     """Raises GateError naming every row and number that misses a gate; UsageError for a gate that nothing can answer."""
-    rows = [row for row in report["rows"] if row["file"] in report["judged"]]
+    rows = [row for row in report["rows"] if row["file"] in report["judged"] and row["runtime"] == "onnxruntime"]
     missed = [miss for row in rows for miss in _missed(row, _beside(row, report["rows"]), gates)]
     if missed:
         raise GateError("; ".join(missed))
@@ -111,7 +115,8 @@ def _missed(row: dict[str, Any], beside: dict[str, Any] | None, gates: Gates) ->
 
 def _beside(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The row of the file compared with, at the same batch size and number of threads: the last of them."""
-    same = [each for each in rows if (each["batch"], each["threads"]) == (row["batch"], row["threads"])]
+    setting = ("runtime", "batch", "threads")
+    same = [each for each in rows if all(each[name] == row[name] for name in setting)]
     return same[-1] if row["speedup"] is not None and same[-1] is not row else None
 
 

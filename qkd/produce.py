@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,11 @@ from qkd.atomic import claimed, sweep
 from qkd.checkpoints import LAST
 from qkd.data import Data
 from qkd.engine.cost import cost
+from qkd.engine.guard import alarmed
+from qkd.engine.lowering import lowered
 from qkd.engine.machine import Machine
 from qkd.engine.position import Cursor, snapshot
-from qkd.engine.tracking import tensorboard
+from qkd.engine.tracking import tracked
 from qkd.engine.train import Listener, Training, finished, train
 from qkd.engine.validation import settle
 from qkd.evaluate import ece, logits, top1, top1_of_parts
@@ -70,9 +72,10 @@ def produce(
     if resume and fabric.broadcast(run.writes and run.finished):
         listen("finished", {"run": str(folder)})
         return run.read_json(RESULT)
-    if machine.tensorboard and run.writes:
-        listen = tensorboard(folder, listen)
-    with claimed(folder) if run.writes else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if run.writes:
+            held.enter_context(claimed(folder))
+            listen = held.enter_context(tracked(machine.loggers, folder, recipe.model_dump(mode="json"), listen))
         return _Production(recipe, run, machine, fabric, resume, max_steps, listen).result()
 
 
@@ -88,6 +91,8 @@ class _Production:
 
     def result(self) -> dict[str, Any]:
         start, data = time.perf_counter(), load_data(self.recipe)
+        if self.machine.workers is not None:
+            data = replace(data, workers=self.machine.workers)
         if self.run.writes:
             sweep(self.run.folder)
         _write_facts(self.run, self.recipe, data)
@@ -162,6 +167,7 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
     count = max(1, CALIBRATION_IMAGES // training.batch)
     seen = data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)
     images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
+    lowered(training, 0, keep_range=False)  # nothing is calibrated yet
     for staged in training.parts.networks.values():
         calibrate(staged.network, images)
     if assembly.plan.deployed():
@@ -190,6 +196,7 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
         "ece": round(ece(scores, data.test.labels), 4),
         "parts": {name: round(value, 4) for name, value in together.items()},
         "cost": cost(training),
+        "alarms": alarmed(training),
     }
 
 
@@ -210,6 +217,7 @@ def _report(run: Run, recipe: Recipe, cursor: Cursor, result: Mapping[str, Any],
         "parts": result["parts"],
         "ece": result["ece"],
         "cost": result["cost"],
+        "alarms": result["alarms"],
         "finished": result["finished"],
     }
     run.write_json(RESULT, values)

@@ -72,7 +72,10 @@ def refuse_changed(run: Run, recipe: Recipe) -> None:
         recipes.load(run.folder / RECIPE, paths_exist=False).model_dump(mode="json"),
         recipe.model_dump(mode="json"),
     )
-    changed = [f"{key} was {json.dumps(a)}, is {json.dumps(b)}" for key, a, b in _differences(before, now)]
+    order = [list(one["teachers"]) for one in (before, now)]  # of a chain the order is the method
+    moved = sorted(order[0]) == sorted(order[1]) and order[0] != order[1]
+    changed = [f"teachers stood in the order {', '.join(order[0])}, now {', '.join(order[1])}"] if moved else []
+    changed += [f"{key} was {json.dumps(a)}, is {json.dumps(b)}" for key, a, b in _differences(before, now)]
     if changed:
         raise RunError(
             f"{run.folder}: the recipe changed since: {'; '.join(changed)}; start a new run instead of --resume"

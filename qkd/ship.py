@@ -14,15 +14,21 @@ from qkd.data import Data
 from qkd.errors import DataError, ExportError, GateError
 from qkd.evaluate import logits
 from qkd.export import (
+    INPUT,
     Emitted,
     Layout,
+    OpenVino,
     RawImages,
+    Target,
+    Verdict,
     emit,
     emit_float,
     predict,
     require,
+    require_openvino,
     save,
     suited_to,
+    target_of,
     verify,
 )
 from qkd.inscription import metadata, write_program
@@ -42,23 +48,33 @@ def ship(
     storage: Literal["int8", "packed"] = "int8",
     input: Input = "float",
     layout: Layout = "nchw",
+    target: str = "onnxruntime",
 ) -> dict[str, Any]:
     """Emit, verify, save; the float file and ``infer.py`` beside. -> what `qkd export --json` prints.
 
     With ``input`` "uint8" the file takes raw images in a layout and normalises them itself, to the same logits. Raises
     GateError if the file is not what was trained, and leaves what was there; ExportError for settings that make no file.
     """
+    chosen = target_of(target)
     path = output or run.folder / STUDENT_FILE
     _require(path, input, layout)
+    if not chosen.proven:
+        from qkd.profiles import ship_for
+
+        return ship_for(run, chosen, output=output, storage=storage, raw_input=input == "uint8", layout=layout)
+    second = require_openvino() if target == "openvino" else None
     finished = reload(run)
-    data = load_data(finished.recipe)
+    data = load_data(finished.recipe).at_hand()
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
     raw = RawImages(scale, shift, layout)
-    emitted = _emitted(finished, storage, raw, input)
+    emitted = _emitted(finished, storage, raw, input, chosen)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    save(emitted.model, beside)
     try:
-        save(emitted.model, beside)
-        verdict = _verify(finished, beside, data, raw if input == "uint8" else None)
+        given = raw if input == "uint8" else None
+        verdict = _verify(finished, beside, data, given)
+        if second is not None:
+            verdict["openvino"] = {"version": second.__version__, **_on_openvino(beside, data, given)}
         if input == "uint8":
             _require_same(finished, storage, beside, data, raw)
         network = float_network(finished) or finished.product
@@ -67,7 +83,15 @@ def ship(
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    report = {**verdict, **facts, "storage": storage, "input": input, "layout": layout, **_resolution(emitted)}
+    report = {
+        **verdict,
+        **facts,
+        "target": target,
+        "storage": storage,
+        "input": input,
+        "layout": layout,
+        **_resolution(emitted),
+    }
     program = write_program(path)
     report["program"] = None if program is None else str(program)
     place(path.with_name(EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
@@ -81,19 +105,43 @@ def _require(path: Path, input: str, layout: str) -> None:
         raise ExportError(f"layout {layout} with float input: training's own layout is nchw; add --input uint8")
 
 
-def _emitted(finished: Finished, storage: Literal["int8", "packed"], raw: RawImages, input: Input) -> Emitted:
+def _emitted(
+    finished: Finished, storage: Literal["int8", "packed"], raw: RawImages, input: Input, target: Target
+) -> Emitted:
     told = metadata(finished, raw, "uint8" if input == "uint8" else "float32")
     given = raw if input == "uint8" else None
-    return emit(finished.product, finished.facts.shape, storage=storage, metadata=told, raw=given)
+    return emit(finished.product, finished.facts.shape, storage=storage, metadata=told, raw=given, target=target)
 
 
 def _verify(finished: Finished, path: Path, data: Data, raw: RawImages | None) -> dict[str, Any]:
-    images = data.normalize(data.test.images).numpy()
     reference = logits(finished.product, data.batches("test", finished.recipe.data.batch)).numpy()
-    given = images if raw is None else raw.arranged(data.test.images.numpy())
-    verdict = verify(path, given, labels=data.test.labels.numpy(), reference_logits=reference)
+    verdict = verify(path, _given(data, raw), labels=data.test.labels.numpy(), reference_logits=reference)
     require(verdict)
+    _require_exact(finished, verdict)
     return verdict.as_dict()
+
+
+def _given(data: Data, raw: RawImages | None) -> np.ndarray:
+    """The test images as a file takes them."""
+    images: np.ndarray = data.normalize(data.test.images).numpy()
+    return images if raw is None else raw.arranged(data.test.images[:].numpy())
+
+
+def _on_openvino(path: Path, data: Data, raw: RawImages | None) -> dict[str, float]:
+    """Top-1 there, and how often it is onnxruntime's, in %; its rounding is its own, so bits are not compared."""
+    images, labels = _given(data, raw), data.test.labels.numpy()
+    found, expected = OpenVino(path, 1).logits(INPUT, images).argmax(1), predict(path, images).argmax(1)
+    return {"top1": float(100 * (found == labels).mean()), "agreement": float(100 * (found == expected).mean())}
+
+
+def _require_exact(finished: Finished, verdict: Verdict) -> None:
+    """Raises GateError if a network of the bit-exact edition gives other logits in PyTorch than in onnxruntime."""
+    scheme, same = finished.recipe.student.quantize, verdict.same_as_reference
+    if scheme is not None and scheme.exact and same is not None and same < 1:
+        raise GateError(
+            f"{verdict.file}: exact: {100 * (1 - same):.3g} % of the images have other logits in PyTorch; pools over 2^n "
+            f"pixels and layers that stay integer are exact, others are not: leave exact out"
+        )
 
 
 def _require_same(
@@ -146,7 +194,7 @@ def score(
     if run_or_file.is_dir() and not integer:
         finished = reload(Run.open(run_or_file))
         fabric = Machine(device, threads=threads).fabric()
-        data = load_data(finished.recipe)
+        data = load_data(finished.recipe).at_hand()
         value = test_top1(finished.product.to(fabric.device), data, finished.recipe.data.batch, fabric.device)
         return {"top1": value, "images": len(data.test.labels)}
     path = run_or_file / STUDENT_FILE if run_or_file.is_dir() else run_or_file
@@ -165,5 +213,5 @@ def _images_for(path: Path, recipe: str | None) -> Sample:
     if recipe is None and not (path.parent / "recipe.yaml").is_file():
         raise DataError(f"{path}: stands in no run folder; name a recipe whose test data is meant with --data")
     own = path.parent / "recipe.yaml"  # of a run, whose data may be gone by now: load_data says so
-    data = load_data(recipes.load(own, paths_exist=False) if recipe is None else recipes.load(recipe))
-    return Sample(data.normalize(data.test.images).numpy(), data.test.images.numpy(), data.test.labels.numpy())
+    data = load_data(recipes.load(own, paths_exist=False) if recipe is None else recipes.load(recipe)).at_hand()
+    return Sample(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from qkd import __version__
 from qkd.atomic import held, place
 from qkd.checkpoints import LAST, Checkpoints
+from qkd.data.store import cache
 from qkd.engine.machine import Machine
 from qkd.engine.train import Listener, Training, train
 from qkd.errors import NetworkError, RunError, nearest
@@ -36,12 +36,8 @@ if TYPE_CHECKING:
     from qkd.recipe import NetworkEntry, Recipe
 
 FLOAT, SCRATCH = "float", "scratch"
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/qkd``, by default ``~/.cache/qkd``."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    return Path(home) / "qkd"
+LATER = {"cutout": None, "randaugment": None, "mixup": None, "cutmix": None, "milestones": [0.5, 0.75]}
+"""Settings that came later; left at their defaults they do not change the key of what is cached."""
 
 
 @dataclass
@@ -71,7 +67,7 @@ class Starts:
 
     def _pretrained(self, part: str, entry: NetworkEntry, network: nn.Module) -> dict[str, Tensor]:
         key = self._key(network)
-        path = cache_folder() / "float" / f"{key}.safetensors"
+        path = cache() / "float" / f"{key}.safetensors"
         with held(path) if self.fabric.world_size == 1 else contextlib.nullcontext():  # others may be making it
             state = self.fabric.broadcast(_cached(path) if self.fabric.is_global_zero else None)
             if state is not None:
@@ -116,6 +112,10 @@ class Starts:
             digest.update(name.encode())
             digest.update(tensor.numpy().tobytes())
         settings = self.recipe.pretrain.model_dump(mode="json")
+        del settings["recompute"]  # it changes no bit
+        for name, default in LATER.items():
+            if settings[name] == default:
+                del settings[name]
         facts = [settings, self.recipe.data.batch, self.recipe.seed, self.data.fingerprint()]
         digest.update(json.dumps(facts, sort_keys=True).encode())
         return digest.hexdigest()[:24]

@@ -15,9 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from qkd.errors import QkdError, UsageError
+from qkd.launchers import Launch
 
 RESULT = "result.json"
 Listener = Callable[["Point", str], None]  # (point, "finished already" | "done" | "failed: why")
+
+
+def launched_here(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,14 @@ class Point:
     @property
     def finished(self) -> bool:
         """Whether it came to its end."""
+        return bool(self.result().get("finished", True))
+
+    def result(self) -> dict[str, Any]:
+        """What the run says of its end; nothing where it has not come there."""
         try:
-            return bool(json.loads((self.folder / RESULT).read_text()).get("finished", True))
+            return dict(json.loads((self.folder / RESULT).read_text()))
         except (OSError, ValueError):
-            return False
+            return {"finished": False}
 
 
 def axis(text: str) -> tuple[str, tuple[str, ...]]:
@@ -74,11 +83,17 @@ def points(out: Path, over: Sequence[str], seeds: int | None) -> list[Point]:
     if len(set(keys)) < len(keys):
         raise UsageError(f"--over names a key twice: {', '.join(keys)}")
     grid = [tuple(zip(keys, values, strict=True)) for values in itertools.product(*(values for _, values in axes))]
-    names = ["_".join(f"{key.rpartition('.')[2]}={_plain(value)}" for key, value in each) for each in grid]
+    changes = [tuple(f"{key}={value}" for key, value in each) for each in grid]
+    names = [named(each) for each in changes]
     if len(set(names)) < len(names):
         names = [f"{number:03}_{name}" for number, name in enumerate(names)]
-    changes = [tuple(f"{key}={value}" for key, value in each) for each in grid]
     return [Point(out / name, change) for name, change in zip(names, changes, strict=True)]
+
+
+def named(changes: Sequence[str]) -> str:
+    """The folder's name of what changes ``a.b=1``, ``c=2``: ``b=1_c=2``."""
+    pairs = (change.partition("=") for change in changes)
+    return "_".join(f"{key.rpartition('.')[2]}={_plain(value)}" for key, _, value in pairs)
 
 
 def _plain(value: str) -> str:
@@ -94,14 +109,18 @@ def sweep(
     options: Sequence[str] = (),
     jobs: int = 1,
     listen: Listener = lambda point, state: None,
+    launch: Launch = launched_here,
 ) -> dict[str, str]:
-    """Train every point that is not finished yet, so many at once, each resumed where it was. -> why some failed, by name"""
+    """Train every point that is not finished yet, so many at once, each resumed where it was. -> why some failed, by name
+
+    ``launch`` says where, `qkd.launchers.launcher`.
+    """
 
     def work(point: Point) -> tuple[str, str | None]:
         if point.finished:
             listen(point, "finished already")
             return point.name, None
-        failure = _train(recipe, point, [*overrides, *point.changes], options)
+        failure = train(recipe, point, overrides, options, launch)
         listen(point, f"failed: {failure}" if failure else "done")
         return point.name, failure
 
@@ -111,12 +130,22 @@ def sweep(
     return {name: failure for name, failure in ends.items() if failure is not None}
 
 
-def _train(recipe: str, point: Point, overrides: Sequence[str], options: Sequence[str]) -> str | None:
-    """One run in a process of its own. -> its last error, if it failed"""
+def train(recipe: str, point: Point, overrides: Sequence[str], options: Sequence[str], launch: Launch) -> str | None:
+    """One run, wherever it is launched. -> its last error, if it failed"""
     resume = ["--resume"] if point.folder.is_dir() else []
-    words = ["train", recipe, *overrides, "--out", str(point.folder), "--quiet", *options, *resume]
+    words = ["train", recipe, *overrides, *point.changes, "--out", str(point.folder), "--quiet", *options, *resume]
+    try:
+        failure = launch(run_alone, words, str(Path.cwd()))
+    except Exception as error:  # whatever a scheduler may raise about a job that is gone
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return None if failure is None else str(failure)
+
+
+def run_alone(words: Sequence[str], folder: str) -> str | None:
+    """``qkd`` in a process of its own, started in that folder. -> its last error, if it failed"""
     alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run([sys.executable, "-m", "qkd", *words], capture_output=True, text=True, check=False, env=alone)
+    line = [sys.executable, "-m", "qkd", *words]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=alone, cwd=folder)
     if done.returncode == 0:
         return None
     lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -13,6 +13,7 @@ from qkd.quantizers.calibrate import calibrate, pretend_calibrated, reestimate_b
 from qkd.quantizers.families import FAMILIES
 from qkd.quantizers.insert import insert
 from qkd.quantizers.listing import Layer, compile_cores, describe, disabled, quantizers, scales, uncalibrated
+from qkd.quantizers.progressive import lower, rungs
 from qkd.quantizers.scheme import Scheme, scheme
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "describe",
     "disabled",
     "insert",
+    "lower",
     "pretend_calibrated",
     "quantizers",
     "reestimate_batch_norm",
+    "rungs",
     "scales",
     "scheme",
     "uncalibrated",

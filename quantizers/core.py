@@ -43,6 +43,7 @@ class FakeQuant(nn.Module, ABC):
         self.bits, self.low, self.high, self.calibration = bits, low, high, calibration
         self.name = ""
         self.compiled = False
+        self.ladder: tuple[int, ...] = ()  # see qkd.quantizers.progressive
         self._ready = False
         self.register_buffer("calibrated", torch.tensor(False))
         self.register_buffer("zero_point", torch.tensor(0.0), persistent=False)

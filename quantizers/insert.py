@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 from qkd.errors import SchemeError, nearest
 from qkd.quantizers.core import FakeQuant
 from qkd.quantizers.dataflow import Kind, ends, function_name, kinds, never_negative, readers
+from qkd.quantizers.exact import fold_batch_norms, share_units
 from qkd.quantizers.layers import identity_quantizer, relu_quantizer, twin
+from qkd.quantizers.progressive import plan_ladders
 from qkd.quantizers.scheme import Scheme, bits_of
 from qkd.trace import trace, where_from
 
@@ -44,7 +46,10 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
         raise SchemeError(f"{type(network).__name__} is quantized already; insert takes the float network")
     own = copy.deepcopy(network)
     module = own if isinstance(own, fx.GraphModule) else trace(own)
+    if scheme.exact:
+        fold_batch_norms(module)
     _Insertion(module, scheme).run()
+    plan_ladders(module, scheme.progressive)
     _move_quantizers(module, next(network.parameters(), None))
     module.graph.lint()
     module.recompile()
@@ -72,6 +77,8 @@ class _Insertion:
             elif kind in ("input", "layer", "norm", "curve", "add", "cat", "pool", "other") and bits:
                 self._quantize(node, bits)
         self._swap_layers()
+        if self.scheme.exact:
+            share_units(self.module, self.layers, dict(self.kind))
         _forbid_overwriting(self.module)
 
     def _overrides(self) -> dict[str, tuple[int, int]]:

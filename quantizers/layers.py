@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qkd.errors import SchemeError
 from qkd.quantizers.core import FakeQuant
+from qkd.quantizers.exact import on_units
 from qkd.quantizers.families import FAMILIES
 from qkd.quantizers.quiet import qnn
 from qkd.quantizers.scheme import Scheme
@@ -22,16 +23,33 @@ class _Weighted:
     """A layer with quantized weights and nothing else."""
 
     is_leaf = True
+    input_core: tuple[Any, ...] = ()
+    """In the bit-exact edition the core that rounds the input; in a tuple, so that it is no part of this layer."""
 
     def forward(self: Any, x: Any) -> Any:
         proxy = self.weight_quant
         if not isinstance(x, Tensor) or self.export_mode or proxy.export_mode:
             return super().forward(x)  # type: ignore[misc]
-        return self.compute(x, self.weight if proxy.disable_quant else proxy.tensor_quant(self.weight)[0])
+        if proxy.disable_quant:
+            return self.compute(x, self.weight, self.bias)
+        weight, scale, _, bits = proxy.tensor_quant(self.weight)
+        return self.compute(x, weight, self._rounded_bias(scale, bits))
 
-    def compute(self: Any, x: Tensor, weight: Tensor) -> Tensor:
-        result: Tensor = self._conv_forward(x, weight, self.bias)
+    def compute(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        result: Tensor = self._conv_forward(x, weight, bias)
         return result
+
+    def final_bias(self: Any) -> Tensor | None:
+        """The bias that ``forward`` adds: rounded in the bit-exact edition."""
+        _, scale, _, bits = self.weight_quant.tensor_quant(self.weight)
+        bias: Tensor | None = self._rounded_bias(scale, bits)
+        return bias
+
+    def _rounded_bias(self: Any, scale: Tensor, bits: Tensor) -> Tensor | None:
+        if self.bias is None or not self.input_core:
+            bias: Tensor | None = self.bias
+            return bias
+        return on_units(self.bias, self.input_core[0].scale(), scale, int(bits))
 
 
 @final
@@ -46,8 +64,8 @@ class Convolution2d(_Weighted, qnn.QuantConv2d):
 
 @final
 class Linear(_Weighted, qnn.QuantLinear):
-    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight, self.bias)
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
 
 
 class _Activation:

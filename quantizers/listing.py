@@ -47,10 +47,11 @@ def scales(network: nn.Module) -> list[nn.Parameter]:
 
 
 def compile_cores(network: nn.Module, on: bool = True) -> None:
-    """Compile the rounding of every quantizer as one kernel forward and one backward, for layers that stay eager.
+    """Round with one kernel forward and one backward in every quantizer, for layers that stay eager.
 
-    The kernels take tensors of every size, so they are compiled once for a process (seconds, at the first step). Inside
-    a stage that is compiled as a whole this changes nothing.
+    The kernels take tensors of every size. On the CPU they are C (half a second once for a process; nothing changes where
+    there is no compiler), elsewhere made by ``torch.compile`` (seconds, at the first step). Inside a stage that is compiled
+    as a whole this changes nothing.
     """
     for _, core in quantizers(network):
         core.compiled = on

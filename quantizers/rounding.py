@@ -9,9 +9,10 @@ Summed over the tensor, ``dL/ds = (sum(g * y) - sum(dL/dx * x)) / s``: two dot p
 Arithmetic is float32 (float64 for float64 tensors) whatever autocast does: a bfloat16 ``x / s`` would round to a
 neighbouring level. ``y`` comes back in the type of ``x``.
 
-Three ways lead to the same numbers: on the CPU, with one step for a tensor, the work is done a block at a time, so that
+Ways that lead to the same numbers: on the CPU, with one step for a tensor, the work is done a block at a time, so that
 memory is read and written once; elsewhere with whole-tensor operations, which ``torch.compile`` traces and fuses with
-what surrounds them; or, where asked for, with the same operations compiled on their own (see `compile_cores`).
+what surrounds them; or, where asked for (see `compile_cores`), with kernels of its own: on the CPU those of `native`, on
+other devices the same whole-tensor operations compiled.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from qkd.quantizers import native
 
 SMALLEST = 1e-8
 """The floor of every scale: far below any trained step, far above the smallest float32."""
@@ -47,10 +50,12 @@ def round_to_grid(
         gradient_scale: factor on the gradient of the step (LSQ section 2.2).
         scale: ``s`` where it is not ``positive(step)``; the gradient of the step is then that of ``s * step / step``,
             straight through whatever made the one of the other.
-        compiled: forward and backward as one compiled kernel each.
+        compiled: forward and backward as one kernel each, where there is one for the device and the type.
     Source: Esser et al., Learned Step Size Quantization, ICLR 2020, eq. 1-5.
     """
     s = positive(step) if scale is None else scale
+    if compiled and not torch.compiler.is_compiling() and native.fits(x, step, s):
+        return _RoundNatively.apply(x, step, s, low, high, gradient_scale), s
     return _Round.apply(x, step, s, low, high, gradient_scale, compiled), s
 
 
@@ -78,7 +83,7 @@ Kernels = tuple[Callable[..., Tensor], Callable[..., Any]]
 def _kernels(x: Tensor, s: Tensor, compiled: bool = False) -> Kernels:
     if torch.compiler.is_compiling():
         return _round_whole, _differentiate_whole
-    if compiled and (s.ndim == 0 or s.numel() == len(s)):
+    if compiled and x.device.type != "cpu" and (s.ndim == 0 or s.numel() == len(s)):
         return _round_fused, _differentiate_fused
     in_blocks = s.ndim == 0 and x.device.type == "cpu"
     return (_round_blocks, _differentiate_blocks) if in_blocks else (_round_whole, _differentiate_whole)
@@ -117,6 +122,24 @@ class _Round(torch.autograd.Function):
         return to_x, to_step, None, None, None, None, None
 
 
+class _RoundNatively(torch.autograd.Function):
+    """`_Round` for what `native` can do, with as little Python around it as there can be: small tensors notice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+        x = _packed(x)
+        ctx.save_for_backward(x, step, s)
+        ctx.settings = low, high, gradient_scale, SMALLEST
+        return native.round_rows(x, s, low, high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, step, s = ctx.saved_tensors
+        to_x, to_step = native.differentiate_rows(_laid_out_as(x, gradient), x, s, step, *ctx.settings)
+        return to_x, to_step, None, None, None, None
+
+
 def _round_whole(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
     return (x / s).round_().clamp_(low, high).mul_(s)
 
@@ -131,7 +154,16 @@ def _differentiate_whole(
         passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
     else:
         passed = torch.ops.aten.hardtanh_backward(g, ratio, low, high)
-    return passed, None if y is None else (g * y).addcmul_(passed, x, value=-1).sum_to_size(s.shape)
+    if y is None:
+        return passed, None
+    if torch.compiler.is_compiling():
+        return passed, _summed(g * y - passed * x, s)
+    return passed, (g * y).addcmul_(passed, x, value=-1).sum_to_size(s.shape)
+
+
+def _summed(values: Tensor, s: Tensor) -> Tensor:
+    """The sum over what shares a step; of images channel by channel first, in one loop with batch norm's own sums."""
+    return values.sum((0, 2, 3)).sum() if s.ndim == 0 and values.ndim == 4 else values.sum_to_size(s.shape)
 
 
 def _round_blocks(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from qkd.errors import SchemeError, nearest
+from qkd.quantizers.progressive import check_bits
 
 Bits = Annotated[int, "bits, 1 to 8"]
 FamilyName = Literal["lsq", "lsq_plus", "pact", "dorefa", "hwgq", "pot", "ternary", "binary", "ewgs"]
@@ -36,6 +37,11 @@ class Scheme:
         sums: bits of tensors that meet in additions, concatenations and pools and feed no layer directly.
         per_channel: one weight scale per output channel, else one per layer.
         calibration: how steps are chosen from data: mse, lsq, minmax, percentile, or paper (that of the family's paper).
+        exact: batch norm goes into the weights before they are rounded, and biases are rounded too, so that the logits in
+            PyTorch are those of the exported file to the last bit; needs family pot, and a lower learning rate, since no
+            batch norm steadies the training.
+        progressive: bits at which training begins and goes down, an equal share of its epochs each, the last those of the
+            scheme (the fewer of weights and activations); e.g. (8, 4, 2), or (8, 4, 2, 2) to stay longer at the end.
         overrides: layer name pattern (``layer1.*``) -> shorthand for the weights and the input of the layers it
             matches; later ones win. Checked against the layers of the network by ``insert``.
     """
@@ -51,6 +57,8 @@ class Scheme:
     sums: Bits = 8
     per_channel: bool = True
     calibration: Calibration = "mse"
+    exact: bool = False
+    progressive: tuple[int, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -60,8 +68,15 @@ class Scheme:
         for name in ("weights", "activations", "first", "last", "sums"):
             self._check_bits(name, getattr(self, name))
         _check_word("calibration", self.calibration, get_args(Calibration))
-        if not isinstance(self.per_channel, bool):
-            raise SchemeError(f"per_channel: {self.per_channel!r} is not true or false")
+        for name in ("per_channel", "exact"):
+            if not isinstance(getattr(self, name), bool):
+                raise SchemeError(f"{name}: {getattr(self, name)!r} is not true or false")
+        if self.exact and (self.of_weights, self.of_activations) != ("pot", "pot"):
+            raise SchemeError(
+                f"exact: scales of family {self.of_weights} and {self.of_activations} are no powers of two, so that "
+                f"integers round otherwise than floats; take family: pot"
+            )
+        check_bits(self.progressive, min(self.weights, self.activations), (self.of_weights, self.of_activations))
         for pattern, shorthand in self.overrides.items():
             try:
                 self._check_bits(f"overrides: {pattern}", bits_of(shorthand)[0], "ends")
@@ -119,6 +134,8 @@ def scheme(
     sums: Bits = 8,
     per_channel: bool = True,
     calibration: Calibration = "mse",
+    exact: bool = False,
+    progressive: tuple[int, ...] = (),
     overrides: Mapping[str, str] | None = None,
 ) -> Scheme:
     """The long form of a scheme, as a recipe writes it; see `Scheme` for the meaning of each option."""
@@ -133,6 +150,8 @@ def scheme(
         sums=sums,
         per_channel=per_channel,
         calibration=calibration,
+        exact=exact,
+        progressive=progressive,
         overrides=overrides or {},
     )
 

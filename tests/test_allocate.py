@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from qkd.allocate import choose, costs, sensitivity
+from qkd.allocate import allocate, choose, costs, packed_size, sensitivity, under_size
 from qkd.errors import SchemeError
-from qkd.quantizers import Scheme, insert, quantizers
+from qkd.produce import Machine, produce, reload
+from qkd.quantizers import Scheme, calibrate, insert, quantizers
+from qkd.run import Run
+from tests.test_train import recipe_in
 from tests.tiny_wirings import Residual, images, settled
 
 
@@ -32,7 +39,8 @@ def test_the_budget_is_met_and_sensitive_layers_keep_their_bits() -> None:
 
 def test_lowering_one_layer_moves_the_logits_more_the_fewer_bits_it_has() -> None:
     network = settled(Residual)
-    found, activations = sensitivity(network, Scheme(4, 8, overrides={"layer1.*": "w4a6"}), [images()], (2, 4, 8))
+    scheme = Scheme(4, 8, overrides={"layer1.*": "w4a6"})
+    found, activations = sensitivity(network, scheme, images(), torch.arange(len(images())) % 4, (2, 4, 8), "logits")
     assert set(found) == {f"layer{i}.conv{j}" for i in (1, 2) for j in (1, 2)} | {"layer2.down.0"}
     assert all(errors[2] > errors[4] > errors[8] == 0 for errors in found.values())
     assert activations["layer1.conv1"] == 6
@@ -50,3 +58,52 @@ def test_lowering_one_layer_moves_the_logits_more_the_fewer_bits_it_has() -> Non
     assert not any(
         isinstance(module, torch.nn.Conv2d) and module.weight.grad is not None for module in network.modules()
     )
+
+
+def test_sensitivity_by_loss_is_what_the_loss_rises_by() -> None:
+    network, x = settled(Residual), images()
+    labels = network.eval()(x).argmax(1).detach()
+    found, _ = sensitivity(network, Scheme(4, 8), x, labels, (2, 8))
+    assert all(errors[2] >= errors[8] == 0 for errors in found.values())
+    assert any(errors[2] > 0 for errors in found.values())
+    name = max(found, key=lambda layer: found[layer][2])
+    losses = []
+    for overrides in ({}, {name: "w2a8"}):
+        module = insert(network, Scheme(8, 8, overrides=overrides))
+        calibrate(module, [x])
+        with torch.no_grad():
+            losses.append(F.cross_entropy(module.eval()(x), labels).item())
+    assert losses[1] - losses[0] == pytest.approx(found[name][2], abs=1e-5)
+
+
+def test_a_file_no_larger_than_the_budget() -> None:
+    network, scheme, shape = settled(Residual), Scheme(8, 8), (3, 16, 16)
+    found, activations = sensitivity(network, scheme, images(), torch.arange(len(images())) % 4, (2, 4, 8), "logits")
+    least, most = (packed_size(network, Scheme(bits, 8), shape) for bits in (2, 8))
+    sizes = []
+    for share in (0.0, 0.5, 1.0):
+        budget = (least + share * (most - least)) / 1000
+        chosen = under_size(network, scheme, found, activations, budget, shape)
+        sizes.append(packed_size(network, Scheme(**chosen.block(scheme, activations)), shape))
+        assert sizes[-1] <= 1000 * budget
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] == most
+    with pytest.raises(SchemeError, match="kB is the least"):
+        under_size(network, scheme, found, activations, least / 1000 - 0.1, shape)
+
+
+@pytest.mark.parametrize("unit", ["bits", "kb"])
+def test_the_block_is_what_a_recipe_trains_with(tmp_path: Path, unit: Any) -> None:
+    alone = {"method": {"name": "qat"}, "teachers": {}, "match": [], "train": {"epochs": 1}}
+    recipe, machine = recipe_in(tmp_path, **alone), Machine("cpu", threads=1)
+    most = allocate(recipe, 1e9, unit=unit, machine=machine)
+    assert set(most["bits"].values()) == {8}
+    budget = 3.0 if unit == "bits" else most["kb"] - 2
+    found = allocate(recipe, budget, unit=unit, machine=machine)
+    assert found["mean_bits" if unit == "bits" else "kb"] <= budget
+    student = {"build": "resnet8", "width": 4, "quantize": json.loads(json.dumps(found["quantize"]))}
+    run = Run.create(tmp_path / "run")
+    produce(recipe_in(tmp_path, **alone, student=student), run, Machine("cpu", threads=1))
+    bits = {name: core.bits for name, core in quantizers(reload(run).product)}
+    assert {name: bits[f"{name}.weight"] for name in found["bits"]} == found["bits"]
+    assert len(set(found["bits"].values())) > 1

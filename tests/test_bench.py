@@ -12,8 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from qkd.commands.bench import about
 from qkd.errors import ExportError, UsageError
 from qkd.export import RawImages, bench, emit, emit_float, predict, save
+from qkd.export.session import open_session
 from tests.tiny_products import SHAPE, Residual, images, product
 
 timing = importlib.import_module("qkd.export.bench")  # the attribute of this name is the function
@@ -124,3 +126,47 @@ def test_the_clock_is_the_callers_choice(files: tuple[Path, Path]) -> None:
     ticks = iter(range(1000))
     (row,) = bench([files[0]], repeats=2, clock=lambda: float(next(ticks)))
     assert row.p50_ms == row.p95_ms == 1000
+
+
+def test_a_second_runtime_takes_part_and_says_how_often_it_agrees(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pretended:
+        """OpenVINO as seen from here, with onnxruntime behind it, wrong about every fourth image."""
+
+        def __init__(self, path: Path, threads: int) -> None:
+            self.session = open_session(path, threads=threads)
+
+        def run(self, outputs: None, feed: Any) -> Any:
+            return self.session.run(outputs, feed)
+
+        def logits(self, name: str, given: np.ndarray) -> np.ndarray:
+            found = self.session.run(None, {name: given})[0]
+            found[::4] = -found[::4]
+            return found
+
+    monkeypatch.setattr(timing, "OpenVino", Pretended)
+    student, floating = files
+    labels = predict(student, images()).argmax(1)
+    settings: dict[str, Any] = {"repeats": 4, "images": images(), "labels": labels, "memory": True}
+    rows = bench([student], against=floating, openvino=True, **settings)
+    assert [(row.runtime, row.file) for row in rows] == [
+        (runtime, str(file)) for runtime in ("onnxruntime", "openvino") for file in files
+    ]
+    here, base, there, their_base = rows
+    assert (here.agreement, there.agreement, there.top1, there.peak_mb) == (None, 75, 75, None)
+    assert here.speedup == pytest.approx(base.p50_ms / here.p50_ms)
+    assert there.speedup == pytest.approx(their_base.p50_ms / there.p50_ms)
+
+
+def test_threads_are_those_asked_for_and_never_spin(files: tuple[Path, Path]) -> None:
+    options = open_session(files[0], threads=2).get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    for pool in ("intra_op", "inter_op"):
+        assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == "0"
+
+
+def test_a_processor_without_vnni_is_told_what_that_means() -> None:
+    assert about("avx512_vnni") == about("asimddp") == []
+    (said,) = about("avx2")
+    assert "8-bit weights saturate" in said and "first: 7" in said

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from qkd.data import DATASETS, Batch, Data, Split
-from qkd.data.batches import crop_and_flip, measure
+from qkd.data.augment import crop_and_flip
+from qkd.data.batches import measure
 from qkd.data.digits import digits, divide
 from qkd.data.fake import fake
 
@@ -104,12 +105,11 @@ def test_ranks_share_each_batch_without_overlap(ranks: int) -> None:
 def test_crops_and_flips_are_those_asked_for() -> None:
     images = torch.arange(2 * 1 * 4 * 4, dtype=torch.uint8).reshape(2, 1, 4, 4) + 1
     moves = torch.tensor([[1, 1, 0], [0, 2, 1]])
-    cut = crop_and_flip(images, moves, padding=1, flip=True)
+    cut = crop_and_flip(images, moves, padding=1)
     assert torch.equal(cut[0], images[0])  # moved by the padding: where it was
     expected = torch.zeros(4, 4, dtype=torch.uint8)
     expected[1:, :3] = images[1, 0, :3, 1:]  # one down, one to the left, the gap black
     assert torch.equal(cut[1, 0], expected.flip(1))
-    assert torch.equal(crop_and_flip(images, moves, padding=1, flip=False)[1, 0], expected)
 
 
 def test_digits_are_never_mirrored_and_their_split_never_changes() -> None:

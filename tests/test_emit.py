@@ -23,10 +23,23 @@ from qkd.errors import ExportError, UsageError
 from qkd.export import census, emit, emit_float, emulate, predict, save
 from qkd.export.fold import BIAS_LIMIT, to_integers
 from qkd.export.graph import Graph
-from qkd.export.invariants import constant_codes, require_invariants
+from qkd.export.invariants import constant_value, require_invariants
 from qkd.export.pack import store
 from qkd.quantizers import Scheme, disabled, insert
-from tests.tiny_products import INTEGER_KERNELS, MIDDLES, SHAPE, Head, Middle, Residual, block, images, logits, product
+from tests.tiny_products import (
+    INTEGER_KERNELS,
+    MIDDLES,
+    SHAPE,
+    Head,
+    Middle,
+    Residual,
+    block,
+    images,
+    logits,
+    product,
+    stored,
+    with_another_unit,
+)
 
 SCHEMES = ("w8a8", "w4a8", "w4a4", "w3a5", "w2a2")
 
@@ -63,21 +76,21 @@ def test_file_holds_the_trained_integers_and_the_batch_norm_only_changes_scales(
     trained = product(Residual(), "w4a4")
     layer, norm = trained.get_submodule("conv"), trained.get_submodule("norm")
     codes = layer.quant_weight().int().numpy()
-    stored = tensors(emit(trained, SHAPE, headroom=0).model)
+    held = stored(emit(trained, SHAPE, headroom=0).model, "conv")
     signs = np.sign(norm.weight.detach().numpy()).reshape(-1, 1, 1, 1)
     assert (signs < 0).any() and (signs > 0).any()
-    assert np.array_equal(stored["conv.weight"], codes * signs)
+    assert np.array_equal(held.codes, codes * signs)
     folded = norm.weight.detach().abs() / torch.sqrt(norm.running_var + norm.eps)
     expected = (layer.quant_weight().scale.flatten() * folded).detach().numpy()
-    assert stored["conv.weight.scale"] == pytest.approx(expected, rel=1e-6)
+    assert held.scales == pytest.approx(expected, rel=1e-6)
 
 
 def test_bias_scale_is_bit_for_bit_input_scale_times_weight_scale() -> None:
     trained = product(Residual(), "w4a4")
-    stored = tensors(emit(trained, SHAPE).model)
+    held = stored(emit(trained, SHAPE).model, "conv")
     input_scale = np.float32(trained.get_submodule("body.2").act_quant.scale().item())
-    assert np.array_equal(stored["conv.bias.scale"], input_scale * stored["conv.weight.scale"])
-    assert stored["conv.bias"].dtype == np.int32 and stored["conv.weight"].dtype == np.int8
+    assert np.array_equal(held.units, input_scale * held.scales)
+    assert held.bias.dtype == np.int32 and held.codes.dtype == np.int8
 
 
 def test_headroom_makes_low_bit_biases_finer() -> None:
@@ -87,9 +100,9 @@ def test_headroom_makes_low_bit_biases_finer() -> None:
     bias = (norm[1].bias - norm[1].running_mean * factor).detach().numpy()
 
     def error(headroom: int) -> float:
-        stored = tensors(emit(trained, SHAPE, headroom=headroom).model)
-        assert np.abs(stored["conv.weight"]).max() <= max(headroom, 1)
-        return float(np.abs(stored["conv.bias"] * stored["conv.bias.scale"].astype(np.float64) - bias).max())
+        held = stored(emit(trained, SHAPE, headroom=headroom).model, "conv")
+        assert np.abs(held.codes).max() <= max(headroom, 1)
+        return float(np.abs(held.bias * held.units.astype(np.float64) - bias).max())
 
     assert error(63) < 0.1 * error(0)
 
@@ -124,10 +137,10 @@ def test_packed_weights_give_the_same_logits_in_fewer_bytes(scheme: str, opset: 
     assert plain.model.opset_import[0].version == 17
     assert np.array_equal(predict(plain.model, images()), predict(packed.model, images()))
     assert census(plain.model) == census(packed.model)
-    stored = {t.name: t for t in packed.model.graph.initializer}["conv.weight"]
+    held = {t.name: t for t in packed.model.graph.initializer}["conv.weight"]
     kinds = {"w2a2": TensorProto.INT2, "w4a4": TensorProto.INT4, "w8a8": TensorProto.INT8}
-    assert stored.data_type == kinds[scheme]
-    assert len(stored.raw_data) == 6 * 6 * 9 * int(scheme[1]) // 8
+    assert held.data_type == kinds[scheme]
+    assert len(held.raw_data) == 6 * 6 * 9 * int(scheme[1]) // 8
 
 
 def test_packed_codes_read_back_as_they_were_for_every_size() -> None:
@@ -141,7 +154,7 @@ def test_packed_codes_read_back_as_they_were_for_every_size() -> None:
             name = store(graph, weight, "layer", "packed")
             constants = {tensor.name: tensor for tensor in graph.initializers}
             makers = {node.output[0]: node for node in graph.nodes}
-            assert np.array_equal(constant_codes(name, constants, makers), weight.codes)
+            assert np.array_equal(constant_value(name, constants, makers), weight.codes)
 
 
 def test_hwgq_weights_without_a_zero_become_odd_integers() -> None:
@@ -282,13 +295,11 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
 
 def broken(change: str) -> onnx.ModelProto:
     model = emit(product(Residual()), SHAPE).model
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
     if change == "bias scale":
-        other = numpy_helper.to_array(stored["conv.bias.scale"]) * np.float32(1.01)
-        stored["conv.bias.scale"].CopyFrom(numpy_helper.from_array(other, "conv.bias.scale"))
+        with_another_unit(model, "conv", 1.01)
     if change == "bias reaches":
-        huge = np.full_like(numpy_helper.to_array(stored["conv.bias"]), 2**30)
-        stored["conv.bias"].CopyFrom(numpy_helper.from_array(huge, "conv.bias"))
+        bias = next(tensor for tensor in model.graph.initializer if tensor.name == "conv.bias")
+        bias.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(bias), 2**30), bias.name))
     if change == "inputs":
         model.graph.input.append(onnx.helper.make_tensor_value_info("conv.bias", TensorProto.INT32, [6]))
     return model

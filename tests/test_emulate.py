@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from qkd.errors import ExportError
 from qkd.export import census, emit, emit_float, emulate, first_divergence, predict, requantize
 from qkd.export.requantize import EXACT, Codes, exact_product
+from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, insert
 from tests.tiny_products import INTEGER_KERNELS, MIDDLES, SHAPE, Head, Residual, block, images, product
 from tests.tiny_products import WIDTH as W
@@ -74,7 +76,7 @@ CONV = st.fixed_dictionaries(
     {
         "kind": st.just("conv"),
         "groups": st.sampled_from(["dense", "grouped", "depthwise"]),
-        "outputs": st.sampled_from([4, 6, 8]),
+        "outputs": st.sampled_from([4, 6, 8, 16]),
         "size": st.sampled_from([1, 3, 5]),
         "stride": st.sampled_from([1, 1, 2]),
         "relu": st.booleans(),
@@ -140,8 +142,8 @@ def test_first_divergence_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setitem(first_divergence.__globals__["operation_of"].__globals__["OPERATIONS"], "Add", _binary(wrong))
     found = first_divergence(model, images())
-    assert found is not None and found.layer == "relu" and found.steps == 1 and 0 < found.different <= found.values
-    assert "relu: " in str(found)
+    assert found is not None and found.layer == "add" and found.steps == 1 and 0 < found.different <= found.values
+    assert "add: " in str(found)
 
 
 def test_integer_layers_are_judged_by_themselves_behind_float_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +156,7 @@ def test_integer_layers_are_judged_by_themselves_behind_float_ones(monkeypatch: 
     right_conv = table["Conv"]
     monkeypatch.setitem(table, "Conv", lambda node, operands: right_conv(node, operands[:2]))
     found = first_divergence(model, images())
-    assert found is not None and found.layer == "body.2"
+    assert found is not None and found.layer == "body.0"
 
 
 def _binary(kernel: Any) -> Any:
@@ -208,3 +210,16 @@ def test_torchvision_networks_are_integer_from_end_to_end(name: str, scheme: str
     inputs = images(2, shape)
     assert np.array_equal(emulate(emitted.model, inputs), predict(emitted.model, inputs))
     onnx.checker.check_model(emitted.model, full_check=True)
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_of_cifar_size_take_less_than_a_minute_on_two_cores() -> None:
+    """Measured on a tenth of the images, on one core, in processor time: what waits for other programs does not count."""
+    trained = insert(build("resnet20", classes=10), Scheme.parse("w8a8", calibration="minmax"))
+    calibrate(trained, [torch.from_numpy(images(8, (3, 32, 32)))])
+    model, many = emit(trained.eval(), (3, 32, 32)).model, images(1000, (3, 32, 32))
+    emulate(model, many[:64])
+    start = time.process_time()
+    found = emulate(model, many)
+    assert (time.process_time() - start) * 10 / 2 < 60
+    assert np.array_equal(found[:64], predict(model, many[:64]))

@@ -14,13 +14,16 @@ from qkd.engine.average import Average
 from qkd.engine.loop import deciding
 from qkd.engine.position import order
 from qkd.engine.steps import _pieces
-from qkd.errors import UsageError
+from qkd.errors import PlanError, UsageError
 from qkd.evaluate import ece
 from qkd.plan import Phase, Plan, Step
 from qkd.produce import Machine, produce
+from qkd.quantizers import calibrate, disabled
 from qkd.run import Run
 from qkd.terms import label
+from tests.company import staged
 from tests.test_train import losses, recipe_in
+from tests.test_views import MOVED
 
 ALONE: dict[str, Any] = {"method": {"name": "qat"}, "teachers": {}, "match": []}
 
@@ -136,36 +139,36 @@ def test_only_what_stays_the_same_is_worth_knowing(tmp_path: Path) -> None:
     assert taps(name="cmtkd", teachers="frozen") == set()  # their features flow on changed
 
 
-def test_curves_for_tensorboard_or_a_word_that_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qkd.engine.tracking import numbers, tensorboard
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [
+        ({}, False),
+        ({"augment": False}, True),
+        ({"augment": False, "cutout": 4}, False),
+        ({"augment": False, "mixup": 0.2}, False),
+    ],
+)
+def test_teachers_are_asked_once_only_where_images_stay_the_same(
+    tmp_path: Path, settings: dict[str, Any], known: bool
+) -> None:
+    from qkd.assemble import assemble
+    from qkd.engine.known import learn_of
+    from qkd.engine.train import Training
+    from qkd.produce import facts_of, load_data
 
-    values = {"phase": "train", "epoch": 1, "epochs": 3, "steps": 4, "val/top1": 25.0, "train/loss/label/student": 1}
-    assert numbers(values) == {"train/val/top1": 25.0, "train/train/loss/label/student": 1.0}
-    written: list[tuple[dict[str, float], int]] = []
-
-    class Logger:
-        experiment = None
-
-        def __init__(self, *arguments: Any, **keywords: Any) -> None: ...
-        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-            written.append((metrics, step))
-
-        def save(self) -> None: ...
-
-    monkeypatch.setattr("lightning_fabric.loggers.TensorBoardLogger", Logger)
-    heard: list[str] = []
-    listen = tensorboard(tmp_path, lambda event, values: heard.append(event))
-    listen("epoch", values)
-    listen("step", {})
-    assert heard == ["epoch", "step"]
-    assert written == [(numbers(values), 4)]
-
-    def missing(*arguments: Any, **keywords: Any) -> None:
-        raise ModuleNotFoundError("tensorboard")
-
-    monkeypatch.setattr("lightning_fabric.loggers.TensorBoardLogger", missing)
-    with pytest.raises(UsageError, match="pip install"):
-        tensorboard(tmp_path, listen)
+    (tmp_path / "own.py").write_text(MOVED)
+    data = {"name": f"{tmp_path / 'own.py'}:moved", "batch": 16}
+    recipe = recipe_in(tmp_path, method={"name": "kd"}, data=data, train={"epochs": 2, **settings})
+    images = load_data(recipe)
+    assembly = assemble(recipe, facts_of(images))
+    training = Training(assembly.parts, assembly.plan, images, recipe.train, 16, 0, Machine("cpu").fabric())
+    with disabled(assembly.parts):
+        found = learn_of(training, assembly.parts, assembly.plan.phases[0], 2)
+        assert (found is not None) == known
+        if found is not None:
+            batch = next(images.batches("train", 16, shuffle_seed=5))
+            said = assembly.parts.eval()(batch.images, ["four", "eight"])
+            assert all(torch.allclose(tensor, said[tap], atol=1e-5) for tap, tensor in found.of(batch.ids).items())
 
 
 def test_a_machine_that_is_not_there_is_named() -> None:
@@ -219,3 +222,81 @@ def test_what_cannot_be_compiled_stays_eager_or_is_refused(tmp_path: Path) -> No
     assert compiling.tried(nn.Module(), "auto", fail) == "no C++ compiler"
     with pytest.raises(TrainingError, match="--compile on: RuntimeError: no C\\+\\+ compiler; --compile off"):
         compiling.tried(nn.Module(), "on", fail)
+
+
+def gradients_of(method: str, recomputed: bool, family: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The gradients and the state after one step of a method's first phase."""
+    from qkd import recipe as recipes
+    from qkd.assemble import Facts, assemble
+    from qkd.plan import needed
+    from qkd.terms import weighted_sum
+
+    scheme = f"student.quantize={{weights: 3, activations: 3, family: {family}}}"
+    assembly = assemble(recipes.load(f"digits_{method}_w2a2", [scheme, "pretrain.epochs=1"]), Facts((1, 16, 16), 10))
+    parts, step = assembly.parts, assembly.plan.phases[0].steps[0]
+    for network in parts.networks.values():
+        calibrate(network.network, [torch.randn(8, 1, 16, 16)])
+    if assembly.plan.deployed():
+        calibrate(assembly.product(), [torch.randn(8, 1, 16, 16)], under="heads.")
+    parts.recomputed = frozenset(parts.networks) if recomputed else frozenset()
+    parts.learn(step.learners)
+    torch.manual_seed(3)
+    batch = Batch(torch.randn(8, 1, 16, 16), torch.arange(8), torch.arange(8))
+    outputs = parts(batch.images, sorted(needed(assembly.plan, step)))
+    weighted_sum({term.name: term(outputs, batch) for term in step.terms}, step.terms, 0.5).backward()
+    gradients = {name: p.grad for name, p in parts.named_parameters() if p.grad is not None}
+    return gradients, dict(parts.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("method", "family"), [("cmtkd", "lsq"), ("atsc", "ewgs"), ("iakd", "pact"), ("qat", "dorefa")]
+)
+def test_what_is_computed_again_is_the_same_to_the_last_bit(method: str, family: str) -> None:
+    torch.manual_seed(1)
+    kept = gradients_of(method, False, family)
+    torch.manual_seed(1)
+    again = gradients_of(method, True, family)
+    for before, after in zip(kept, again, strict=True):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_that_computes_again_is_the_same_and_keeps_less(tmp_path: Path) -> None:
+    kept, again = Run.create(tmp_path / "kept"), Run.create(tmp_path / "again")
+    recipe = recipe_in(tmp_path, train={"epochs": 2, "rate": 0.05})
+    produce(recipe, kept, Machine("cpu", threads=1))
+    recipe = recipe_in(tmp_path, train={"epochs": 2, "rate": 0.05, "recompute": ["student", "four"]})
+    produce(recipe, again, Machine("cpu", threads=1))
+    assert losses(kept) == losses(again)
+    one, other = kept.load_product(), again.load_product()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    recipe = recipe_in(tmp_path, train={"epochs": 2, "recompute": ["studnet"]})
+    with pytest.raises(PlanError, match=r"train.recompute: no network 'studnet' \(did you mean 'student'\?\)"):
+        produce(recipe, Run.create(tmp_path / "none"), Machine("cpu", threads=1))
+
+
+def test_the_statistics_of_batch_norm_are_not_gathered_twice() -> None:
+    from qkd.recompute import advance
+
+    network = staged(0).train()
+    images = torch.randn(4, 3, 16, 16, requires_grad=True)
+    flow: tuple[Any, ...] = (images,)
+    for stage in network.names:
+        flow = advance(network, stage, flow)
+    seen = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    saved: list[int] = []
+    flow[0].sum().backward()
+    assert all(torch.equal(seen[name], buffer) for name, buffer in network.named_buffers())
+    assert images.grad is not None
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        network(images)
+        whole, flow = sum(saved), (images,)
+        saved.clear()
+        for stage in network.names:
+            flow = advance(network, stage, flow)
+    assert sum(saved) < whole / 4

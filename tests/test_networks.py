@@ -75,14 +75,30 @@ def test_networks_trace_with_every_relu_used_once(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("resnet8", 0.078), ("resnet14", 0.175), ("resnet20", 0.272), ("resnet32", 0.467), ("resnet56", 0.856)],
+    [
+        ("resnet8", 0.078),
+        ("resnet14", 0.175),
+        ("resnet20", 0.272),
+        ("resnet26", 0.370),
+        ("resnet32", 0.467),
+        ("resnet44", 0.661),
+        ("resnet56", 0.856),
+        ("resnet110", 1.731),
+        ("resnet18", 11.174),
+    ],
 )
 def test_residual_networks_have_the_size_of_the_paper(name: str, millions: float) -> None:
-    # He et al. 2016, table 6: 0.27M, 0.46M, 0.85M for 20, 32 and 56 layers; 1x1 shortcuts add less than 0.01M
+    # He et al. 2016, table 6: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M for 20, 32, 44, 56, 110 layers; shortcuts add less than 0.01M
     network = NETWORKS[name](classes=10)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=5e-4)
     wide = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(wide) + 1 == int(name.removeprefix("resnet"))
+
+
+def test_four_times_as_wide_as_in_the_distillation_benchmarks() -> None:
+    # ResNet-8x4 and ResNet-32x4 of RepDistiller: 1.23M and 7.43M parameters, a first convolution of 32 channels
+    sizes = [build(n, classes=100, channels=3, options={"width": 64, "stem": 32}) for n in ("resnet8", "resnet32")]
+    assert [round(sum(p.numel() for p in n.parameters()) / 1e6, 2) for n in sizes] == [1.23, 7.43]
 
 
 def test_stages_halve_the_image_and_double_the_width() -> None:
@@ -133,7 +149,9 @@ def test_timm_networks_get_the_data_s_channels(monkeypatch: pytest.MonkeyPatch) 
     made = types.SimpleNamespace(
         create_model=create_model, is_model=lambda n: n == "tiny", list_models=lambda: ["tiny"]
     )
+    layers = types.SimpleNamespace(BatchNormAct2d=type("BatchNormAct2d", (), {}), Linear=type("Linear", (), {}))
     monkeypatch.setitem(sys.modules, "timm", made)
+    monkeypatch.setitem(sys.modules, "timm.layers", layers)
     build("timm:tiny", classes=4, channels=1, options={"drop_rate": 0.1})
     assert asked == {"name": "tiny", "num_classes": 4, "in_chans": 1, "drop_rate": 0.1}
     with pytest.raises(NetworkError, match=r"timm has no network 'tino' \(did you mean 'tiny'\?\)"):
@@ -147,8 +165,8 @@ def test_timm_networks_get_the_data_s_channels(monkeypatch: pytest.MonkeyPatch) 
         (
             "vit",
             {},
-            "no network 'vit'; known: resnet8, resnet14, resnet20, resnet32, resnet56, alexnet, "
-            "torchvision:<name>, timm:<name>, ./file.py:Name",
+            "no network 'vit'; known: resnet8, resnet14, resnet20, resnet26, resnet32, resnet44, resnet56, resnet110, "
+            "resnet18, alexnet, torchvision:<name>, timm:<name>, ./file.py:Name",
         ),
         ("resnet8", {"widht": 3}, "resnet8: no option 'widht' (did you mean 'width'?)"),
         ("resnet8", {"classes": 3}, "resnet8: no option 'classes'; known: width"),

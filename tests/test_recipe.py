@@ -28,9 +28,9 @@ def test_a_good_recipe_is_completed() -> None:
     assert made.method.options["temperature"] == 4.0
     assert made.method.options["soft"] == 0.9
     assert made.student == recipe.NetworkEntry(
-        build="resnet8", options={"width": 8}, quantize=Scheme.parse("w2a2"), start_from="float"
+        build="resnet8", options={"width": 8, "stem": None}, quantize=Scheme.parse("w2a2"), start_from="float"
     )
-    assert made.teachers["four"].options == {"width": 16}
+    assert made.teachers["four"].options == {"width": 16, "stem": None}
     assert made.teachers["float"].quantize is None
     assert list(made.networks) == ["student", "four", "float"]
     assert made.match["layer2"] == {"student": "layer2", "four": "layer2", "float": "layer2"}
@@ -76,7 +76,7 @@ def test_merged_mappings_keep_what_is_written_beside_them() -> None:
         changed(teachers="{a: &a {build: resnet8, width: 4, quantize: w4a4}, b: {width: 2, <<: *a}}")
     )
     made = recipe.load("r.yaml").teachers
-    assert made["b"].options == {"width": 2}
+    assert made["b"].options == {"width": 2, "stem": None}
     assert made["b"].quantize == made["a"].quantize
 
 

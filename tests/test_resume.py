@@ -99,9 +99,10 @@ def test_an_interrupted_run_keeps_its_step_and_goes_on_from_it(tmp_path: Path) -
     assert broken.finished
 
 
-def test_stopped_by_max_steps_it_can_go_on_to_the_same_end(tmp_path: Path, whole: Run) -> None:
+@pytest.mark.parametrize("steps", [6, 10])
+def test_stopped_by_max_steps_it_can_go_on_to_the_same_end(tmp_path: Path, whole: Run, steps: int) -> None:
     recipe, short = recipe_in(tmp_path), Run.create(tmp_path / "short")
-    assert produce(recipe, short, ONE, max_steps=6)["finished"] is False
+    assert produce(recipe, short, ONE, max_steps=steps)["finished"] is False
     assert not short.finished
     produce(recipe, short, ONE, resume=True)
     assert same(whole, short)

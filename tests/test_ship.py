@@ -19,6 +19,7 @@ from qkd import recipe as recipes
 from qkd.cli import main
 from qkd.engine.machine import Machine
 from qkd.errors import ExportError, GateError, UsageError
+from qkd.evaluate import logits
 from qkd.export import emulate, predict
 from qkd.inscription import MARK
 from qkd.measure import Gates, measure, require_gates
@@ -150,7 +151,8 @@ def test_onnxruntimes_own_quantization_beside(run: Run) -> None:
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    return {"file": "s.onnx", "batch": 1, "threads": 1, "p50_ms": 2.0, "top1": 90.0, "speedup": 1.5, **changes}
+    where = {"file": "s.onnx", "runtime": "onnxruntime", "agreement": None}
+    return {**where, "batch": 1, "threads": 1, "p50_ms": 2.0, "top1": 90.0, "speedup": 1.5, **changes}
 
 
 FLOAT_ROW = row(file="f.onnx", p50_ms=3.0, top1=92.5, speedup=1.0)
@@ -171,6 +173,11 @@ def test_a_gate_names_row_and_number(gates: dict[str, float], said: str) -> None
         require_gates(report, Gates(**gates))
     assert caught.value.exit_code == 3
     require_gates(report, Gates(min_top1=90, max_p50_ms=2, min_speedup=1.5, max_drop=2.5))
+
+
+def test_gates_are_about_onnxruntime() -> None:
+    there = [row(runtime="openvino", speedup=0.5), row(file="f.onnx", runtime="openvino", speedup=1.0)]
+    require_gates({"rows": [row(), FLOAT_ROW, *there], "judged": ["s.onnx"]}, Gates(min_speedup=1.2, max_drop=2.5))
 
 
 def test_a_missed_gate_is_exit_code_3_behind_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,3 +204,30 @@ def test_what_to_compare_with_has_to_be_there(run: Run, tmp_path: Path) -> None:
     shutil.copy(run.folder / "student.onnx", tmp_path / "alone.onnx")
     with pytest.raises(ExportError, match="needs a run folder"):
         measure([tmp_path / "alone.onnx"], against="ptq")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_bit_exact_edition_is_held_to_its_word(
+    bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme = {"weights": bits, "activations": bits, "family": "pot", "exact": True}
+    student = {**TINY["student"], "quantize": scheme}
+    tiny = {**TINY, "method": {"name": "qat"}, "teachers": {}, "match": [], "student": student}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    made = Run.create(tmp_path / "run")
+    produce(recipes.load(tmp_path / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
+    main_or_exit(["export", str(made.folder)])
+    assert "100.00 % of them, every logit" in capsys.readouterr().out
+    report = json.loads((made.folder / "export.json").read_text())
+    assert report["same_as_reference"] == 1 and report["top1_torch"] == report["top1_onnxruntime"]
+    before = (made.folder / "student.onnx").read_bytes()
+    monkeypatch.setattr("qkd.ship.logits", lambda *given: logits(*given) + 1e-6)
+    with pytest.raises(GateError, match="exact: 100 % of the images have other logits in PyTorch"):
+        ship(made)
+    assert (made.folder / "student.onnx").read_bytes() == before
+
+
+def main_or_exit(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 0

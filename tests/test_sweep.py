@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from click.testing import CliRunner
 from qkd import sweep as sweeping
 from qkd.commands.sweep import sweep as command
 from qkd.errors import QkdError, UsageError
+from qkd.launchers import launcher
 from qkd.sweep import Point, axis, points
 from tests.test_train import TINY
+
+ALONE: dict[str, Any] = {"method": {"name": "qat"}, "teachers": {}, "match": [], "train": {"epochs": 1}}
 
 
 def test_a_grid_is_every_combination(tmp_path: Path) -> None:
@@ -86,8 +91,7 @@ def test_a_mistake_is_found_before_the_first_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_ends_in_a_table_and_goes_on(tmp_path: Path) -> None:
-    alone = {"method": {"name": "qat"}, "teachers": {}, "match": [], "train": {"epochs": 1}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **alone}))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **ALONE}))
     words = [
         str(tmp_path / "tiny.yaml"),
         "--over",
@@ -114,3 +118,82 @@ def test_a_point_knows_whether_it_is_finished(tmp_path: Path) -> None:
     assert not point.finished
     (tmp_path / "result.json").write_text('{"finished": false}')
     assert not point.finished
+
+
+class Calls:
+    """Stands in for a scheduler: computes here, and remembers what it was asked."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.settings, self.submitted = settings, 0
+
+    def update_parameters(self, **settings: Any) -> None:
+        if "queue" in settings:
+            raise NameError("unknown argument queue\nmore")
+        self.settings |= settings
+
+    def submit(self, function: Any, *arguments: Any) -> Any:
+        self.submitted += 1
+        value = function(*arguments)
+        return types.SimpleNamespace(result=lambda: value)
+
+
+def scheduler(name: str, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls, module = Calls(), types.ModuleType(name)
+    if name == "submitit":
+        module.AutoExecutor = lambda folder: calls
+    else:
+
+        def remote(function: Any) -> Any:
+            def options(**settings: Any) -> Any:
+                calls.settings |= settings
+                return handle
+
+            handle = types.SimpleNamespace(remote=lambda *a: calls.submit(function, *a), options=options)
+            return handle
+
+        module.init, module.remote, module.get = (lambda **k: None), remote, (lambda job: job.result())
+    monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["submitit", "ray"])
+def test_a_scheduler_runs_every_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    calls, lines = scheduler(name, monkeypatch), list[list[str]]()
+
+    def run(words: list[str], **keywords: Any) -> subprocess.CompletedProcess[str]:
+        lines.append(words)
+        if "seed=1" in words:
+            raise OSError("node lost\nand more")
+        Path(words[words.index("--out") + 1]).mkdir()
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    launch = launcher(name, tmp_path, ["num_gpus=1", "fraction=0.5", "partition=long"])
+    failures = sweeping.sweep("r.yaml", points(tmp_path / "s", [], 2), jobs=2, launch=launch)
+    assert failures == {"seed=1": "OSError: node lost"}
+    assert calls.submitted == len(lines) == 2
+    assert {"num_gpus": 1, "fraction": 0.5, "partition": "long"}.items() <= calls.settings.items()
+
+
+def test_what_no_launcher_can_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("submitit", "ray"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(UsageError, match=rf"--launcher {name}: it is not installed; pip install 'qkd\[{name}\]'"):
+            launcher(name, tmp_path)
+    with pytest.raises(UsageError, match="--launch-with num_gpus: only submitit and ray take settings"):
+        launcher("local", tmp_path, ["num_gpus=1"])
+    scheduler("submitit", monkeypatch)
+    with pytest.raises(UsageError, match="--launch-with: submitit: unknown argument queue"):
+        launcher("submitit", tmp_path, ["queue=1"])
+    with pytest.raises(UsageError, match="--launch-with gpus: expected KEY=VALUE"):
+        launcher("ray", tmp_path, ["gpus"])
+
+
+@pytest.mark.slow
+def test_the_real_submitit_takes_a_run(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **ALONE}))
+    words = [str(tmp_path / "tiny.yaml"), "--seeds", "1", "--threads", "1", "--out", str(tmp_path / "s"), "--json"]
+    done = CliRunner().invoke(command, [*words, "--launcher", "submitit", "--launch-with", "timeout_min=5"])
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.stdout.splitlines()[-1])["rows"]) == 1

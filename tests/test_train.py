@@ -87,6 +87,15 @@ def test_a_changed_recipe_is_refused_by_key(tmp_path: Path) -> None:
         refuse_changed(run, changed)
 
 
+def test_teachers_in_another_order_are_another_recipe(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, recipe_in(tmp_path, method={"name": "dgkd"}), max_steps=1)
+    refuse_changed(run, recipe_in(tmp_path, method={"name": "dgkd"}))
+    assert list(TINY["teachers"]) == ["four", "eight"]  # recipe_in writes keys in the order of the alphabet
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**TINY, "method": {"name": "dgkd"}}, sort_keys=False))
+    with pytest.raises(RunError, match="teachers stood in the order eight, four, now four, eight; start a new run"):
+        refuse_changed(run, recipes.load(tmp_path / "other.yaml"))
+
+
 def test_a_finished_run_comes_back_as_its_product(tmp_path: Path) -> None:
     run, result = run_of(tmp_path, recipe_in(tmp_path))
     finished = reload(run)
@@ -127,7 +136,8 @@ def test_metrics_hold_losses_importance_and_gradient_shares(tmp_path: Path) -> N
     assert sum(weights) == pytest.approx(1.0)
 
 
-def test_the_float_start_is_made_once(tmp_path: Path) -> None:
+def test_the_float_start_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     events: list[str] = []
     recipe = recipe_in(tmp_path, seed=77)
     run_of(tmp_path, recipe, max_steps=1, listen=lambda event, values: events.append(event))

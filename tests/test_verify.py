@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from qkd.errors import ExportError, GateError
 from qkd.export import Verdict, emit, emit_float, predict, require, save, verify
-from tests.tiny_products import SHAPE, Residual, images, logits, product
+from tests.tiny_products import SHAPE, Residual, images, logits, product, with_another_unit
 
 gate = importlib.import_module("qkd.export.verify")  # the attribute of this name is the function
 
@@ -106,9 +106,7 @@ def test_one_wrong_logit_is_enough_to_stop_a_file(student: Path, monkeypatch: py
 
 
 def test_a_layer_that_onnxruntime_leaves_in_float_is_found(student: Path, tmp_path: Path) -> None:
-    model = onnx.load(str(student))
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}["conv.bias.scale"]
-    stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored) * np.float32(2), stored.name))
+    model = with_another_unit(onnx.load(str(student)), "conv", 2)
     found = verify(save(model, tmp_path / "wrong.onnx"), images(4))
     assert found.float_layers == ("conv",) and "conv" not in found.integer_layers
     with pytest.raises(GateError, match="runs conv in float"):

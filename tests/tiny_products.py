@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qkd.export.invariants import constant_value
 from qkd.quantizers import Scheme, calibrate, insert
 
 SHAPE = (3, 12, 12)
@@ -47,6 +50,32 @@ def product(network: nn.Module, scheme: str = "w4a4", **options: Any) -> nn.Modu
 def logits(network: nn.Module, inputs: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return network(torch.from_numpy(inputs)).numpy()
+
+
+class Stored(NamedTuple):
+    """What a file holds of one layer; ``bias`` counts ``units``."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    bias: np.ndarray
+    units: np.ndarray
+
+
+def stored(model: onnx.ModelProto, layer: str) -> Stored:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    node = next(node for node in model.graph.node if node.name == layer)
+    read = [constant_value(name, constants, makers) for part in node.input[1:] for name in makers[part].input[:2]]
+    return Stored(*(part for part in read if part is not None))
+
+
+def with_another_unit(model: onnx.ModelProto, layer: str, times: float) -> onnx.ModelProto:
+    """The model with a bias scale that is not input scale * weight scale."""
+    units = stored(model, layer).units * np.float32(times)
+    model.graph.initializer.append(numpy_helper.from_array(units, "units"))
+    node = next(node for node in model.graph.node if node.name == layer)
+    next(maker for maker in model.graph.node if maker.output[0] == node.input[2]).input[1] = "units"
+    return model
 
 
 def block(inputs: int, outputs: int, size: int = 3, **settings: Any) -> nn.Sequential:

@@ -9,22 +9,23 @@ import click
 
 from qkd.commands.train import on_machine
 
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
 
 @click.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "--budget",
-    type=click.FloatRange(min=0, min_open=True),
-    required=True,
-    help="Mean bits of the weights between first and last layer, such as 3.5.",
+    "--bits", type=POSITIVE, help="Budget: mean bits of the weights between first and last layer, such as 3.5."
 )
+@click.option("--mac-bits", type=POSITIVE, help="Budget: the same, each weight counted as often as it is multiplied.")
+@click.option("--kb", type=POSITIVE, help="Budget: size of the packed file in kB (1000 bytes).")
 @click.option(
-    "--by",
-    type=click.Choice(["size", "macs"]),
-    default="size",
+    "--measure",
+    type=click.Choice(["loss", "logits"]),
+    default="loss",
     show_default=True,
-    help="Count each weight once, or as often as it is multiplied.",
+    help="What tells how sensitive a layer is: the loss on validation images, or how far the logits move.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write the block to this file as well.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -32,14 +33,16 @@ from qkd.commands.train import on_machine
 def allocate(
     recipe: str,
     overrides: tuple[str, ...],
-    budget: float,
-    by: str,
+    bits: float | None,
+    mac_bits: float | None,
+    kb: float | None,
+    measure: str,
     out: Path | None,
     as_json: bool,
     device: str,
     threads: int | None,
 ) -> None:
-    """Choose bits for each layer's weights of RECIPE's student, by how much the logits move when it alone is lowered.
+    """Choose bits for each layer's weights of RECIPE's student, by how much worse it is when that layer alone is lowered.
 
     Prints a `quantize:` block for the recipe.
     """
@@ -48,12 +51,20 @@ def allocate(
     from qkd.atomic import place
     from qkd.engine.machine import Machine
 
-    found = choose(recipes.load(recipe, overrides), budget, by=by, machine=Machine(device=device, threads=threads))  # type: ignore[arg-type]
+    given = {"bits": bits, "mac-bits": mac_bits, "kb": kb}
+    budgets = [(unit, value) for unit, value in given.items() if value is not None]
+    if len(budgets) != 1:
+        raise click.UsageError("give one budget: --bits, --mac-bits or --kb")
+    ((unit, budget),) = budgets
+    machine = Machine(device=device, threads=threads)
+    found = choose(recipes.load(recipe, overrides), budget, unit=unit, measure=measure, machine=machine)  # type: ignore[arg-type]
     block = f"quantize: {json.dumps(found['quantize'])}\n"  # JSON is YAML
     if out is not None:
         place(out, lambda file: file.write(block.encode()))
     if as_json:
         click.echo(json.dumps(found))
     else:
-        click.echo(f"# {found['mean_bits']} bits on average; change of the logits {found['error']:.3g} of their square")
+        click.echo(
+            f"# {found['mean_bits']} bits on average, {found['kb']:.1f} kB packed; cost ({measure}) {found['error']:.3g}"
+        )
         click.echo(block, nl=False)

@@ -32,6 +32,7 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str) -> t
 @click.option("--threads", default="1", show_default=True, callback=numbers, help="Threads of onnxruntime.")
 @click.option("--seconds", default=1.0, show_default=True, help="How long each file runs per batch size and threads.")
 @click.option("--memory", is_flag=True, help="Peak memory too, from a process for each file.")
+@click.option("--openvino", is_flag=True, help="The same files in OpenVINO too, if it is installed.")
 @click.option("--min-top1", type=float, metavar="PERCENT", help="Exit code 3 below this accuracy.")
 @click.option("--max-p50-ms", type=float, metavar="MS", help="Exit code 3 if the median of a call takes longer.")
 @click.option("--min-speedup", type=float, metavar="X", help="Exit code 3 if it is less over the file compared with.")
@@ -46,13 +47,15 @@ def bench(
     threads: tuple[int, ...],
     seconds: float,
     memory: bool,
+    openvino: bool,
     as_json: bool,
     **gates: float | None,
 ) -> None:
     """Time ONNX FILES (or run folders) on onnxruntime, interleaved with their float counterpart."""
     from qkd.measure import Gates, measure, require_gates
 
-    report = measure(files, against=against, batches=batch, threads=threads, seconds=seconds, memory=memory)
+    settings: dict[str, Any] = {"batches": batch, "threads": threads, "seconds": seconds, "memory": memory}
+    report = measure(files, against=against, openvino=openvino, **settings)
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -84,21 +87,31 @@ def show(report: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
     for row in report["rows"]:
         table.add_row(
-            Path(row["file"]).name,
+            Path(row["file"]).name + (" (openvino)" if row["runtime"] == "openvino" else ""),
             str(row["batch"]),
             str(row["threads"]),
             f"{row['p50_ms']:.3f}",
             f"{row['p95_ms']:.3f}",
             f"{row['images_per_second']:.0f}",
             f"{row['bytes'] / 1000:.1f}",
-            f"{row['integer_convs']}/{row['convs']}",
+            f"{row['integer_convs']}/{row['convs']}" if row["runtime"] == "onnxruntime" else "",
             "" if row["speedup"] is None else f"{row['speedup']:.2f}x",
             "" if row["top1"] is None else f"{row['top1']:.2f}",
             *[f"{row['peak_mb'] or 0:.1f}"] * memory,
         )
     console().print(table)
-    for sentence in verdict(report["rows"]):
+    for sentence in [*verdict(report["rows"]), *about(report["rows"][0]["instructions"])]:
         click.echo(sentence)
+
+
+def about(instructions: str) -> list[str]:
+    """What the processor's instructions mean for integers, where it matters."""
+    if "avx" not in instructions or "vnni" in instructions:
+        return []
+    return [
+        f"{instructions} without VNNI: integers gain less here, and 8-bit weights saturate in sums of two products; "
+        f"weights of up to 7 bits (first: 7, last: 7) give the same logits everywhere"
+    ]
 
 
 def verdict(rows: list[dict[str, Any]]) -> list[str]:
@@ -110,7 +123,9 @@ def verdict(rows: list[dict[str, Any]]) -> list[str]:
     speed, size = first["speedup"], other["bytes"] / first["bytes"]
     faster = f"{speed:.2f}x as fast" if speed >= 1 else f"SLOWER, {speed:.2f}x the speed"
     accuracy = f", top-1 {first['top1']:.2f} % ({other['top1']:.2f} %)" if first["top1"] is not None else ""
+    elsewhere = [row for row in rows if row["agreement"] is not None and row["file"] == first["file"]][:1]
     return [
         f"{Path(first['file']).name} beside {Path(other['file']).name}: {faster} at batch {first['batch']}, "
-        f"{size:.1f}x smaller{accuracy}"
+        f"{size:.1f}x smaller{accuracy}",
+        *(f"openvino's top-1 is onnxruntime's on {row['agreement']:.2f} % of the images" for row in elsewhere),
     ]

@@ -33,19 +33,35 @@ import click
     show_default=True,
     help="Where the channels of raw images lie.",
 )
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "litert"]),
+    default="onnxruntime",
+    show_default=True,
+    help="openvino: run there too, if it is installed. tensorrt, litert: a file of its own, as their documents ask.",
+)
 @click.option("--require-integer", is_flag=True, help="Exit code 3 if a layer stays float.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def export(
-    run: Path, output: Path | None, storage: Any, input: Any, layout: Any, require_integer: bool, as_json: bool
+    run: Path,
+    output: Path | None,
+    storage: Any,
+    input: Any,
+    layout: Any,
+    target: str,
+    require_integer: bool,
+    as_json: bool,
 ) -> None:
     """Write the product of RUN as ONNX, proven equal to an integer emulator on the whole test split."""
     from qkd.errors import GateError
     from qkd.run import Run
     from qkd.ship import ship
 
-    report = ship(Run.open(run), output=output, storage=storage, input=input, layout=layout)
+    report = ship(Run.open(run), output=output, storage=storage, input=input, layout=layout, target=target)
     if as_json:
         click.echo(json.dumps(report))
+    elif target in ("tensorrt", "litert"):
+        show_trial(report)
     else:
         show(report)
     if require_integer and report["float_layers"]:
@@ -68,6 +84,10 @@ def show(report: dict[str, Any]) -> None:
             "equal to the integer emulator",
             f"{100 * report['equal_fraction']:.2f} % of the {report['images']} test images, every logit",
         ),
+        *(
+            [("equal to PyTorch's fake quantization", "100.00 % of them, every logit")]
+            * (report["same_as_reference"] == 1)
+        ),
         ("top-1 in PyTorch (fake quantization)", f"{report['top1_torch']:.2f} %"),
         ("top-1 in onnxruntime", f"{report['top1_onnxruntime']:.2f} %"),
         (
@@ -78,9 +98,36 @@ def show(report: dict[str, Any]) -> None:
         ("needs onnxruntime", f">= {report['minimum_onnxruntime']}"),
         ("resolution", _resolution(report)),
     ]
+    if "openvino" in report:
+        found = report["openvino"]
+        rows.append(("top-1 in openvino", f"{found['top1']:.2f} %, agrees on {found['agreement']:.2f} % of them"))
     for name, value in rows:
         table.add_row(name, value)
     console().print(table)
+
+
+def show_trial(report: dict[str, Any]) -> None:
+    """What is known of a file for a runtime that is not here."""
+    from rich.table import Table
+
+    from qkd.progress import console
+
+    table = Table(title=report["file"], show_header=False, title_justify="left")
+    rows = [
+        ("for", f"{report['target']}, as its documents ask; not run there"),
+        ("integer layers", f"{len(report['integer_layers'])} of {_layers(report)}"),
+        ("top-1 taken literally", f"{report['top1_literal']:.2f} %, in PyTorch {report['top1_torch']:.2f} %"),
+        ("top-1 agreement", f"{report['agreement']:.2f} % of the {report['images']} test images"),
+        ("8 bits became 7", ", ".join(report["coarsened"]) or "nowhere"),
+        ("size", f"{report['bytes'] / 1000:.1f} kB"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    console().print(table)
+
+
+def _layers(report: dict[str, Any]) -> int:
+    return len(report["integer_layers"]) + len(report["float_layers"])
 
 
 def _takes(report: dict[str, Any]) -> str:

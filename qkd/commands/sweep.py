@@ -1,11 +1,16 @@
-"""``qkd sweep``: a grid of runs of one recipe, ending in a table."""
+"""``qkd sweep``: many runs of one recipe, a grid or a search, ending in a table."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from qkd.sweep import Point
 
 
 @click.command()
@@ -13,7 +18,22 @@ import click
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--over", multiple=True, metavar="KEY=V1,V2,...", help="A setting and the values it takes; repeatable.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Every point with so many seeds.")
+@click.option(
+    "--search",
+    multiple=True,
+    metavar="KEY=LOW:HIGH[:log]",
+    help="Let Optuna choose a setting between two numbers, or of several values; repeatable.",
+)
+@click.option("--trials", type=click.IntRange(min=1), help="How many runs a search makes in all.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at the same time.")
+@click.option(
+    "--launcher",
+    type=click.Choice(["local", "submitit", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where runs are computed: this machine, Slurm through submitit, a Ray cluster.",
+)
+@click.option("--launch-with", multiple=True, metavar="KEY=VALUE", help="A setting of the launcher; repeatable.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The folder of the runs. [default: runs/<recipe name>-sweep]"
 )
@@ -26,36 +46,84 @@ def sweep(
     overrides: tuple[str, ...],
     over: tuple[str, ...],
     seeds: int | None,
+    search: tuple[str, ...],
+    trials: int | None,
     jobs: int,
+    launcher: Any,
+    launch_with: tuple[str, ...],
     out: Path | None,
-    device: str,
-    threads: int | None,
-    max_steps: int | None,
     as_json: bool,
+    **each: Any,
 ) -> None:
-    """Train RECIPE once for every combination of values, and compare. Started again, it goes on where it was.
+    """Train RECIPE once for every combination of values, or as a search proposes, and compare.
+
+    Started again, it goes on where it was. A search is judged on the validation split.
 
     \b
     qkd sweep recipes/digits_cmtkd_w2a2.yaml --over train.rate=0.1,0.05 --over method.alpha=0.5,1 --seeds 3
+    qkd sweep recipes/digits_cmtkd_w2a2.yaml --search train.rate=0.01:0.5:log --trials 20
     """
     from qkd import recipe as recipes
     from qkd import sweep as sweeping
-    from qkd.commands.compare import show
+    from qkd.launchers import launcher as launcher_of
 
-    grid = sweeping.points(out or Path("runs") / f"{Path(recipe).stem}-sweep", over, seeds)
-    for point in grid:
-        recipes.load(recipe, (*overrides, *point.changes))  # every mistake before the first run
-    options = ["--device", device]
-    options += ["--threads", str(threads)] if threads else []
-    options += ["--max-steps", str(max_steps)] if max_steps else []
+    folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
+    options = [word for name, value in each.items() if value for word in (f"--{name.replace('_', '-')}", str(value))]
+
+    def check(point: Point) -> None:  # every mistake before the first run
+        recipes.load(recipe, (*overrides, *point.changes))
+
+    _one_of(search, trials, over, seeds)
+    launch = launcher_of(launcher, folder, launch_with)
+    if search:
+        from qkd.search import search as find
+        from qkd.search import searched
+
+        def train(point: Point) -> str | None:
+            return sweeping.train(recipe, point, overrides, options, launch)
+
+        ranges = [searched(text) for text in search]
+        grid, failures = find(folder, ranges, trials or 1, train, check=check, jobs=jobs, listen=_teller(trials or 1))
+    else:
+        grid = sweeping.points(folder, over, seeds)
+        for point in grid:
+            check(point)
+        failures = sweeping.sweep(
+            recipe,
+            grid,
+            overrides=overrides,
+            options=options,
+            jobs=jobs,
+            listen=_teller(len(grid)),
+            launch=launch,
+        )
+    _end(grid, failures, as_json=as_json)
+
+
+def _one_of(search: Sequence[str], trials: int | None, over: Sequence[str], seeds: int | None) -> None:
+    from qkd.errors import UsageError
+
+    if bool(search) != (trials is not None):
+        raise UsageError("--search and --trials belong together: what to choose, and how many runs to choose with")
+    if search and (over or seeds):
+        raise UsageError("--search proposes values, --over and --seeds make a grid: give one or the other")
+
+
+def _teller(count: int) -> Callable[[Point, str], None]:
     done = 0
 
-    def tell(point: sweeping.Point, state: str) -> None:
+    def tell(point: Point, state: str) -> None:
         nonlocal done
         done += 1
-        click.echo(f"{done}/{len(grid)} {point.name}: {state}", err=True)
+        click.echo(f"{done}/{count} {point.name}: {state}", err=True)
 
-    failures = sweeping.sweep(recipe, grid, overrides=overrides, options=options, jobs=jobs, listen=tell)
+    return tell
+
+
+def _end(grid: Sequence[Point], failures: dict[str, str], *, as_json: bool) -> None:
+    from qkd import sweep as sweeping
+    from qkd.commands.compare import show
+
     rows = sweeping.rows(grid)
     if as_json:
         click.echo(json.dumps({"rows": rows, "failed": failures}))

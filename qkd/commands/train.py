@@ -34,7 +34,7 @@ def on_machine(function: Any) -> Any:
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="torch.compile each stage; auto: when the run is long enough to pay for it.",
+    help="torch.compile each stage; auto: when the run is long enough to pay for it; off: no C kernels either.",
 )
 @click.option(
     "--save-every",
@@ -43,7 +43,19 @@ def on_machine(function: Any) -> Any:
     show_default=True,
     help="Minutes between checkpoints inside an epoch.",
 )
-@click.option("--tensorboard", is_flag=True, help="Write the metrics for TensorBoard too (if it is installed).")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode images kept in files.  [default: one per processor, at most 8]",
+)
+@click.option(
+    "--logger",
+    "loggers",
+    type=click.Choice(["tensorboard", "csv", "wandb", "mlflow"]),
+    multiple=True,
+    help="Tell the metrics of every epoch to this tool too (if it is installed); repeatable.",
+)
+@click.option("--tensorboard", is_flag=True, help="Short for --logger tensorboard.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many batches.")
 @click.option(
     "--dry-run", is_flag=True, help="Everything once, quickly: build, two batches, export, verify. Nothing is kept."
@@ -81,6 +93,7 @@ def train(
             loaded = recipes.load(recipe, (*overrides, "pretrain.epochs=1"))
         run = _run(recipe, loaded, out, resume) if first else None
         machine["compile"] = machine.pop("compile_")
+        machine["loggers"] += ("tensorboard",) if machine.pop("tensorboard") else ()
         result = _produce(loaded, run, Machine(**machine), resume, max_steps, quiet=quiet or not first)
         if dry_run and run is not None:
             from qkd.ship import ship

@@ -1,14 +1,17 @@
-"""Data sets by name -> images in memory -> batches."""
+"""Data sets by name -> images, in memory or in their files -> batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from qkd.data.augment import Changes
 from qkd.data.batches import Batch, Data, Split
 from qkd.data.digits import digits
 from qkd.data.fake import fake
 from qkd.data.folder import folder
+from qkd.data.hub import huggingface
+from qkd.data.imagenet import imagenet, tiny_imagenet
 from qkd.data.own import own_data
 from qkd.data.vision import cifar10, cifar100, fashion_mnist, svhn
 from qkd.errors import DataError
@@ -22,6 +25,9 @@ DATASETS: dict[str, Callable[..., Data]] = {
     "cifar100": cifar100,
     "fashion_mnist": fashion_mnist,
     "svhn": svhn,
+    "tiny_imagenet": tiny_imagenet,
+    "imagenet": imagenet,
+    "huggingface": huggingface,
 }
 
 
@@ -31,4 +37,4 @@ def load(name: str, options: Mapping[str, Any]) -> Data:
     return own_data(name, make, options) if is_own(name) else make(**options)
 
 
-__all__ = ["DATASETS", "Batch", "Data", "Split", "load"]
+__all__ = ["DATASETS", "Batch", "Changes", "Data", "Split", "load"]

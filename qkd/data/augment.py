@@ -36,8 +36,9 @@ class Changes:
         return self.mixup is not None or self.cutmix is not None
 
     @property
-    def any(self) -> bool:
-        return self.mixes or self.cutout is not None or self.randaugment is not None
+    def alters(self) -> bool:
+        """Whether images are changed one by one."""
+        return self.cutout is not None or self.randaugment is not None
 
 
 NOTHING = Changes()

@@ -1,19 +1,21 @@
-"""A data set in memory, and the batches it gives: order and augmentation depend on a seed alone."""
+"""A data set, and the batches it gives: order and augmentation depend on a seed alone."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-Augmentation = Literal["none", "crop", "crop+flip"]
+from qkd.data.augment import NOTHING, Augmentation, Changes, View, cut_out, mixed, mixing, moved, view
+from qkd.data.stream import Pictures, stream, usual_workers
+
 SplitName = Literal["train", "val", "test"]
+MEASURED, AT_HAND = 2048, 4096  # images
 
 
 class Batch(NamedTuple):
@@ -40,9 +42,9 @@ class Batch(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+    """Images (N, C, H, W) uint8, in memory or in their files, and labels (N,) int64."""
 
-    images: Tensor
+    images: Tensor | Pictures
     labels: Tensor
 
 
@@ -61,6 +63,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augmentation = "none"
+    workers: int = field(default_factory=usual_workers)  # processes that decode what does not lie in memory
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,13 +75,21 @@ class Data:
     def classes(self) -> int:
         return len(self.labels)
 
+    def at_hand(self) -> Data:
+        """The same with the test split in memory: all of it, or of images in files at most 4096, spread evenly."""
+        if isinstance(self.test.images, Tensor):
+            return self
+        ids = _evenly(len(self.test.labels), AT_HAND)
+        return replace(self, test=Split(self.test.images[ids], self.test.labels[ids]))
+
     def affine(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """``scale`` and ``shift``, (C, 1, 1) float32 each: a normalised image is ``uint8 image * scale + shift``."""
         mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (self.mean, self.std))
         return (1 / (255 * std)).to(device, torch.float32), (-mean / std).to(device, torch.float32)
 
-    def normalize(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor | Pictures) -> Tensor:
         """The uint8 images (..., C, H, W) as float32 of about zero mean and unit variance, on their own device."""
+        images = images if isinstance(images, Tensor) else images[:]
         scale, shift = self.affine(images.device)
         return images.to(torch.float32).mul_(scale).add_(shift)
 
@@ -90,13 +101,16 @@ class Data:
         shuffle_seed: int | None = None,
         device: torch.device | str = "cpu",
         augment: bool = False,
+        changes: Changes = NOTHING,
         views: int = 1,
         shard: tuple[int, int] = (0, 1),
         skip: int = 0,
     ) -> Iterator[Batch]:
         """The split once through: in order, or shuffled (and augmented) as the seed alone decides.
 
-        With a seed a last incomplete batch of one image is left out, since BatchNorm cannot learn from it. ``views`` is how
+        With a seed a last incomplete batch of one image is left out, since BatchNorm cannot learn from it. ``augment`` does
+        what the data set says of itself, ``changes`` are made besides; where they mix images, labels are the shares of the
+        classes, (batch, classes) float32, and the other image is one of this rank's part of the batch. ``views`` is how
         often images are augmented, each time in another way; the first view is the same however many there are.
         ``shard`` is (rank, ranks): of every batch this rank gets its part; with a seed the parts are equal, so that no
         rank waits for another, and without one nothing is left out. The first ``skip`` batches are passed over. The
@@ -104,23 +118,47 @@ class Data:
         """
         chosen: Split = getattr(self, split)
         count = len(chosen.labels)
-        order = torch.arange(count)
-        moves: list[Tensor] = []
+        order, drawn, mixes = torch.arange(count), list[View](), None
         if shuffle_seed is not None:
             generator = torch.Generator().manual_seed(shuffle_seed)
             order = torch.randperm(count, generator=generator)
-            if augment and self.augment != "none":
-                moves = [_moves(count, self._padding, generator) for _ in range(views)]
-        flip = self.augment == "crop+flip"
-        parts = _parts(order, batch_size, shard, training=shuffle_seed is not None)
-        for ids in itertools.islice(parts, skip, None):
-            images = chosen.images[ids.to(chosen.images.device)].to(device, non_blocking=True)
-            seen = [crop_and_flip(images, m[ids].to(device), padding=self._padding, flip=flip) for m in moves] or [
-                images
-            ]
+            mixes = mixing(changes, count, generator) if changes.mixes else None
+            drawn = self._drawn(count, augment, changes, views, generator)
+        parts = list(itertools.islice(_parts(order, batch_size, shard, training=shuffle_seed is not None), skip, None))
+        for ids, found in zip(parts, self._found(chosen.images, parts, drawn, torch.device(device)), strict=True):
             labels = chosen.labels[ids.to(chosen.labels.device)].to(device, non_blocking=True)
-            first, *others = (self.normalize(view).contiguous(memory_format=torch.channels_last) for view in seen)
+            seen = [self._seen(images, each.of(ids), changes) for images, each in zip(found, drawn, strict=False)]
+            seen = seen or [self.normalize(images) for images in found]
+            if mixes is not None and len(ids) > 1:
+                seen, labels = mixed(seen, labels, mixes.of(ids), self.classes)
+            first, *others = (images.contiguous(memory_format=torch.channels_last) for images in seen)
             yield Batch(first, labels, ids.to(device, non_blocking=True), tuple(others))
+
+    def _drawn(self, count: int, augment: bool, changes: Changes, views: int, generator: torch.Generator) -> list[View]:
+        """What happens to the images of a split, view by view; nothing where all views would be the images as they are."""
+        own = self.augment if augment else "none"
+        if own == "none" and not changes.alters:
+            return []
+        return [view(own, changes, count, self._padding, generator) for _ in range(views)]
+
+    def _found(
+        self, images: Tensor | Pictures, parts: Sequence[Tensor], drawn: Sequence[View], device: torch.device
+    ) -> Iterator[list[Tensor]]:
+        """Batch by batch the uint8 images of every view, as they come from memory or from their files."""
+        cuts = [each.cuts for each in drawn if each.cuts is not None]
+        if isinstance(images, Tensor):
+            for ids in parts:
+                yield [images[ids.to(images.device)].to(device, non_blocking=True)] * max(1, len(drawn))
+            return
+        pinned = device.type == "cuda"
+        for found in stream(images, parts, cuts, workers=self.workers, pinned=pinned):
+            here = [each.to(device, non_blocking=True) for each in found]
+            yield here if cuts else here * max(1, len(drawn))
+
+    def _seen(self, images: Tensor, drawn: View, changes: Changes) -> Tensor:
+        """The uint8 images of one view as a network is shown them."""
+        ready = self.normalize(moved(images, drawn, changes, self._padding))
+        return ready if drawn.holes is None or changes.cutout is None else cut_out(ready, drawn.holes, changes.cutout)
 
     @property
     def _padding(self) -> int:
@@ -129,15 +167,22 @@ class Data:
     def fingerprint(self) -> str:
         """The sha256 (hex) of all images and labels, the class names and the normalisation."""
         digest = hashlib.sha256(repr((self.labels, self.mean, self.std, self.augment)).encode())
-        for split in (self.train, self.val, self.test):
-            for tensor in split:
+        for images, labels in (self.train, self.val, self.test):
+            if isinstance(images, Pictures):
+                digest.update(f"{images.stamp} {images.size} {images.crop}".encode())
+            for tensor in (images, labels) if isinstance(images, Tensor) else (labels,):
                 digest.update(repr(tuple(tensor.shape)).encode())
                 digest.update(tensor.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
 
 
-def measure(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images (N, C, H, W), in units of the full range (0 to 1)."""
+def measure(images: Tensor | Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images (N, C, H, W), in units of the full range (0 to 1).
+
+    Of images in files so many are looked at as are enough for three digits, spread evenly.
+    """
+    if not isinstance(images, Tensor):
+        images = images[_evenly(len(images), MEASURED)]
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in images.unbind(1):
@@ -146,6 +191,10 @@ def measure(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         means.append(mean.item())
         deviations.append((share * (levels - mean) ** 2).sum().sqrt().clamp(min=1 / 255).item())
     return tuple(means), tuple(deviations)
+
+
+def _evenly(count: int, most: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).round().long()
 
 
 def _parts(order: Tensor, batch_size: int, shard: tuple[int, int], *, training: bool) -> Iterator[Tensor]:
@@ -160,29 +209,3 @@ def _parts(order: Tensor, batch_size: int, shard: tuple[int, int], *, training: 
         if each == 0 or (each == 1 and len(ids) < batch_size):
             continue
         yield ids[rank * each : (rank + 1) * each]
-
-
-def _moves(count: int, padding: int, generator: torch.Generator) -> Tensor:
-    """For each image of a split (count, 3): its shift down, its shift right, whether it is flipped."""
-    shifts = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
-    flips = torch.randint(0, 2, (count, 1), generator=generator)
-    return torch.cat([shifts, flips], dim=1)
-
-
-def crop_and_flip(images: Tensor, moves: Tensor, *, padding: int, flip: bool) -> Tensor:
-    """The images (batch, C, H, W), each padded with black, cut out again at its own place and flipped as told.
-
-    ``moves`` (batch, 3) int64 holds per image the row and the column of the cut, 0 to 2 ``padding``, and 1 to flip it
-    left to right (only with ``flip``).
-    """
-    batch, channels, height, width = images.shape
-    padded = F.pad(images, (padding, padding, padding, padding))
-    at = images.device
-    down, right, mirrored = moves.unbind(1)
-    columns = torch.arange(width, device=at).expand(batch, width)
-    if flip:
-        columns = torch.where(mirrored.bool()[:, None], width - 1 - columns, columns)
-    columns = (columns + right[:, None])[:, None, None, :]
-    rows = (torch.arange(height, device=at) + down[:, None])[:, None, :, None]
-    channel = torch.arange(channels, device=at)[None, :, None, None]
-    return padded[torch.arange(batch, device=at)[:, None, None, None], channel, rows, columns]

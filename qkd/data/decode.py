@@ -27,7 +27,11 @@ it, scaled; in evaluation the middle of the image, which was scaled a seventh la
 
 def read(path: str | Path, size: int, crop: Crop = "shift") -> np.ndarray:
     """One image as it is evaluated, upright, RGB (3, size, size) uint8. Raises OSError or ValueError where it cannot be."""
-    image = _opened(path)
+    return fitted(_opened(path), size, crop)
+
+
+def fitted(image: Image.Image, size: int, crop: Crop = "shift") -> np.ndarray:
+    """The middle of an RGB image, (3, size, size) uint8."""
     if crop == "resized":
         edge = round(size * MARGIN)
         image = ImageOps.fit(image, (edge, edge), Image.Resampling.BILINEAR)

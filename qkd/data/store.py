@@ -8,14 +8,18 @@ from pathlib import Path
 from qkd.errors import DataError
 
 
+def cache() -> Path:
+    """``$XDG_CACHE_HOME/qkd``, by default ``~/.cache/qkd``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())) / "qkd"
+
+
 def place(root: Path | None) -> Path:
     """``root``, or ``$QKD_DATA``, or ``$XDG_CACHE_HOME/qkd/data`` (by default ``~/.cache/qkd/data``)."""
     if root is not None:
         return Path(root).expanduser()
     if os.environ.get("QKD_DATA"):
         return Path(os.environ["QKD_DATA"]).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    return Path(home) / "qkd" / "data"
+    return cache() / "data"
 
 
 def missing(what: str, folder: Path, expected: str) -> DataError:

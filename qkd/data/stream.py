@@ -59,7 +59,7 @@ def stream(
     Without cuts once, as they are evaluated. Raises DataError naming files that cannot be read. The global random state is
     neither read nor changed.
     """
-    plans = [[(i, tuple(tuple(table[i].tolist()) for table in cuts)) for i in ids.tolist()] for ids in parts]
+    plans = _Plans(parts, cuts)
     loader: Any = DataLoader(
         _Files(pictures),
         batch_sampler=plans,
@@ -79,6 +79,22 @@ def stream(
         yield list(batch.unbind(1))
 
 
+@dataclass(frozen=True)
+class _Plans:
+    """The items of each batch, made when they are asked for: a table of millions of them would be larger than its tensors."""
+
+    parts: Sequence[Tensor]
+    cuts: Sequence[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for ids in self.parts:
+            tables = [table[ids].tolist() for table in self.cuts]
+            yield [(i, tuple(map(tuple, rows))) for i, *rows in zip(ids.tolist(), *tables, strict=True)]
+
+
 class _Files(Dataset[Any]):
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
@@ -94,7 +110,7 @@ class _Files(Dataset[Any]):
 
 def _together(items: list[np.ndarray | str]) -> Tensor | list[str]:
     broken = [item for item in items if isinstance(item, str)]
-    return broken or torch.from_numpy(np.stack(items))  # type: ignore[arg-type]
+    return broken or torch.from_numpy(np.stack(items))
 
 
 def _deaf(worker: int) -> None:

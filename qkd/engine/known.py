@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from qkd.data.augment import NOTHING
 from qkd.plan import EXCHANGE, Phase, Plan, needed
 from qkd.taps import Outputs, Tap
 
@@ -58,7 +59,7 @@ def worth_knowing(plan: Plan, phase: Phase) -> set[Tap]:
 def learn_of(training: Training, module: nn.Module, phase: Phase, epochs: int) -> Known | None:
     """A pass over the training images, in their order; None where nothing is gained or memory would not hold it."""
     data, taps = training.data, worth_knowing(training.plan, phase)
-    same = not training.settings.augment or data.augment == "none"
+    same = (not training.settings.augment or data.augment == "none") and training.changes == NOTHING
     everybody = {part for step in phase.steps for part in needed(training.plan, step)}
     parts = {tap.part for tap in taps}
     if not taps or not same or epochs < 2 or parts == everybody:

@@ -13,13 +13,16 @@ from torch import nn
 from qkd.checkpoints import BEST, LAST
 from qkd.engine.average import Average
 from qkd.engine.compiling import tried
+from qkd.engine.guard import alarmed
 from qkd.engine.interrupt import Interrupted, Interruption
 from qkd.engine.known import learn_of
+from qkd.engine.lowering import at_last, epochs_done, lowered
 from qkd.engine.optimize import optimizer_for
 from qkd.engine.position import Cursor, Running, order, snapshot, take_up
 from qkd.engine.ranks import anywhere, reduced, shard
-from qkd.engine.steps import CHECK_EVERY, Action, check_finite, do, look
+from qkd.engine.steps import ADVICE, CHECK_EVERY, Action, check_finite, do, look, place
 from qkd.engine.validation import survey, validate
+from qkd.errors import TrainingError
 from qkd.plan import Phase, Plan, needed
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class Loop:
         self.average = Average(training.parts.product(training.plan), decay) if decay else None
         self.actions: list[Action] = []
         self.deciding = deciding(training.plan)
+        self.heard: set[str] = set()
 
     def phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
         training, cursor = self.training, self.cursor
@@ -85,6 +89,7 @@ class Loop:
     def epoch(self, phase: Phase, epochs: int, running: Running) -> None:
         """One epoch, its evaluation, its line of metrics and its checkpoint."""
         training, cursor, start, spent = self.training, self.cursor, time.perf_counter(), time.process_time()
+        self.lower()
         if not running.batches:
             survey(training, first=cursor.epoch == 0)
         measured = self.batches(phase, epochs, running)
@@ -106,13 +111,35 @@ class Loop:
             "val/top1": val,
             **training.parts.exchange.metrics(),
             "seconds": round(cursor.seconds, 3),
+            **self.alarms(epochs),
         }
         if training.run is not None:
             training.run.log(values)
-        if not cut_short:
+        if cut_short:
+            cursor.epoch -= 1  # it was evaluated, but it is not over
+        else:
             self.keep(None)
         training.listen("epoch", values)
         self.end_if_asked(kept=True)
+
+    def lower(self) -> None:
+        """Fewer bits from this epoch on, where the scheme of a network says so."""
+        training, done = self.training, epochs_done(self.training, self.cursor)
+        if lowered(training, done, keep_range=True):
+            training.listen("lowered", {"epoch": self.cursor.epoch})
+            if self.average is not None:  # of other steps
+                self.average = Average(training.parts.product(training.plan), self.average.decay)
+
+    def alarms(self, epochs: int) -> dict[str, list[str]]:
+        """Quantizers that are broken: ten looks a phase; whoever listens hears of each once."""
+        if (self.cursor.epoch - 1) % max(1, epochs // 10) and self.cursor.epoch < epochs:
+            return {}
+        lines = alarmed(self.training)
+        new = [line for line in lines if line.split(":")[0] not in self.heard]
+        self.heard |= {line.split(":")[0] for line in lines}
+        if new:
+            self.training.listen("alarms", {"lines": new, "epoch": self.cursor.epoch})
+        return {"alarms": lines}
 
     def batches(self, phase: Phase, epochs: int, running: Running) -> dict[str, float]:
         """All batches of one epoch. -> mean loss per term, gradient share per term, images per second."""
@@ -125,7 +152,11 @@ class Loop:
             for action in self.actions:
                 if looks and number == 0:
                     running.values |= look(training, action, batch, progress)
-                losses = do(training, self.module, action, batch, progress, epochs, alone=len(self.actions) == 1)
+                alone = len(self.actions) == 1
+                try:
+                    losses = do(training, self.module, action, batch, progress, epochs, alone=alone)
+                except TrainingError as error:
+                    raise TrainingError(f"{place(phase, cursor.epoch, number)}: {error}; {ADVICE}") from error
                 for name, loss in losses.items():
                     running.losses.setdefault(name, []).append(loss)
             if self.average is not None:
@@ -139,7 +170,7 @@ class Loop:
                 training.listen("step", values)
             if training.exhausted(cursor):
                 break
-            self.pause(running)
+            self.pause(running, phase)
         check_finite(running.losses, cursor.epoch, phase)
         mean = {f"train/loss/{name}": torch.stack(seen).mean() for name, seen in running.losses.items()}
         means = reduced(training.fabric, torch.stack(list(mean.values()))).tolist()
@@ -159,18 +190,20 @@ class Loop:
             shuffle_seed=order(training.seed, cursor.phase, cursor.epoch),
             device=training.device,
             augment=training.settings.augment,
+            changes=training.changes,
             views=training.plan.sights,
             shard=shard(training.fabric),
             skip=begun,
         )
 
-    def pause(self, running: Running) -> None:
+    def pause(self, running: Running, phase: Phase) -> None:
         """Keep the state inside an epoch if it is time to, or end if someone asked for it."""
         ranks = self.training.fabric.world_size
         if ranks > 1 and running.batches % CHECK_EVERY:
             return  # to agree costs a message
         asked, due = anywhere(self.training.fabric, self.interruption.asked, self.interruption.due)
         if asked or due:
+            check_finite(running.losses, self.cursor.epoch, phase)
             self.keep(running)
         if asked:
             self.interruption.asked = True
@@ -199,7 +232,11 @@ class Loop:
     def keep_best(self, val: float) -> None:
         """The parts as they are, if no earlier epoch was better on the validation split."""
         training, cursor = self.training, self.cursor
-        if cursor.phase < self.deciding or val < cursor.best:
+        if (
+            cursor.phase < self.deciding
+            or val < cursor.best
+            or not at_last(training, epochs_done(training, cursor) - 1)
+        ):
             return
         cursor.best = val
         if training.checkpoints is not None and training.choose and training.fabric.is_global_zero:

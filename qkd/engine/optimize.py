@@ -65,7 +65,7 @@ def rate_at(progress: float, settings: Train, epochs: int) -> float:
     if settings.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
     if settings.schedule == "step":
-        return 0.1 ** sum(along >= at for at in (0.5, 0.75))
+        return 0.1 ** sum(along >= at for at in settings.milestones)
     return 1.0
 
 

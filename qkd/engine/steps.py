@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from qkd.engine.gradients import gradient_shares
+from qkd.engine.guard import first_broken
 from qkd.engine.known import Known
 from qkd.engine.optimize import rate_at, set_rate
 from qkd.engine.ranks import average_gradients
@@ -36,6 +39,11 @@ class Action:
     optimizer: Any
     known: Known | None = None
 
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the optimizer moves."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def outputs(self, forward: Forward, batch: Batch) -> Outputs:
         if self.known is None:
             return forward(batch.views, self.active)
@@ -52,20 +60,42 @@ def do(
     if not alone:
         training.parts.learn(step.learners)
     optimizer.zero_grad()
+    # elsewhere to look is to wait for the device, and a scaler expects gradients that overflow
+    closely = training.device.type == "cpu" and _scaler(training) is None
     together: dict[str, Tensor] = {}
     for piece, share in _pieces(batch, settings.accumulate):
-        outputs = action.outputs(module, piece)
-        losses = {term.name: term(outputs, piece) for term in step.terms}
-        total = weighted_sum(losses, step.terms, progress)
+        losses, total = _losses(action, module, piece, progress)
+        if closely and not math.isfinite(total.item()):
+            _give_up(training, action, piece, progress, {name: loss.item() for name, loss in losses.items()})
         training.fabric.backward(total if share == 1 else total * share)
         for name, loss in losses.items():
             part = loss.detach() if share == 1 else loss.detach() * share
             together[name] = together[name] + part if name in together else part
-    average_gradients(training.fabric, (p for group in optimizer.param_groups for p in group["params"]))
+    average_gradients(training.fabric, action.parameters)
     if settings.clip:
-        training.fabric.clip_gradients(module, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        training.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
+        norm = nn.utils.clip_grad_norm_(action.parameters, settings.clip)
+        if closely and not math.isfinite(norm.item()):
+            _give_up(training, action, piece, progress, {"norm of the gradient": norm.item()})
     optimizer.step()
     return together
+
+
+def _losses(action: Action, forward: Forward, batch: Batch, progress: float) -> tuple[dict[str, Tensor], Tensor]:
+    outputs = action.outputs(forward, batch)
+    losses = {term.name: term(outputs, batch) for term in action.step.terms}
+    return losses, weighted_sum(losses, action.step.terms, progress)
+
+
+def _give_up(
+    training: Training, action: Action, batch: Batch, progress: float, values: Mapping[str, float]
+) -> NoReturn:
+    """Before the step is taken, so that what was good stays so. Raises TrainingError naming the value and the layer."""
+    name, value = next((name, value) for name, value in values.items() if not math.isfinite(value))
+    what = name if name.startswith("norm") else f"loss {name}"
+    forward = _outside_of_fabric(training)
+    where = first_broken(training.parts, lambda: _losses(action, forward, batch, progress)[1])
+    raise TrainingError(f"the {what} is {value}: {where}")
 
 
 def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
@@ -82,14 +112,24 @@ def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
 def look(training: Training, action: Action, batch: Batch, progress: float) -> dict[str, float]:
     """The gradient shares of a step, on the first piece of a batch."""
     piece, _ = next(_pieces(batch, training.settings.accumulate))
-    scale = 2.0**10 if getattr(training.fabric.strategy.precision, "scaler", None) is not None else 1.0
+    scale = 2.0**10 if _scaler(training) is not None else 1.0
+    forward = _outside_of_fabric(training)
+    return gradient_shares(training.parts, lambda: action.outputs(forward, piece), action.step, piece, progress, scale)
+
+
+def _scaler(training: Training) -> object:
+    return getattr(training.fabric.strategy.precision, "scaler", None)
+
+
+def _outside_of_fabric(training: Training) -> Forward:
+    """The parts' forward as in training, but not through Fabric's wrapper, which insists on its own backward pass."""
 
     def forward(images: Views, active: Sequence[str]) -> Outputs:
-        with training.fabric.autocast():  # not through Fabric's wrapper: it insists on its own backward pass
+        with training.fabric.autocast():
             outputs = training.parts(images, active)
         return {tap: tensor.float() for tap, tensor in outputs.items()}
 
-    return gradient_shares(training.parts, lambda: action.outputs(forward, piece), action.step, piece, progress, scale)
+    return forward
 
 
 def check_finite(losses: Mapping[str, list[Tensor]], epoch: int, phase: Phase) -> None:
@@ -97,7 +137,12 @@ def check_finite(losses: Mapping[str, list[Tensor]], epoch: int, phase: Phase) -
     for name, seen in losses.items():
         if seen and not torch.isfinite(seen[-1]):
             first = next(i for i, loss in enumerate(seen) if not torch.isfinite(loss))
-            raise TrainingError(
-                f"phase {phase.name}, epoch {epoch + 1}, batch {first + 1}: the loss {name} is {seen[first].item()}; "
-                f"the last good checkpoint is kept; try a smaller train.rate or train.clip: 5"
-            )
+            raise TrainingError(f"{place(phase, epoch, first)}: the loss {name} is {seen[first].item()}; {ADVICE}")
+
+
+ADVICE = "the last good checkpoint is kept; try a smaller train.rate or train.clip: 5"
+
+
+def place(phase: Phase, epoch: int, batch: int) -> str:
+    """Where in a run, as people count."""
+    return f"phase {phase.name}, epoch {epoch + 1}, batch {batch + 1}"

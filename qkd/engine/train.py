@@ -10,14 +10,18 @@ import torch
 from torch import nn
 
 from qkd.checkpoints import BEST, Checkpoints
+from qkd.data.augment import Changes
 from qkd.engine.compiling import compile_stages, wanted
 from qkd.engine.interrupt import Interruption
 from qkd.engine.loop import Loop
+from qkd.engine.lowering import as_saved, lowered
 from qkd.engine.machine import Compile
 from qkd.engine.position import Cursor
 from qkd.engine.ranks import align, release
+from qkd.errors import PlanError, nearest
 from qkd.forward import Parts
 from qkd.plan import Plan, rounds
+from qkd.quantizers import compile_cores
 from qkd.run import Run
 
 if TYPE_CHECKING:
@@ -51,6 +55,25 @@ class Training:
     listen: Listener = field(default=lambda event, values: None)
 
     @property
+    def changes(self) -> Changes:
+        """What is done to training images beside what their data set says."""
+        settings = self.settings
+        return Changes(settings.cutout, settings.randaugment, settings.mixup, settings.cutmix)
+
+    @property
+    def recomputed(self) -> frozenset[str]:
+        """The networks that compute their activations again instead of keeping them. Raises PlanError for others."""
+        wanted, there = self.settings.recompute, self.parts.networks
+        if isinstance(wanted, bool):
+            return frozenset(there if wanted else ())
+        for name in wanted:
+            if name not in there:
+                raise PlanError(
+                    f"train.recompute: no network {name!r}{nearest(name, there)}; there are {', '.join(there)}"
+                )
+        return frozenset(wanted)
+
+    @property
     def device(self) -> torch.device:
         return self.fabric.device
 
@@ -65,6 +88,7 @@ def train(training: Training, cursor: Cursor | None = None, saved: Mapping[str, 
     Raises Interrupted once a signal has asked for the end and the state is kept.
     """
     cursor = resumed(training, saved) if saved is not None else cursor or Cursor()
+    training.parts.recomputed = training.recomputed
     module = training.fabric.setup_module(training.parts, move_to_device=True)
     align(training.fabric, training.parts)
     try:
@@ -73,6 +97,7 @@ def train(training: Training, cursor: Cursor | None = None, saved: Mapping[str, 
         release(training.parts)
     best = training.checkpoints.load(BEST) if training.checkpoints and training.choose else None
     best = training.fabric.broadcast(best)
+    lowered(training, sum(_rounds(training)), keep_range=True)  # where a run was cut short
     if best is not None:
         training.parts.load_state_dict(best["parts"])
         cursor.best = best["cursor"]["best"]
@@ -82,6 +107,8 @@ def train(training: Training, cursor: Cursor | None = None, saved: Mapping[str, 
 def _phases(training: Training, module: nn.Module, cursor: Cursor, saved: Mapping[str, Any] | None) -> None:
     with Interruption(training.save_every) as interruption:
         compiled = wanted(training, training.compile)
+        if training.compile != "off" and training.device.type == "cpu":
+            compile_cores(training.parts)  # half a second, for whatever is not compiled as a stage
         if compiled:
             training.listen("compiling", {"stages": compile_stages(training.parts)})
         loop = Loop(training, module, cursor, interruption)
@@ -109,6 +136,7 @@ def resumed(training: Training, saved: Mapping[str, Any]) -> Cursor:
     cursor = Cursor(**saved["cursor"])
     training.parts.load_state_dict(saved["parts"])
     whole = saved["running"] is None
+    as_saved(training, cursor, whole=whole)
     if training.fabric.is_global_zero:
         if training.checkpoints is not None:
             training.checkpoints.forget_after(cursor.steps, whole=whole)

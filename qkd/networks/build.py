@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ def build(name: str, *, classes: int, channels: int = 3, options: Mapping[str, A
         network = _torchvision(rest, classes, channels, options)
     elif family == "timm":
         network = _call(name, _timm().create_model, rest, **options, num_classes=classes, in_chans=channels)
+        _separate(network)
     else:
         network = _call(name, NETWORKS[name], **options, classes=classes, channels=channels)
     if not isinstance(network, nn.Module):
@@ -120,6 +122,30 @@ def _timm() -> Any:
     except ImportError as error:
         raise NetworkError("timm: is not installed; pip install 'qkd[timm]'") from error
     return timm
+
+
+def _separate(network: Any) -> None:
+    """timm's own layers as torch's: batch norm with an activation inside as the two, its Linear as a plain one.
+
+    So that batch norm is folded into the layer before it as any other. Parameters are kept; those of such a batch norm gain
+    ``norm`` in their names.
+    """
+    from timm.layers import BatchNormAct2d
+    from timm.layers import Linear as Cast
+
+    for path, layer in list(network.named_modules()):
+        if type(layer) is Cast:
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+            plain.register_parameter("weight", layer.weight)
+            plain.register_parameter("bias", layer.bias)
+            network.set_submodule(path, plain.train(layer.training))
+        elif type(layer) is BatchNormAct2d:
+            norm = nn.BatchNorm2d(
+                layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+            )
+            norm.load_state_dict(layer.state_dict())
+            pieces = {"norm": norm.train(layer.training), "drop": layer.drop, "act": layer.act}
+            network.set_submodule(path, nn.Sequential(OrderedDict(pieces)))
 
 
 def _timm_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Residual networks for small images: three stages of basic blocks, 6n + 2 layers deep.
+"""Residual networks for small images: three stages of basic blocks, 6n + 2 layers deep, and an 18-layer one of four.
 
 Source: He et al. 2016, "Deep residual learning for image recognition", section 4.2. Departure: the shortcut across a
 change of shape is a 1x1 convolution with BatchNorm (their option B) and not padding with zero channels (option A), so
@@ -6,6 +6,8 @@ that every path is made of layers that can be quantized.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -37,24 +39,34 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """(batch, channels, H, W) -> (batch, classes); ``layer1`` to ``layer3`` are the stages, W, 2W and 4W wide."""
+    """(batch, channels, H, W) -> (batch, classes); ``layer1``, ``layer2``, ... are the stages, W, 2W, 4W, ... wide.
 
-    def __init__(self, blocks: int, *, classes: int, channels: int, width: int) -> None:
+    ``stem`` is the width of the first convolution, by default that of the first stage.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], *, classes: int, channels: int, width: int, stem: int | None = None
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        inputs = stem or width
+        self.conv1 = nn.Conv2d(channels, inputs, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU()
-        self.layer1 = _stage(blocks, width, width, stride=1)
-        self.layer2 = _stage(blocks, width, 2 * width, stride=2)
-        self.layer3 = _stage(blocks, 2 * width, 4 * width, stride=2)
+        self.stages = []
+        for number, count in enumerate(blocks):
+            outputs = width * 2**number
+            self.stages.append(f"layer{number + 1}")
+            self.add_module(self.stages[-1], _stage(count, inputs, outputs, stride=1 if number == 0 else 2))
+            inputs = outputs
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(4 * width, classes)
+        self.fc = nn.Linear(inputs, classes)
         start(self)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.relu(self.bn1(self.conv1(images)))
-        features = self.layer3(self.layer2(self.layer1(features)))
+        for stage in self.stages:
+            features = getattr(self, stage)(features)
         return self.fc(self.flatten(self.pool(features)))
 
 
@@ -75,26 +87,46 @@ def start(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def resnet8(*, classes: int, channels: int = 3, width: Count = 16) -> ResNet:
+def resnet8(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
     """One block per stage; 0.08 million parameters at the default width."""
-    return ResNet(1, classes=classes, channels=channels, width=width)
+    return ResNet([1] * 3, classes=classes, channels=channels, width=width, stem=stem)
 
 
-def resnet14(*, classes: int, channels: int = 3, width: Count = 16) -> ResNet:
+def resnet14(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
     """Two blocks per stage; 0.18 million parameters at the default width."""
-    return ResNet(2, classes=classes, channels=channels, width=width)
+    return ResNet([2] * 3, classes=classes, channels=channels, width=width, stem=stem)
 
 
-def resnet20(*, classes: int, channels: int = 3, width: Count = 16) -> ResNet:
+def resnet20(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
     """Three blocks per stage; 0.27 million parameters at the default width."""
-    return ResNet(3, classes=classes, channels=channels, width=width)
+    return ResNet([3] * 3, classes=classes, channels=channels, width=width, stem=stem)
 
 
-def resnet32(*, classes: int, channels: int = 3, width: Count = 16) -> ResNet:
+def resnet26(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
+    """Four blocks per stage; 0.37 million parameters at the default width."""
+    return ResNet([4] * 3, classes=classes, channels=channels, width=width, stem=stem)
+
+
+def resnet32(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
     """Five blocks per stage; 0.47 million parameters at the default width."""
-    return ResNet(5, classes=classes, channels=channels, width=width)
+    return ResNet([5] * 3, classes=classes, channels=channels, width=width, stem=stem)
 
 
-def resnet56(*, classes: int, channels: int = 3, width: Count = 16) -> ResNet:
+def resnet44(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
+    """Seven blocks per stage; 0.66 million parameters at the default width."""
+    return ResNet([7] * 3, classes=classes, channels=channels, width=width, stem=stem)
+
+
+def resnet56(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
     """Nine blocks per stage; 0.86 million parameters at the default width."""
-    return ResNet(9, classes=classes, channels=channels, width=width)
+    return ResNet([9] * 3, classes=classes, channels=channels, width=width, stem=stem)
+
+
+def resnet110(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
+    """Eighteen blocks per stage; 1.73 million parameters at the default width."""
+    return ResNet([18] * 3, classes=classes, channels=channels, width=width, stem=stem)
+
+
+def resnet18(*, classes: int, channels: int = 3, width: Count = 64) -> ResNet:
+    """Four stages of two blocks, without the large first convolution and the pool of ImageNet's; 11.2 million parameters."""
+    return ResNet([2] * 4, classes=classes, channels=channels, width=width)

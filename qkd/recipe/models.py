@@ -41,7 +41,9 @@ class Train(Section):
     weight_decay: NotNegative = 1e-4
     """On weights of two and more dimensions; never on scales, batch norm or importance."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How the rate falls: as a cosine to zero, by ten at half and at three quarters, or not at all."""
+    """How the rate falls: as a cosine to zero, by ten at every milestone, or not at all."""
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    """Of the schedule `step`: the shares of the epochs at which the rate falls to a tenth."""
     warmup: NotNegative = 0.0
     """Epochs in which the rate rises from zero."""
     clip: Positive | None = 5.0
@@ -54,6 +56,16 @@ class Train(Section):
     """What the scales of quantizers learn with, as a share of the rate; at 1, scales of 8-bit layers are carried away."""
     augment: bool = True
     """Shift (and mirror) images, as far as the data set allows."""
+    cutout: Count | None = None
+    """The side in pixels of a square painted over in each training image; null: none."""
+    randaugment: Annotated[int, Bounds(at_least=0, at_most=30)] | None = None
+    """Two random operations of torchvision's RandAugment on each training image, in this magnitude (9); null: none."""
+    mixup: Positive | None = None
+    """Mix each training image and its label with another one; the share is drawn from Beta(a, a) of this a (0.2)."""
+    cutmix: Positive | None = None
+    """Paste a box of another image into each training image, and of its label as much; the share as for mixup (1)."""
+    recompute: bool | tuple[str, ...] = False
+    """Networks (or true: all) that compute activations again for the gradient instead of keeping them: less memory, more time."""
     reestimate: Literal["auto", True, False] = "auto"
     """Estimate batch-norm statistics anew with rounding on, before each evaluation; auto: below 4 bits."""
 

@@ -75,7 +75,8 @@ class Scene:
         parts = ", ".join(f"{lane.part} ({', '.join(filter(None, (lane.about, lane.state)))})" for lane in self.lanes)
         buses = (f"{', '.join(bus.members)} exchange features at {bus.stage}" for bus in self.buses)
         links = (
-            f"{named(link.pupil)} learns from {source_of(link)} by {link.kind}, weight {link.weight}" for link in self.links
+            f"{named(link.pupil)} learns from {source_of(link)} by {link.kind}, weight {link.weight}"
+            for link in self.links
         )
         return ". ".join([f"Parts: {parts}", *buses, *links])
 

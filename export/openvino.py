@@ -1,0 +1,47 @@
+"""OpenVINO as a second runtime: the same files, another program. It is an extra and imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from qkd.errors import ExportError
+
+
+def require_openvino() -> Any:
+    """The package; raises ExportError where it is not installed."""
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ExportError("openvino is not installed; pip install 'qkd[openvino]'") from error
+
+
+@final
+class OpenVino:
+    """A file compiled for the CPU, called like an onnxruntime session. Raises ExportError for a file it cannot read.
+
+    Floats stay float32: it would take bfloat16 where the processor has it, which is another network.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        package = require_openvino()
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        try:
+            self.compiled = package.Core().compile_model(str(path), "CPU", settings)
+            self.request = self.compiled.create_infer_request()
+        except Exception as error:  # its exceptions share no base with a name of their own
+            reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), "?")
+            raise ExportError(f"{path}: openvino {package.__version__} refuses it: {reason.strip()}") from error
+
+    def run(self, _outputs: None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The first output, as onnxruntime would give it."""
+        return [np.array(self.request.infer(dict(feed), share_inputs=True)[0])]
+
+    def logits(self, name: str, images: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Logits (N, classes) for images as the file takes them."""
+        parts = (images[i : i + batch] for i in range(0, len(images), batch))
+        return np.concatenate([self.run(None, {name: np.ascontiguousarray(part)})[0] for part in parts])

@@ -1,0 +1,76 @@
+"""Profiles: a finished run -> a file for a runtime that is not here to prove it, tried literally on the test split."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qkd.atomic import place
+from qkd.data import Data
+from qkd.errors import GateError
+from qkd.evaluate import logits
+from qkd.export import ONNXRUNTIME, RawImages, Target, attempt, emit, literal_logits, require_agreement, save
+from qkd.inscription import metadata
+from qkd.produce import Finished, load_data, reload
+from qkd.run import Run
+
+COMPARED = 64
+"""Images for which a file that only shifts codes is held against onnxruntime's, both taken literally."""
+
+
+def ship_for(
+    run: Run,
+    target: Target,
+    *,
+    output: Path | None = None,
+    storage: Literal["int8", "packed"] = "int8",
+    raw_input: bool = False,
+    layout: Literal["nchw", "nhwc"] = "nchw",
+) -> dict[str, Any]:
+    """Emit for a target, try, save ``student.<target>.onnx``. -> what `qkd export --target --json` prints.
+
+    Raises GateError if the file is not the network that was trained, and leaves what was there; ExportError for what the
+    target cannot take.
+    """
+    path = output or run.folder / f"student.{target.name}.onnx"
+    finished = reload(run)
+    data = load_data(finished.recipe)
+    scale, shift = (part.reshape(-1).numpy() for part in data.affine())
+    raw = RawImages(scale, shift, layout)
+    told = metadata(finished, raw, "uint8" if raw_input else "float32")
+    shape, given = finished.facts.shape, raw if raw_input else None
+    emitted = emit(finished.product, shape, storage=storage, metadata=told, raw=given, target=target)
+    images = raw.arranged(data.test.images[:].numpy()) if raw_input else data.normalize(data.test.images).numpy()
+    if not target.symmetric:
+        _require_shifted(finished, emitted.model, images[:COMPARED], given, target)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    save(emitted.model, beside)
+    try:
+        trial = attempt(emitted, beside, images, data.test.labels.numpy(), _reference(finished, data))
+        require_agreement(replace(trial, file=str(path)), target.name)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    report = {**replace(trial, file=str(path)).as_dict(), "target": target.name, "storage": storage}
+    place(path.with_suffix(".json"), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    return report
+
+
+def _reference(finished: Finished, data: Data) -> np.ndarray:
+    found: np.ndarray = logits(finished.product, data.batches("test", finished.recipe.data.batch)).numpy()
+    return found
+
+
+def _require_shifted(finished: Finished, model: Any, images: np.ndarray, raw: RawImages | None, target: Target) -> None:
+    """Raises GateError unless the codes are onnxruntime's but for the shift: literally, both files give equal logits."""
+    ours = emit(finished.product, finished.facts.shape, raw=raw, target=replace(ONNXRUNTIME, direct=False)).model
+    same = (literal_logits(model, images) == literal_logits(ours, images)).all(axis=1).mean()
+    if same < 1:
+        raise GateError(
+            f"{target.name}: {100 * (1 - same):.3g} % of the images give other logits than onnxruntime's file"
+        )
