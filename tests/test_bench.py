@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,29 @@ def test_time_bounds_a_measurement(files: tuple[Path, Path]) -> None:
     rows = bench(files, seconds=0.05)
     assert all(row.rounds >= timing.LEAST_ROUNDS for row in rows)
     assert np.allclose([row.batch for row in rows], 1)
+
+
+def test_an_opening_that_came_out_slow_does_not_count(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, opened = importlib.import_module("qkd.export.bench"), []
+
+    class Timed:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def run(self, outputs: None, feed: Any) -> None:
+            time.sleep(self.seconds)
+
+    def opening(subject: Any, threads: int) -> tuple[Timed, float]:
+        opened.append(subject.path)
+        return Timed(0.02 if len(opened) == 1 else 0.001), 0.5
+
+    monkeypatch.setattr(module, "_opened", opening)
+    (row,) = bench([files[0]], seconds=0.15)
+    assert opened == [files[0]] * 3
+    assert row.p50_ms < 10 and row.load_ms == 500
+    assert bench([files[0]], repeats=2)[0].rounds == 2 and len(opened) == 4
 
 
 def test_each_file_gets_the_images_it_takes(tmp_path: Path) -> None:
