@@ -11,13 +11,12 @@ onnxruntime. Only the networks of the float starts are trained once for all seed
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seeds import Failed, cell, qkd
+from seeds import Failed, cell, exported, trained
 
 HERE = Path(__file__).parent
 
@@ -94,20 +93,7 @@ def float_start(build: str, size: Size, options: argparse.Namespace) -> None:
 
 
 def train(words: list[str], folder: Path, options: argparse.Namespace) -> None:
-    if not (folder / "result.json").is_file():
-        resume = ["--resume"] if folder.is_dir() else []
-        qkd(
-            "train",
-            *words,
-            "--out",
-            str(folder),
-            "--threads",
-            options.threads,
-            "--device",
-            options.device,
-            "-q",
-            *resume,
-        )
+    trained([*words, "--threads", options.threads, "--device", options.device], folder)
 
 
 def one(name: str, seed: int, size: Size, options: argparse.Namespace) -> dict[str, Any]:
@@ -117,10 +103,8 @@ def one(name: str, seed: int, size: Size, options: argparse.Namespace) -> dict[s
     recipe, *overrides = (word.replace("<start>", str(start)) for word in rows(size)[name])
     student = f"student={{build: {size.student}, quantize: w2a2, start_from: {start}/{size.student}.safetensors}}"
     train([recipe, student, *shared(size, options.root), *overrides, f"seed={seed}"], folder, options)
-    if not (folder / "export.json").is_file():
-        qkd("export", str(folder), "--storage", "packed")
-    result, export = (json.loads((folder / name).read_text()) for name in ("result.json", "export.json"))
-    return {**result, "onnx": export["top1_onnxruntime"], "equal": export["equal_fraction"], **result["cost"]}
+    found = exported(folder, "--storage", "packed")
+    return {**found, **found["cost"]}
 
 
 def table(size: Size, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -129,7 +113,7 @@ def table(size: Size, found: dict[str, list[dict[str, Any]]]) -> None:
     print("| method | seeds | fake-quantized | onnxruntime | training s | CPU s | peak MB | equal |")
     print("| --- | " + " | ".join(["---:"] * 7) + " |")
     for name, runs in found.items():
-        keys = ("top1", "onnx", "training_seconds", "training_cpu_seconds")
+        keys = ("top1", "onnx_top1", "training_seconds", "training_cpu_seconds")
         columns = [cell([run.get(key) for run in runs]) for key in keys]
         peak = max(run.get("peak_memory_mb") or 0 for run in runs)
         equal = 100 * min(run["equal"] for run in runs)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import statistics
 import tempfile
 import time
 import warnings
@@ -44,8 +43,6 @@ BREVITAS: Mapping[str, Mapping[str, Any]] = {
 """Its export as it comes, and the older one, which needs onnxoptimizer beside it and keeps the batch."""
 CLASSES, CALIBRATION_IMAGES = 10, 32
 BATCHES, THREADS = (1, 8), (1, 2)
-OPENED = 3
-"""How often each pair is opened anew: where memory happens to lie moves a small network by 5 %; the median counts."""
 NEAR, LEAST = 0.95, 0.98
 """From which share of our speed on a route meets ours in turns; and what ours may be slower: timing is no finer."""
 
@@ -130,9 +127,9 @@ def time_all(routes: Mapping[str, Route], seconds: float) -> None:
         if found.file is None:
             continue
         for batch, count in settings(found.file):
-            rows = [turns(found.file, floating, batch, count, seconds / OPENED) for _ in range(OPENED)]
-            found.speed[f"b{batch} t{count}"] = statistics.median(row.speedup or 0.0 for row in rows)
-            found.convs = f"{rows[0].integer_convs}/{rows[0].convs}"
+            row = turns(found.file, floating, batch, count, seconds)
+            found.speed[f"b{batch} t{count}"] = row.speedup or 0.0
+            found.convs = f"{row.integer_convs}/{row.convs}"
 
 
 def settings(file: Path) -> list[tuple[int, int]]:
@@ -187,8 +184,7 @@ def behind(name: str, routes: Mapping[str, Route], seconds: float) -> list[str]:
                 continue
             if found.speed[where] < NEAR * ours.speed[where]:
                 continue
-            rows = [turns(ours.file, found.file, batch, count, seconds / OPENED) for _ in range(OPENED)]
-            speed = statistics.median(row.speedup or 0.0 for row in rows)
+            speed = turns(ours.file, found.file, batch, count, seconds).speedup or 0.0
             print(f"{name} {where}: in turns with {route} ours w8a8 has {speed:.2f} of its speed")
             if speed < LEAST:
                 told.append(f"{name} {where}: ours w8a8 has {speed:.2f} of the speed of {route}")

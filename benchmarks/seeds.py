@@ -43,11 +43,21 @@ def qkd(*words: str) -> dict[str, Any]:
 def one(recipe: str, seed: int, out: Path, overrides: list[str], threads: str) -> dict[str, Any]:
     """One run, trained and exported, or read back if it is there."""
     folder = out / f"{Path(recipe).stem}-seed{seed}"
+    trained([recipe, *overrides, f"seed={seed}", "--threads", threads], folder)
+    return exported(folder)
+
+
+def trained(words: list[str], folder: Path) -> None:
+    """Train into a folder, unless that was done; a run that was broken off goes on."""
+    if not (folder / "result.json").is_file():
+        resume = ["--resume"] if folder.is_dir() else []
+        qkd("train", *words, "--out", str(folder), "-q", *resume)
+
+
+def exported(folder: Path, *flags: str) -> dict[str, Any]:
+    """Export a trained run, unless that was done. -> its result, and what the export found"""
     if not (folder / "export.json").is_file():
-        if not (folder / "result.json").is_file():
-            resume = ["--resume"] if folder.is_dir() else []
-            qkd("train", recipe, *overrides, f"seed={seed}", "--out", str(folder), "--threads", threads, "-q", *resume)
-        qkd("export", str(folder))
+        qkd("export", str(folder), *flags)
     result, export = (json.loads((folder / name).read_text()) for name in ("result.json", "export.json"))
     return {**result, "onnx_top1": export["top1_onnxruntime"], "equal": export["equal_fraction"]}
 
@@ -66,7 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--threads", default="1")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     overrides = [word for word in options.words if "=" in word]
     print("| recipe |", " | ".join(COLUMNS), "| equal | alarms, dead |")
     print("| --- |", " | ".join("---:" for _ in COLUMNS), "| ---: | ---: |")

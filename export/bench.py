@@ -108,10 +108,11 @@ def bench(
     subjects = [_subject(path, images, raw, labels) for path in paths]
     if openvino:
         subjects += [_elsewhere(path, images, raw, labels) for path in paths]
+    readers = [open_session(path, threads=1) for path in paths]
     rows = []
     for count in threads:
         for batch in batches:
-            feeds = [_feed(open_session(path, threads=1), path, batch, images, raw) for path in paths]
+            feeds = [_feed(reader, path, batch, images, raw) for reader, path in zip(readers, paths, strict=True)]
             feeds *= len(subjects) // len(paths)
             times, loads = _over_openings(subjects, count, feeds, seconds, repeats, clock)
             for i, subject in enumerate(subjects):

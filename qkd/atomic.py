@@ -120,3 +120,17 @@ def claimed(folder: Path) -> Iterator[None]:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+@contextmanager
+def on_trial(path: Path) -> Iterator[Path]:
+    """A file beside ``path``, to be written and examined: it takes the place when the block ends well, else it is removed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        with contextlib.suppress(
+            NotADirectoryError
+        ):  # as with a file that is not there: why it is not was raised already
+            beside.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qkd.errors import PlanError
 from qkd.members import Members
 from qkd.networks.staged import Staged
+from qkd.passages import size as size_of
 from qkd.taps import Outputs, Tap
 
 PROJECTED = "projected"
@@ -88,7 +89,7 @@ def adapt(
         return tap, source, ()
     if len(own) != 3 or len(theirs) != 3:
         raise PlanError(
-            f"match: {names[0]} is {_size(own)} and {names[1]} {_size(theirs)}: only feature maps (channels, height, "
+            f"match: {names[0]} is {size_of(own)} and {names[1]} {size_of(theirs)}: only feature maps (channels, height, "
             f"width) can be adapted to each other; match other layers"
         )
     size = min(own[1], theirs[1]), min(own[2], theirs[2])
@@ -103,7 +104,7 @@ def level(taps: Sequence[Tap], shapes: Mapping[Tap, Sequence[int]]) -> tuple[lis
     """Where to read feature maps instead, so that all have the size of the smallest, and the heads that makes necessary."""
     sizes = {tap: tuple(shapes[tap][1:]) for tap in taps}
     if any(len(size) != 2 for size in sizes.values()):
-        listed = ", ".join(f"{tap} {_size(shapes[tap])}" for tap in taps)
+        listed = ", ".join(f"{tap} {size_of(shapes[tap])}" for tap in taps)
         raise PlanError(f"match: only feature maps (channels, height, width) can be joined, found {listed}")
     least = min(size[0] for size in sizes.values()), min(size[1] for size in sizes.values())
     heads = {tap: _adapter(tap, f"{least[0]}x{least[1]}", shapes[tap], least, None) for tap in taps}
@@ -128,7 +129,3 @@ def _adapter(tap: Tap, other: str, shape: Sequence[int], size: tuple[int, int], 
 def learning(heads: Sequence[Head]) -> list[str]:
     """The names of those heads that have something to learn."""
     return [head.name for head in heads if head.learns]
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

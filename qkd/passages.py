@@ -7,24 +7,17 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkd.errors import PlanError
-
 
 class Passage(nn.Module):
     """From a member's own shape (channels, height, width) to a common one, and with ``back`` the way home.
 
     Where channels differ a 1x1 convolution leads each way, where sizes do, averaging (towards a larger map: repetition).
     The convolutions start orthogonal and as each other's transpose, so that what comes back is at first the part of the
-    features that fits through. Raises PlanError where a shape is no feature map.
+    features that fits through.
     """
 
     def __init__(self, own: Sequence[int], common: Sequence[int], *, back: bool = True) -> None:
         super().__init__()
-        if len(own) != 3 or len(common) != 3:
-            raise PlanError(
-                f"match: {_size(own)} and {_size(common)}: only feature maps (channels, height, width) can be adapted to "
-                f"each other; match other layers"
-            )
         self.own, self.common = tuple(own), tuple(common)
         convolve = own[0] != common[0]
         self.out: nn.Module = nn.Conv2d(own[0], common[0], 1) if convolve else nn.Identity()
@@ -46,7 +39,7 @@ class Passage(nn.Module):
 
     def __str__(self) -> str:
         words = [f"1x1 convolution {self.own[0]} -> {self.common[0]}"] * (self.own[0] != self.common[0])
-        words += [f"resized {_size(self.own[1:])} -> {_size(self.common[1:])}"] * (self.own[1:] != self.common[1:])
+        words += [f"resized {size(self.own[1:])} -> {size(self.common[1:])}"] * (self.own[1:] != self.common[1:])
         return ", ".join(words)
 
 
@@ -54,5 +47,6 @@ def _sized(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x if x.shape[2:] == tuple(shape[1:]) else F.adaptive_avg_pool2d(x, (shape[1], shape[2]))
 
 
-def _size(shape: Sequence[int]) -> str:
+def size(shape: Sequence[int]) -> str:
+    """A shape in words: 16x8x8."""
     return "x".join(map(str, shape))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qkd.atomic import place
+from qkd.atomic import on_trial, place
 from qkd.data import Data
 from qkd.errors import GateError
 from qkd.evaluate import logits
@@ -39,7 +38,7 @@ def ship_for(
     """
     path = output or run.folder / f"student.{target.name}.onnx"
     finished = reload(run)
-    data = load_data(finished.recipe)
+    data = load_data(finished.recipe).at_hand()
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
     raw = RawImages(scale, shift, layout)
     told = metadata(finished, raw, "uint8" if raw_input else "float32")
@@ -48,14 +47,10 @@ def ship_for(
     images = raw.arranged(data.test.images[:].numpy()) if raw_input else data.normalize(data.test.images).numpy()
     if not target.symmetric:
         _require_shifted(finished, emitted.model, images[:COMPARED], given, target)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save(emitted.model, beside)
-    try:
+    with on_trial(path) as beside:
+        save(emitted.model, beside)
         trial = attempt(emitted, beside, images, data.test.labels.numpy(), _reference(finished, data))
         require_agreement(replace(trial, file=str(path)), target.name)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
     report = {**replace(trial, file=str(path)).as_dict(), "target": target.name, "storage": storage}
     place(path.with_suffix(".json"), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
     return report

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from qkd.atomic import place
+from qkd.atomic import on_trial, place
 from qkd.data import Data
 from qkd.errors import DataError, ExportError, GateError
 from qkd.evaluate import logits
@@ -68,9 +67,8 @@ def ship(
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
     raw = RawImages(scale, shift, layout)
     emitted = _emitted(finished, storage, raw, input, chosen)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save(emitted.model, beside)
-    try:
+    with on_trial(path) as beside:
+        save(emitted.model, beside)
         given = raw if input == "uint8" else None
         verdict = _verify(finished, beside, data, given)
         if second is not None:
@@ -80,9 +78,6 @@ def ship(
         network = float_network(finished) or finished.product
         floating = save(emit_float(network, finished.facts.shape), path.with_name(FLOAT_FILE))
         facts = {"file": str(path), "bytes": beside.stat().st_size, "float_bytes": floating.stat().st_size}
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
     report = {
         **verdict,
         **facts,

@@ -9,10 +9,18 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from qkd.quantizers.core import LsqQuant
 from qkd.quantizers.dorefa import MOST_BITS, RangeQuant, TanhQuant
 from qkd.quantizers.ewgs import EwgsQuant, EwgsWeight
-from qkd.quantizers.injectors import Activation, HwgqUnsigned, HwgqWeight, LsqSigned, LsqUnsigned, LsqWeight, Weight
+from qkd.quantizers.injectors import (
+    Activation,
+    HwgqUnsigned,
+    HwgqWeight,
+    LsqSigned,
+    LsqUnsigned,
+    LsqWeight,
+    Weight,
+    lsq_of_weights,
+)
 from qkd.quantizers.lsq_plus import ShiftedQuant
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.pot import PowerOfTwo
@@ -22,14 +30,10 @@ from qkd.quantizers.ternary import BinaryQuant, TernaryQuant
 Shape = tuple[int, ...]
 
 
-def _lsq_weight(bits: int, calibration: str, shape: Shape) -> nn.Module:
-    return LsqQuant(bits, True, calibration, shape, of_weights=True)
-
-
 class LsqPlusWeight(Weight):
     @value
     def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
-        return _lsq_weight(bit_width, "sigmas" if calibration == "paper" else calibration, step_shape)
+        return lsq_of_weights(bit_width, "sigmas" if calibration == "paper" else calibration, step_shape)
 
 
 class LsqPlusSigned(Activation):
@@ -53,7 +57,7 @@ class DorefaWeight(Weight):
     def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
         if bit_width <= MOST_BITS:
             return TanhQuant(bit_width, calibration, step_shape)
-        return _lsq_weight(bit_width, calibration, step_shape)
+        return lsq_of_weights(bit_width, calibration, step_shape)
 
 
 class DorefaUnsigned(Activation):
@@ -91,7 +95,7 @@ class TernaryWeight(Weight):
     def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
         if bit_width == 2:
             return TernaryQuant(bit_width, calibration, step_shape)
-        return _lsq_weight(bit_width, calibration, step_shape)
+        return lsq_of_weights(bit_width, calibration, step_shape)
 
 
 class BinaryWeight(Weight):
@@ -99,7 +103,7 @@ class BinaryWeight(Weight):
     def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
         if bit_width == 1:
             return BinaryQuant(bit_width, calibration, step_shape)
-        return _lsq_weight(bit_width, calibration, step_shape)
+        return lsq_of_weights(bit_width, calibration, step_shape)
 
 
 class EwgsWeights(Weight):
@@ -107,7 +111,7 @@ class EwgsWeights(Weight):
     def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
         if bit_width <= MOST_BITS:
             return EwgsWeight(bit_width, calibration, step_shape)
-        return _lsq_weight(bit_width, calibration, step_shape)
+        return lsq_of_weights(bit_width, calibration, step_shape)
 
 
 class EwgsUnsigned(Activation):

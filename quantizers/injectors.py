@@ -119,12 +119,17 @@ class Activation(Quantizer):
     narrow_range = False
 
 
+def lsq_of_weights(bits: int, calibration: str, shape: tuple[int, ...]) -> nn.Module:
+    """What the weights of every family come back to where its paper has no form for them."""
+    return LsqQuant(bits, True, calibration, shape, of_weights=True)
+
+
 class LsqWeight(Weight):
     """Symmetric weights with a learned step, one per output channel unless ``per_channel=False``."""
 
     @value
     def tensor_quant(bit_width: int, calibration: str, step_shape: tuple[int, ...]) -> nn.Module:
-        return LsqQuant(bit_width, True, calibration, step_shape, of_weights=True)
+        return lsq_of_weights(bit_width, calibration, step_shape)
 
 
 class LsqUnsigned(Activation):
@@ -154,7 +159,7 @@ class HwgqWeight(Weight):
     def tensor_quant(bit_width: int, calibration: str, step_shape: tuple[int, ...]) -> nn.Module:
         if bit_width in WEIGHT_STEPS:
             return MidRise(bit_width, calibration, step_shape)
-        return LsqQuant(bit_width, True, calibration, step_shape, of_weights=True)
+        return lsq_of_weights(bit_width, calibration, step_shape)
 
 
 class HwgqUnsigned(Activation):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -13,6 +14,7 @@ from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
 
 if TYPE_CHECKING:
     from qkd.engine.train import Training
+    from qkd.surveys import Survey
 
 
 def validate(training: Training) -> float:
@@ -32,15 +34,22 @@ def validate(training: Training) -> float:
 @torch.no_grad()
 def survey(training: Training, *, first: bool) -> None:
     """Let the plan's surveys see their split, before the first or a later epoch. Every rank sees all of it: they agree."""
+    due = [each for each in training.parts.surveys.values() if first or not each.once]
+    for split in dict.fromkeys(each.split for each in due):
+        _show(training, split, [each for each in due if each.split == split])
+
+
+def _show(training: Training, split: Literal["train", "val"], surveys: Sequence[Survey]) -> None:
+    """One pass over a split for all that want to see it."""
     training.parts.eval()
-    for each in training.parts.surveys.values():
-        if each.once and not first:
-            continue
-        active = sorted({tap.part for tap in each.reads if tap.part in training.parts.networks})
+    active = sorted({tap.part for each in surveys for tap in each.reads if tap.part in training.parts.networks})
+    for each in surveys:
         each.begin()
-        for batch in training.data.batches(each.split, training.batch, device=training.device):
-            outputs = training.parts(batch.images, active)
+    for batch in training.data.batches(split, training.batch, device=training.device):
+        outputs = training.parts(batch.images, active)
+        for each in surveys:
             each.see([outputs[tap] for tap in each.reads], batch)
+    for each in surveys:
         each.conclude()
 
 
