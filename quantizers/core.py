@@ -66,6 +66,12 @@ class FakeQuant(nn.Module, ABC):
         value, scale = self.quantize(x)
         return value, scale, self.zero(), self.bit_width
 
+    def value(self, x: Tensor) -> Tensor:
+        """``x`` on the grid, and nothing else: the short way of layers, which call it for every batch."""
+        if not self._ready:
+            self.require_calibration()
+        return self.quantize(x)[0]
+
     def mark_calibrated(self) -> None:
         self.calibrated.fill_(True)
         self._ready = True

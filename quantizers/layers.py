@@ -32,6 +32,8 @@ class _Weighted:
             return super().forward(x)  # type: ignore[misc]
         if proxy.disable_quant:
             return self.compute(x, self.weight, self.bias)
+        if not self.input_core:
+            return self.compute(x, proxy.tensor_quant.value(self.weight), self.bias)
         weight, scale, _, bits = proxy.tensor_quant(self.weight)
         return self.compute(x, weight, self._rounded_bias(scale, bits))
 
@@ -75,7 +77,7 @@ class _Activation:
         proxy = self.act_quant
         if not isinstance(x, Tensor) or self.export_mode or proxy.export_mode or proxy.disable_quant:
             return super().forward(x)  # type: ignore[misc]
-        return proxy.core(x)[0]
+        return proxy.core.value(x)
 
 
 @final

@@ -20,7 +20,7 @@ from qkd.engine.lowering import at_last, epochs_done, lowered
 from qkd.engine.optimize import optimizer_for
 from qkd.engine.position import Cursor, Running, order, snapshot, take_up
 from qkd.engine.ranks import anywhere, reduced, shard
-from qkd.engine.steps import ADVICE, CHECK_EVERY, Action, check_finite, do, look, place
+from qkd.engine.steps import ADVICE, CHECK_EVERY, Action, check_finite, do, look, place, scaler
 from qkd.engine.validation import survey, validate
 from qkd.errors import TrainingError
 from qkd.plan import Phase, Plan, needed
@@ -59,10 +59,11 @@ class Loop:
     def phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
         training, cursor = self.training, self.cursor
         known = learn_of(training, self.module, phase, epochs)
+        scaled = scaler(training) is not None
         self.actions = [
             Action(step, sorted(needed(training.plan, step)), training.fabric.setup_optimizers(optimizer), known)
             for step in phase.steps
-            for optimizer in [optimizer_for(step, training.parts, training.plan, training.settings)]
+            for optimizer in [optimizer_for(step, training.parts, training.plan, training.settings, scaled=scaled)]
         ]
         optimizers = [action.optimizer for action in self.actions]
         if saved is None:

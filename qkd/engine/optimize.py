@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from qkd.recipe import Train
 
 
-def optimizer_for(step: Step, parts: Parts, plan: Plan, settings: Train) -> torch.optim.Optimizer:
-    """One optimizer over the learners of a step.
+FUSED = ("cpu", "cuda")
+"""Devices on which torch has fused SGD and AdamW."""
+
+
+def optimizer_for(
+    step: Step, parts: Parts, plan: Plan, settings: Train, *, scaled: bool = False
+) -> torch.optim.Optimizer:
+    """One optimizer over the learners of a step; fused (one pass over memory), where nobody unscales its gradients first.
 
     Every group carries ``factor``, its share of the learning rate: a part's from ``plan.rates``, times
     ``settings.scale_rate`` for quantizer scales. Weight decay is for weights of two or more dimensions alone: decay pulls
@@ -35,9 +41,11 @@ def optimizer_for(step: Step, parts: Parts, plan: Plan, settings: Train) -> torc
             {"params": steps, "factor": factor * settings.scale_rate, "weight_decay": 0.0},
         ]
     groups = [group for group in groups if group["params"]]
+    fused = None if scaled else all(p.device.type in FUSED for group in groups for p in group["params"]) or None
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.rate)
-    return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, nesterov=settings.momentum > 0)
+        return torch.optim.AdamW(groups, lr=settings.rate, fused=fused)
+    nesterov = settings.momentum > 0
+    return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
 
 
 def _sorted(

@@ -61,7 +61,7 @@ def do(
         training.parts.learn(step.learners)
     optimizer.zero_grad()
     # elsewhere to look is to wait for the device, and a scaler expects gradients that overflow
-    closely = training.device.type == "cpu" and _scaler(training) is None
+    closely = training.device.type == "cpu" and scaler(training) is None
     together: dict[str, Tensor] = {}
     for piece, share in _pieces(batch, settings.accumulate):
         losses, total = _losses(action, module, piece, progress)
@@ -112,12 +112,13 @@ def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
 def look(training: Training, action: Action, batch: Batch, progress: float) -> dict[str, float]:
     """The gradient shares of a step, on the first piece of a batch."""
     piece, _ = next(_pieces(batch, training.settings.accumulate))
-    scale = 2.0**10 if _scaler(training) is not None else 1.0
+    scale = 2.0**10 if scaler(training) is not None else 1.0
     forward = _outside_of_fabric(training)
     return gradient_shares(training.parts, lambda: action.outputs(forward, piece), action.step, piece, progress, scale)
 
 
-def _scaler(training: Training) -> object:
+def scaler(training: Training) -> object:
+    """What scales the losses of fp16, or None."""
     return getattr(training.fabric.strategy.precision, "scaler", None)
 
 

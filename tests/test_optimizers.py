@@ -1,0 +1,61 @@
+"""Optimizers: fused ones take the steps of plain ones, in whatever layout; groups carry what they should."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qkd import recipe as recipes
+from qkd.assemble import Facts, assemble
+from qkd.engine.optimize import optimizer_for
+
+
+def built(*words: str) -> Any:
+    recipe = recipes.load("digits_qat_w2a2", ["student.width=4", *words])
+    return recipe, assemble(recipe, Facts((3, 16, 16), 4))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels_last"])
+def test_fused_steps_are_those_of_plain_optimizers(kind: str, layout: torch.memory_format) -> None:
+    recipe, assembly = built(f"train.optimizer={kind}")
+    fused = assembly.parts.to(memory_format=layout)
+    plain = copy.deepcopy(fused)
+    [step] = assembly.plan.phases[0].steps
+    pairs = [(fused, False), (plain, True)]
+    optimizers = [optimizer_for(step, p, assembly.plan, recipe.train, scaled=scaled) for p, scaled in pairs]
+    assert [optimizer.defaults["fused"] for optimizer in optimizers] == [True, None]
+    for seed in range(3):
+        for parts, optimizer in zip((fused, plain), optimizers, strict=True):
+            torch.manual_seed(seed)
+            for parameter in parts.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+    moved = list(zip(fused.parameters(), plain.parameters(), strict=True))
+    assert len(moved) > 20
+    for ours, theirs in moved:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_that_a_scaler_unscales_are_left_to_plain_optimizers() -> None:
+    """Fabric refuses to clip what a fused optimizer would unscale itself."""
+    recipe, assembly = built()
+    [step] = assembly.plan.phases[0].steps
+    optimizer = optimizer_for(step, assembly.parts, assembly.plan, recipe.train, scaled=True)
+    assert not optimizer.defaults["fused"]
+    assert isinstance(optimizer, torch.optim.SGD)
+
+
+def test_a_layer_takes_the_short_way_to_the_same_value() -> None:
+    from qkd.quantizers import Scheme, calibrate, insert
+
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = insert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), Scheme.parse("w2a2"))
+    calibrate(network, [images])
+    layer = network.get_submodule("2")
+    values = layer.weight_quant.tensor_quant(layer.weight)[0]  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(layer.weight_quant.tensor_quant.value(layer.weight), values, rtol=0, atol=0)  # type: ignore[union-attr,operator]
