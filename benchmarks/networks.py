@@ -1,7 +1,8 @@
 """Which networks become integer end to end: insert, train five steps, export, prove. Writes docs/networks.md.
 
-    python benchmarks/networks.py [resnet18 mobilenet_v2 ...] [--size 64] [--out docs/networks.md]
+    python benchmarks/networks.py [resnet18 timm:resnet18 ...] [--size 64] [--out docs/networks.md]
 
+A name without a prefix is torchvision's.
 Weights are random: the table is about form and equality, not about accuracy.
 """
 
@@ -29,8 +30,10 @@ from qkd.quantizers import Scheme, calibrate, insert
 NAMES = (
     *("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "vgg11_bn", "alexnet", "squeezenet1_1"),
     *("densenet121", "shufflenet_v2_x1_0", "regnet_y_400mf", "efficientnet_b0", "convnext_tiny"),
+    *("timm:resnet18", "timm:resnet50", "timm:mobilenetv2_100", "timm:mobilenetv3_small_100", "timm:vgg11_bn"),
+    *("timm:densenet121", "timm:regnety_004", "timm:efficientnet_b0", "timm:convnext_tiny", "timm:convnext_atto"),
 )
-SIZES = {"vgg11_bn": 224, "alexnet": 224}
+SIZES = {"vgg11_bn": 224, "alexnet": 224, "timm:vgg11_bn": 224}
 """Where another size is needed: these pool to a fixed size, which the integer pool takes only from a multiple of it."""
 CLASSES = 10
 HEAD = (
@@ -64,7 +67,7 @@ def look_at(name: str, scheme: Scheme, size: int) -> Row:
     images = torch.randn(2 if size > 128 else 4, 3, size, size, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
     try:
-        network = build(f"torchvision:{name}", classes=CLASSES)
+        network = build(name if ":" in name else f"torchvision:{name}", classes=CLASSES)
         module = insert(network, scheme)
         calibrate(module, [images])
         row = row._replace(inserts="yes")
@@ -97,12 +100,14 @@ def _train(module: nn.Module, images: torch.Tensor) -> str:
 
 
 def page(rows: list[Row], command: str, scheme: Scheme) -> str:
-    lines = ["# Networks", "", f"Torchvision's networks at {scheme}, as `{command}` found them.", ""]
-    lines += [f"| {' | '.join(HEAD)} |", f"| --- |{' --- |' * (len(HEAD) - 1)}"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines = ["# Networks", "", f"Torchvision's and timm's networks at {scheme}, as `{command}` found them.", ""]
+    for title, timms in (("torchvision", False), ("timm", True)):
+        chosen = [row for row in rows if row.name.startswith("timm:") is timms]
+        if chosen:
+            lines += [f"## {title}", "", f"| {' | '.join(HEAD)} |", f"| --- |{' --- |' * (len(HEAD) - 1)}"]
+            lines += [*(f"| {' | '.join(row)} |" for row in chosen), ""]
     lines += [
-        "",
-        "Integer layers: convolutions and linear layers that onnxruntime runs as integer kernels, of all there are.",
+        "Integer layers: convolutions and linear layers that onnxruntime runs as integer kernels, of all there are."
     ]
     lines += ["Equal: logits of the file in onnxruntime that are those of the integer emulator to the last bit."]
     lines += ["What stays float is known before training: `qkd check` names it.", ""]

@@ -15,6 +15,7 @@ from qkd.export.arithmetic import ARITHMETIC
 from qkd.export.graph import MINIMUM_ONNXRUNTIME
 from qkd.export.invariants import require_invariants
 from qkd.export.layers import LAYERS
+from qkd.export.norms import NORMS
 from qkd.export.pack import Storage, require_storage
 from qkd.export.pooling import POOLS
 from qkd.export.raw import RawImages, require_exact
@@ -23,7 +24,7 @@ from qkd.export.targets import ONNXRUNTIME, Target
 from qkd.export.views import VIEWS
 from qkd.export.walk import Handler, Walk
 
-HANDLERS: Mapping[Any, Handler] = MappingProxyType({**LAYERS, **POOLS, **ARITHMETIC, **VIEWS})
+HANDLERS: Mapping[Any, Handler] = MappingProxyType({**LAYERS, **NORMS, **POOLS, **ARITHMETIC, **VIEWS})
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -33,7 +34,8 @@ class Emitted:
 
     integer_layers: names of layers that onnxruntime runs in integers. float_layers: (name, reason) of those that it
     cannot, in the order of the graph. minimum_onnxruntime: the oldest version that reads the file. resolution: how finely
-    each integer layer counts. coarsened: tensors that the target takes in fewer bits than they were trained in.
+    each integer layer counts. coarsened: tensors that the target takes in fewer bits than they were trained in. averaged:
+    average pools, and of how many pixels they take the mean.
     """
 
     model: onnx.ModelProto
@@ -42,6 +44,7 @@ class Emitted:
     minimum_onnxruntime: str
     resolution: tuple[Resolution, ...] = ()
     coarsened: tuple[str, ...] = ()
+    averaged: tuple[tuple[str, int], ...] = ()
 
 
 def emit(
@@ -75,6 +78,7 @@ def emit(
         MINIMUM_ONNXRUNTIME[walk.graph.opset],
         resolutions(model, walk.weights),
         tuple(walk.coarsened),
+        tuple(walk.averaged.items()),
     )
 
 

@@ -13,7 +13,7 @@ from qkd.export.fold import Affine, IntegerWeight, array, fold, normalization, t
 from qkd.export.grid import is_on
 from qkd.export.nodes import label
 from qkd.export.pack import store
-from qkd.export.views import padded
+from qkd.export.views import factors_behind, padded
 from qkd.export.walk import Handler, Value, Walk
 from qkd.quantizers.quiet import qnn
 
@@ -24,7 +24,7 @@ patch first (im2col)."""
 
 
 def convolution(walk: Walk, node: fx.Node) -> Value:
-    module, name, value, norm, last = _layer(walk, node)
+    module, name, value, norm = _layer(walk, node, axis=1)
     if module.padding_mode != "zeros":
         raise ExportError(f"{name}: padding mode {module.padding_mode!r} has no integer form; use 'zeros'")
     left, right, top, bottom = module._reversed_padding_repeated_twice
@@ -35,24 +35,27 @@ def convolution(walk: Walk, node: fx.Node) -> Value:
         "pads": [top, left, bottom, right],
         "group": module.groups,
     }
-    reason = _not_integer(module, value) or walk.no_quantizer_behind(last)
+    reason = _not_integer(module, value) or walk.no_quantizer_behind(node)
     return _weighted(walk, "Conv", module, value, norm, name, reason, **attributes)
 
 
 def linear(walk: Walk, node: fx.Node) -> Value:
-    """Gemm: in integers with or without a quantizer behind it (the logits have none)."""
-    module, name, value, norm, _ = _layer(walk, node)
-    found = walk.shape(node.args[0])
-    if len(found) != 2:
-        raise ExportError(f"{name}: a linear layer on a tensor of {len(found)} axes; flatten it to (N, features) first")
-    return _weighted(walk, "Gemm", module, value, norm, name, _not_integer(module, value), transB=1)
+    """Gemm: in integers with or without a quantizer behind it (the logits have none); of more axes, on all its rows."""
+    *outer, features = walk.shape(node)
+    module, name, value, norm = _layer(walk, node, axis=len(outer))
+    reason = _not_integer(module, value)
+    if len(outer) == 1:
+        return _weighted(walk, "Gemm", module, value, norm, name, reason, transB=1)
+    value = walk.move(value, "Reshape", f"{name}.rows", walk.graph.constant(np.array([-1, module.in_features])))
+    result = _weighted(walk, "Gemm", module, value, norm, name, reason, transB=1)
+    grid = walk.grid_behind(node)
+    result = result if grid is None else walk.quantize(result, grid)
+    return walk.move(result, "Reshape", f"{name}.back", walk.graph.constant(np.array([-1, *outer[1:], features])))
 
 
 def batch_norm(walk: Walk, node: fx.Node) -> Value:
     """Folded into the layer before it, else a depthwise 1x1 convolution in integers, else in float."""
     value: Value = walk.value(node.args[0])
-    if node in walk.folded:
-        return value
     name, module = label(node), walk.submodule(node)
     norm = normalization(module, name)
     reason = "its input is not quantized" if value.grid is None else walk.no_quantizer_behind(node)
@@ -90,17 +93,22 @@ def _activation(walk: Walk, module: Any, value: Value, name: str) -> Value:
     return Value(walk.graph.node("Relu", [value.name], name))
 
 
-def _layer(walk: Walk, node: fx.Node) -> tuple[Any, str, Value, Affine | None, fx.Node]:
-    """The layer, its name, its input, the batch norm to fold into it, and the node whose result leaves."""
+def _layer(walk: Walk, node: fx.Node, axis: int) -> tuple[Any, str, Value, Affine | None]:
+    """The layer, its name, its input, and what folds into it: a batch norm, and a factor for each entry of ``axis``."""
     module, name = walk.submodule(node), label(node)
     for which in ("input_quant", "output_quant"):
         if is_on(getattr(module, which, None)):
             raise ExportError(f"{name}: has an {which} of its own; use a QuantIdentity beside the layer instead")
-    behind = walk.sole_reader(node, NORMS)
-    if behind is None:
-        return module, name, walk.value(node.args[0]), None, node
-    walk.folded.add(behind)
-    return module, name, walk.value(node.args[0]), normalization(walk.submodule(behind), label(behind)), behind
+    norm, behind = None, walk.sole_reader(node, NORMS)
+    if behind is not None:
+        walk.folded.add(behind)
+        norm = normalization(walk.submodule(behind), label(behind))
+    product, factors = factors_behind(walk, node, axis)
+    if product is not None:
+        walk.folded.add(product)
+        one = norm or Affine(np.ones_like(factors), np.zeros_like(factors))
+        norm = Affine(one.multiplier * factors, one.offset * factors)
+    return module, name, walk.value(node.args[0]), norm
 
 
 def _not_integer(module: Any, value: Value) -> str:

@@ -48,6 +48,22 @@ def measure(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Any
     return found
 
 
+@torch.no_grad()
+def constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
+    """Parameters and buffers that the network reads by itself (a learned scale), and what is made of them alone."""
+    found: dict[fx.Node, Tensor] = {}
+    interpreter = fx.Interpreter(module)
+    for node in module.graph.nodes:
+        sources = node.all_input_nodes
+        made = node.op in ("call_function", "call_method") and sources and all(source in found for source in sources)
+        if node.op == "get_attr" or made:
+            interpreter.env.update(found)
+            value = interpreter.run_node(node)
+            if isinstance(value, Tensor):
+                found[node] = value.detach()
+    return found
+
+
 def is_tensor(result: Any) -> bool:
     return isinstance(result, Tensor) or (isinstance(result, (tuple, list)) and any(map(is_tensor, result)))
 

@@ -93,6 +93,11 @@ def _binary(kernel: Callable[[Codes, Codes], Pending], plain: Callable[[Tensor, 
     return operation
 
 
+def _plain(compute: Callable[..., Tensor]) -> Operation:
+    """What IEEE 754 rounds in one way only, and sums of integers: the same numbers wherever they are computed."""
+    return lambda node, operands: compute(*map(real, operands))
+
+
 def _average(node: Node, operands: list[Operand]) -> Operand:
     """GlobalAveragePool and AveragePool; without a quantizer behind them onnxruntime averages floats."""
     inputs = operands[0]
@@ -229,11 +234,16 @@ OPERATIONS: Mapping[str, Operation] = {
     "Concat": _concat,
     "MaxPool": _moving(_max_pool),
     "Flatten": _moving(lambda codes, node: codes.flatten(1)),
-    "Reshape": _moving(lambda codes, node, shape: codes.reshape(len(codes), *shape.tolist()[1:])),
+    "Reshape": _moving(lambda codes, node, shape: codes.reshape(shape.tolist()[0] or len(codes), *shape.tolist()[1:])),
     "Transpose": _transpose,
     "Slice": _moving(lambda codes, node, *parts: _slice(codes, *parts)),
     "Pad": _pad,
     "Identity": lambda node, operands: operands[0],
+    "Sub": _plain(torch.sub),
+    "Div": _plain(torch.div),
+    "Sqrt": _plain(torch.sqrt),
+    "Relu": _plain(torch.relu),
+    "ReduceSum": _plain(lambda values, axes: values.sum(axes.tolist(), keepdim=True)),
     "Sigmoid": _by_table,
     "LeakyRelu": _by_table,
 }

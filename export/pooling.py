@@ -85,6 +85,7 @@ def mean(walk: Walk, node: fx.Node) -> Value:
 def _average(walk: Walk, node: fx.Node, kernel: list[int], **attributes: Any) -> Value:
     name, value = label(node), walk.value(node.args[0])
     walk.note(name, "its input is not quantized" if value.grid is None else walk.no_quantizer_behind(node))
+    walk.averaged[name] = kernel[0] * kernel[1]
     if tuple(kernel) == walk.shape(node.args[0])[2:] and not any(attributes.get("pads", [])):
         return Value(walk.graph.node("GlobalAveragePool", [value.name], name))
     return Value(walk.graph.node("AveragePool", [value.name], name, kernel_shape=kernel, **attributes))

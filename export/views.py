@@ -12,8 +12,12 @@ from torch.nn import functional as F
 
 from qkd.errors import ExportError
 from qkd.export.arguments import arguments
+from qkd.export.fold import array
 from qkd.export.nodes import BATCH, label
 from qkd.export.walk import Handler, Value, Walk
+
+PERMUTES, TRANSPOSES = (torch.permute, "permute"), (torch.transpose, "transpose")
+PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 
 
 def reshape(walk: Walk, node: fx.Node) -> Value:
@@ -29,18 +33,53 @@ def reshape(walk: Walk, node: fx.Node) -> Value:
     return walk.move(value, "Reshape", name, _integers(walk, 0, *new[1:]))
 
 
-def permute(walk: Walk, node: fx.Node) -> Value:
-    axes = node.args[1:] if len(node.args) != 2 else node.args[1]
-    axes = axes if isinstance(axes, (tuple, list)) else (axes,)
-    return _transpose(walk, node, [int(walk.value(axis)) % len(walk.shape(node)) for axis in axes])
-
-
 def transpose(walk: Walk, node: fx.Node) -> Value:
-    given = arguments(walk, node, {"dim0": None, "dim1": None})
-    axes = list(range(len(walk.shape(node))))
-    first, second = (given[which] % len(axes) for which in ("dim0", "dim1"))
-    axes[first], axes[second] = axes[second], axes[first]
-    return _transpose(walk, node, axes)
+    """permute and transpose."""
+    axes = turned(walk, node)
+    assert axes is not None
+    if axes[0] != 0:
+        raise ExportError(f"{label(node)}: a transpose that moves the batch axis; keep axis 0 first")
+    return walk.move(walk.value(node.args[0]), "Transpose", label(node), perm=axes)
+
+
+def turned(walk: Walk, node: fx.Node) -> list[int] | None:
+    """For each axis of a permute's or transpose's result the axis it was before; None for any other node."""
+    if node.op not in ("call_function", "call_method") or node.target not in (*PERMUTES, *TRANSPOSES):
+        return None
+    rank = len(walk.shape(node))
+    if node.target in PERMUTES:
+        given = node.kwargs.get("dims", node.args[1:] if len(node.args) != 2 else node.args[1])
+        axes = given if isinstance(given, (tuple, list)) else (given,)
+        return [int(walk.value(axis)) % rank for axis in axes]
+    ends = arguments(walk, node, {"dim0": None, "dim1": None})
+    found = list(range(rank))
+    first, second = (ends[which] % rank for which in ("dim0", "dim1"))
+    found[first], found[second] = found[second], found[first]
+    return found
+
+
+def factors_behind(walk: Walk, node: fx.Node, axis: int) -> tuple[fx.Node | None, np.ndarray]:
+    """The product with a constant factor for each entry of ``axis`` that alone reads a node's result, and the factors.
+
+    Seen through permutations. (None, no factors) where there is none.
+    """
+    readers = walk.readers(node)
+    if len(readers) != 1:
+        return None, np.empty(0)
+    axes = turned(walk, readers[0])
+    if axes is not None:
+        return factors_behind(walk, readers[0], axes.index(axis))
+    if readers[0].op == "call_module" or readers[0].target not in PRODUCTS:
+        return None, np.empty(0)
+    constants = [walk.constants[given] for given in readers[0].all_input_nodes if given in walk.constants]
+    if len(constants) != 1:
+        return None, np.empty(0)
+    shape = walk.shape(node)
+    across = [1] * (len(shape) - constants[0].dim()) + list(constants[0].shape)
+    fits = len(across) == len(shape) and all(size == 1 for at, size in enumerate(across) if at != axis)
+    if not fits or walk.shape(readers[0]) != shape:
+        return None, np.empty(0)
+    return readers[0], np.broadcast_to(array(constants[0]).reshape(-1), shape[axis : axis + 1]).copy()
 
 
 def channel_shuffle(walk: Walk, node: fx.Node) -> Value:
@@ -107,12 +146,6 @@ def unchanged(walk: Walk, node: fx.Node) -> Any:
     return walk.value(node.args[0])
 
 
-def _transpose(walk: Walk, node: fx.Node, axes: list[int]) -> Value:
-    if axes[0] != 0:
-        raise ExportError(f"{label(node)}: a transpose that moves the batch axis; keep axis 0 first")
-    return walk.move(walk.value(node.args[0]), "Transpose", label(node), perm=axes)
-
-
 def _slice(walk: Walk, value: Value, name: str, steps: list[tuple[int, int, int, int]]) -> Value:
     axes, starts, ends, strides = zip(*steps, strict=True)
     parts = (_integers(walk, *starts), _integers(walk, *ends), _integers(walk, *axes), _integers(walk, *strides))
@@ -126,8 +159,7 @@ def _integers(walk: Walk, *numbers: int) -> str:
 VIEWS: dict[Any, Handler] = {
     **dict.fromkeys((nn.Flatten, torch.flatten, "flatten", "view", torch.reshape, "reshape"), reshape),
     **dict.fromkeys((torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", nn.Unflatten, "unflatten"), reshape),
-    **dict.fromkeys((torch.permute, "permute"), permute),
-    **dict.fromkeys((torch.transpose, "transpose"), transpose),
+    **dict.fromkeys((*PERMUTES, *TRANSPOSES), transpose),
     **dict.fromkeys((nn.ChannelShuffle, F.channel_shuffle), channel_shuffle),
     **dict.fromkeys((torch.chunk, "chunk", torch.split, "split"), chunk),
     operator.getitem: item,

@@ -16,7 +16,7 @@ from qkd.errors import ExportError, nearest
 from qkd.export.fold import IntegerWeight
 from qkd.export.graph import INPUT, Graph
 from qkd.export.grid import Grid, is_on, read_grid, require_calibrated
-from qkd.export.nodes import BATCH, is_tensor, label, measure, passes_through, traced, word
+from qkd.export.nodes import BATCH, constants, is_tensor, label, measure, passes_through, traced, word
 from qkd.export.pack import Storage
 from qkd.export.raw import RawImages, front
 from qkd.export.targets import ONNXRUNTIME, Target, coarsened
@@ -62,7 +62,7 @@ class Walk:
         self.module = traced(product)
         if integer:
             require_calibrated(self.module)
-        self.results = measure(self.module, shape)
+        self.results, self.constants = measure(self.module, shape), constants(self.module)
         self.integer, self.storage, self.headroom = integer, storage, headroom
         self.target, self.coarsened = target, dict[str, None]()
         self.graph = Graph()
@@ -72,6 +72,7 @@ class Walk:
         self.folded: set[fx.Node] = set()
         self.kept_float: dict[str, str] = {}
         self.in_integers: list[str] = []
+        self.averaged: dict[str, int] = {}
         self._calls: Counter[str] = Counter()
 
     def run(self, handlers: Mapping[Any, Handler]) -> Value:
@@ -81,6 +82,8 @@ class Walk:
                 self.values[node] = self.images
             elif node.op == "output":
                 return self._output(node)
+            elif node in self.constants:
+                self.values[node] = self._constant(node)
             elif is_tensor(self.results[node]):
                 self.values[node] = self._rounded_early(node, self._handler(node, handlers)(self, node))
             else:
@@ -106,8 +109,8 @@ class Walk:
         return found
 
     def passes(self, node: fx.Node) -> bool:
-        """Whether a node hands its input on unchanged in evaluation mode."""
-        return node.op == "call_module" and passes_through(self.submodule(node))
+        """Whether a node hands its input on unchanged: in evaluation mode, or since it was folded into a layer."""
+        return node in self.folded or (node.op == "call_module" and passes_through(self.submodule(node)))
 
     def sole_reader(self, node: fx.Node, kinds: tuple[type, ...]) -> fx.Node | None:
         """The node's only reader, if it is a layer of one of these kinds."""
@@ -196,8 +199,6 @@ class Walk:
         return self.graph.constant(np.float32(grid.scale)), self.graph.constant(grid.code(grid.zero_point))
 
     def _handler(self, node: fx.Node, handlers: Mapping[Any, Handler]) -> Handler:
-        if node.op == "get_attr":
-            return _attribute
         keys: Iterator[Any] = (
             iter(type(self.submodule(node)).__mro__) if node.op == "call_module" else iter([node.target])
         )
@@ -207,6 +208,10 @@ class Walk:
         if found is None:
             raise self._no_form(node, handlers)
         return found
+
+    def _constant(self, node: fx.Node) -> Value:
+        name = str(node.target) if node.op == "get_attr" else label(node)
+        return Value(self.graph.constant(self.constants[node].cpu().float().numpy(), name))
 
     def _no_form(self, node: fx.Node, handlers: Mapping[Any, Handler]) -> ExportError:
         kind = type(self.submodule(node)).__name__ if node.op == "call_module" else word(node.target)
@@ -225,12 +230,4 @@ class Walk:
 
 
 def _pass(walk: Walk, node: fx.Node) -> Any:
-    return walk.value(node.args[0])
-
-
-def _attribute(walk: Walk, node: fx.Node) -> Value:
-    """A parameter or buffer that the network reads by itself (a learned scale, a mean of the data)."""
-    owner: Any = walk.module
-    for part in str(node.target).split("."):
-        owner = getattr(owner, part)
-    return Value(walk.graph.constant(owner.detach().cpu().float().numpy(), str(node.target)))
+    return walk.value(next(argument for argument in node.args if argument not in walk.constants))

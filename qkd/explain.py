@@ -152,17 +152,6 @@ def _macs(layer: Any, shape: Sequence[int]) -> int:
     return int(weight.numel() * places)
 
 
-def foreseen(assembly: Assembly) -> list[str]:
-    """What will stay float in the exported file, one line for each reason. Raises ExportError for what has no such form."""
-    from qkd.foresee import shortened, stays_float
-    from qkd.quantizers import quantizers
-
-    product = assembly.product()
-    if not any(True for _ in quantizers(product)):
-        return []
-    return shortened(stays_float(product, assembly.facts.shape))
-
-
 def _parents(target: str) -> list[str]:
     words = target.split(".")
     return [".".join(words[:i]) for i in range(1, len(words))]

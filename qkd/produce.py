@@ -27,7 +27,9 @@ from qkd.engine.position import Cursor, snapshot
 from qkd.engine.tracking import tracked
 from qkd.engine.train import Listener, Training, finished, train
 from qkd.engine.validation import settle
+from qkd.errors import ExportError
 from qkd.evaluate import ece, logits, top1, top1_of_parts
+from qkd.foresee import foreseen
 from qkd.quantizers import calibrate
 from qkd.reopen import FLOAT, Finished, float_network, latest, refuse_changed, reload
 from qkd.run import DATA, ENVIRONMENT, METRICS, RECIPE, RESULT, Run, environment
@@ -122,6 +124,7 @@ class _Production:
         if self.run.writes:
             self.run.checkpoints.forget_after(-1, whole=True)
         self.run.write(METRICS, "")
+        self._foresee(data)
         starts = Starts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
         assembly = assemble(self.recipe, facts_of(data), start=lambda *start: _start(self.run, starts, *start))
         training = self._training(assembly, data)
@@ -131,6 +134,17 @@ class _Production:
         if self.run.writes:
             self.run.checkpoints.save(LAST, state, steps=0)
         return training, assembly, cursor
+
+    def _foresee(self, data: Data) -> None:
+        """Before anything is trained, say what will stay float. Raises SchemeError for what cannot be bit-exact."""
+        with torch.random.fork_rng(devices=[]):
+            assembly = assemble(self.recipe, facts_of(data))
+        try:
+            lines = foreseen(self.recipe, assembly)
+        except ExportError as error:
+            lines = [f"the product will not be exported: {error}"]
+        if lines:
+            self.listen("foreseen", {"lines": lines})
 
     def _training(self, assembly: Assembly, data: Data) -> Training:
         recipe, scheme = self.recipe, self.recipe.student.quantize

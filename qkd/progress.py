@@ -80,6 +80,8 @@ LINES = {
     "resumed": lambda v: f"going on behind step {v['steps']}",
     "ranks": lambda v: f"{v['ranks']} ranks: batches of {v['batch']} in all, {v['each']} each, rate {v['rate']:g}",
     "compiling": lambda v: f"compiling {v['stages']} stages; the first steps take longer",
+    "foreseen": lambda v: "\n".join(f"warning: {line}" for line in v["lines"]),
+    "deltas": lambda v: f"{v['part']}: delta of EWGS from the Hessian, {v['least']:.2g} to {v['most']:.2g}",
     "lowered": lambda v: f"fewer bits from epoch {v['epoch'] + 1} on",
     "alarms": lambda v: "\n".join(f"warning: quantizer {line} (after epoch {v['epoch']})" for line in v["lines"]),
     "eager": lambda v: f"not compiled: {v['why']}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from qkd.quantizers.alarms import alarms
 from qkd.quantizers.calibrate import calibrate, pretend_calibrated, reestimate_batch_norm
+from qkd.quantizers.curvature import curved, estimate_deltas
 from qkd.quantizers.families import FAMILIES
 from qkd.quantizers.insert import insert
 from qkd.quantizers.listing import Layer, compile_cores, describe, disabled, quantizers, scales, uncalibrated
@@ -23,8 +24,10 @@ __all__ = [
     "alarms",
     "calibrate",
     "compile_cores",
+    "curved",
     "describe",
     "disabled",
+    "estimate_deltas",
     "insert",
     "lower",
     "pretend_calibrated",

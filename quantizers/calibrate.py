@@ -30,7 +30,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor], *, under: str | tup
     chosen = [(name, layer) for name, layer in activations(network) if name.startswith(under)]
     samples: dict[str, list[Tensor]] = {name: [] for name, _ in chosen}
     given = _some(batches, "calibrate")
-    with _watching(network, samples), disabled(network, under), _evaluating(network), torch.no_grad():
+    with _watching(network, samples), disabled(network, under), evaluating(network), torch.no_grad():
         for images in given:
             network(images)
     for name, layer in chosen:
@@ -91,7 +91,7 @@ def _sample(values: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode, with batch statistics in the batch norms that have none of their own; all as before afterwards."""
     modes = {module: module.training for module in network.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm) and _unseen(module)]

@@ -16,27 +16,28 @@ Kind = Literal[
     "input", "output", "constant", "scalar", "layer", "norm", "relu", "curve", "add", "cat", "pool", "max", "pass", "other"
 ]  # fmt: skip
 """
-layer: a conv or linear layer that gets quantized weights; norm: batch norm; curve: an activation function other than ReLU, or
-a product of two tensors: it reads and writes grids, though most are computed in float between them; pool: an average of
-elements; max: picks elements; pass: moves or drops elements, so that its output lies on the grid of its input;
+layer: a conv or linear layer that gets quantized weights; norm: batch norm; curve: an activation function other than ReLU,
+a layer norm or a product of two tensors: it reads and writes grids, though most are computed in float between them; pool:
+an average of elements; max: picks elements; pass: moves or drops elements, so that its output lies on the grid of its input;
 scalar: not a tensor; other: anything else, which stays float.
 """
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 
 _MODULES: dict[type, Kind] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6), "relu"),
     **dict.fromkeys((nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU), "curve"),
+    nn.LayerNorm: "curve",
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), "norm"),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), "max"),
-    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "pool"),
     **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.Identity, nn.ChannelShuffle, nn.PixelShuffle), "pass"),
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout), "pass"),
 }
 _FUNCTIONS: dict[str, Kind] = {
     **dict.fromkeys(("relu", "relu_", "relu6"), "relu"),
     **dict.fromkeys(("hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu"), "curve"),
-    **dict.fromkeys(("mul", "imul", "mul_"), "curve"),
+    **dict.fromkeys(("mul", "imul", "mul_", "layer_norm"), "curve"),
     **dict.fromkeys(("add", "add_", "iadd"), "add"),
     **dict.fromkeys(("cat", "concat", "concatenate"), "cat"),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"), "pool"),
@@ -75,8 +76,8 @@ def _kind(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Kind]) -> 
     if node.op == "call_module":
         return _kind_of_module(module.get_submodule(str(node.target)))
     sources = node.all_input_nodes
-    if sources and all(known[source] == "scalar" for source in sources):
-        return "scalar"
+    if sources and all(known[source] in ("scalar", "constant") for source in sources):
+        return "constant" if any(known[source] == "constant" for source in sources) else "scalar"
     return _kind_of_call(node, known)
 
 
@@ -85,6 +86,8 @@ def _kind_of_module(module: nn.Module) -> Kind:
         return _FUNCTIONS.get(getattr(module.function, "__name__", ""), "other")
     if type(module) in LAYERS:
         return "layer"
+    if isinstance(module, POOLS):
+        return "pool"
     if type(module).__name__ == "StochasticDepth":
         return "pass"
     return _MODULES.get(type(module), "other")

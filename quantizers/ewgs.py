@@ -22,14 +22,26 @@ class EwgsQuant(LsqQuant):
     x_n and x_q are the number before and after rounding, as shares of the interval from the lowest to the highest level.
     Source: Lee, Kim, Ham, Network Quantization with Element-wise Gradient Scaling, CVPR 2021, eq. 5. With delta = 0 it is
     the straight-through estimator. Departures: the interval begins at zero or is symmetric, so that it is an integer grid;
-    its width and the scale of the output are one parameter; delta is fixed at 1e-3.
+    its width and the scale of the output are one parameter; delta is fixed at 1e-3 unless it is estimated (see
+    `curvature`).
     """
 
     odd = False
+    delta: Tensor | None
+
+    def __init__(
+        self, bits: int, signed: bool, calibration: str, shape: tuple[int, ...] = (), of_weights: bool = False
+    ) -> None:
+        super().__init__(bits, signed, calibration, shape, of_weights)
+        self.register_buffer("delta", None)
+
+    def own_delta(self) -> None:
+        """Have a delta that `curvature` estimates, in the state dict; until then it is the fixed one."""
+        self.delta = torch.tensor(DELTA)
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.scale()
-        y = _Scaled.apply(x, self.step, scale, self.low, self.high, self.gradient_scale(x), self.odd)
+        scale, delta = self.scale(), DELTA if self.delta is None else self.delta
+        y = _Scaled.apply(x, self.step, scale, delta, self.low, self.high, self.gradient_scale(x), self.odd)
         return y, scale
 
 
@@ -61,22 +73,31 @@ class EwgsWeight(EwgsQuant):
 class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float, odd: bool
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        s: Tensor,
+        delta: Tensor | float,
+        low: int,
+        high: int,
+        gradient_scale: float,
+        odd: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, step, s)
+        ctx.save_for_backward(x, step, s, *([delta] if isinstance(delta, Tensor) else []))
         ctx.settings = low, high, gradient_scale, odd
         return (_codes(wide(x) / s, low, high, odd) * s).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x, step, s), (low, high, gradient_scale, odd) = ctx.saved_tensors, ctx.settings
+        (x, step, s, *own), (low, high, gradient_scale, odd) = ctx.saved_tensors, ctx.settings
+        delta = own[0] if own else DELTA
         g, ratio = wide(gradient), wide(x) / s
         codes = _codes(ratio, low, high, odd)
         passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
-        passed = passed + DELTA / (high - low) * passed.abs() * (ratio - codes)
+        passed = passed + delta / (high - low) * passed.abs() * (ratio - codes)
         to_step = (g * codes - passed * ratio).sum_to_size(s.shape) * gradient_scale
-        return (passed.to(x.dtype), (to_step * direction(step)).to(step.dtype), *[None] * 5)
+        return (passed.to(x.dtype), (to_step * direction(step)).to(step.dtype), *[None] * 6)
 
 
 def _codes(ratio: Tensor, low: int, high: int, odd: bool) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from qkd.errors import SchemeError, nearest
 from qkd.quantizers.core import FakeQuant
+from qkd.quantizers.curvature import plan_deltas
 from qkd.quantizers.dataflow import Kind, ends, function_name, kinds, never_negative, readers
 from qkd.quantizers.exact import fold_batch_norms, share_units
 from qkd.quantizers.layers import identity_quantizer, relu_quantizer, twin
@@ -50,6 +51,7 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
         fold_batch_norms(module)
     _Insertion(module, scheme).run()
     plan_ladders(module, scheme.progressive)
+    plan_deltas(module, scheme.delta)
     _move_quantizers(module, next(network.parameters(), None))
     module.graph.lint()
     module.recompile()

@@ -12,6 +12,7 @@ from qkd.quantizers.progressive import check_bits
 
 Bits = Annotated[int, "bits, 1 to 8"]
 FamilyName = Literal["lsq", "lsq_plus", "pact", "dorefa", "hwgq", "pot", "ternary", "binary", "ewgs"]
+Delta = Literal["fixed", "hessian"]
 Calibration = Literal["mse", "lsq", "minmax", "percentile", "paper"]
 
 ONLY = {"ternary": 2, "binary": 1}
@@ -37,6 +38,8 @@ class Scheme:
         sums: bits of tensors that meet in additions, concatenations and pools and feed no layer directly.
         per_channel: one weight scale per output channel, else one per layer.
         calibration: how steps are chosen from data: mse, lsq, minmax, percentile, or paper (that of the family's paper).
+        delta: of family ewgs, how strongly a gradient is scaled: fixed (1e-3), or hessian: from the loss's Hessian, for each
+            quantizer, before training and every ten epochs.
         exact: batch norm goes into the weights before they are rounded, and biases are rounded too, so that the logits in
             PyTorch are those of the exported file to the last bit; needs family pot, and a lower learning rate, since no
             batch norm steadies the training.
@@ -57,6 +60,7 @@ class Scheme:
     sums: Bits = 8
     per_channel: bool = True
     calibration: Calibration = "mse"
+    delta: Delta = "fixed"
     exact: bool = False
     progressive: tuple[int, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -68,6 +72,9 @@ class Scheme:
         for name in ("weights", "activations", "first", "last", "sums"):
             self._check_bits(name, getattr(self, name))
         _check_word("calibration", self.calibration, get_args(Calibration))
+        _check_word("delta", self.delta, get_args(Delta))
+        if self.delta != "fixed" and "ewgs" not in (self.of_weights, self.of_activations):
+            raise SchemeError(f"delta: family {self.family} scales no gradients; take family: ewgs, or leave delta out")
         for name in ("per_channel", "exact"):
             if not isinstance(getattr(self, name), bool):
                 raise SchemeError(f"{name}: {getattr(self, name)!r} is not true or false")
@@ -134,6 +141,7 @@ def scheme(
     sums: Bits = 8,
     per_channel: bool = True,
     calibration: Calibration = "mse",
+    delta: Delta = "fixed",
     exact: bool = False,
     progressive: tuple[int, ...] = (),
     overrides: Mapping[str, str] | None = None,
@@ -150,6 +158,7 @@ def scheme(
         sums=sums,
         per_channel=per_channel,
         calibration=calibration,
+        delta=delta,
         exact=exact,
         progressive=progressive,
         overrides=overrides or {},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qkd.errors import SchemeError
 from qkd.export import emit, emulate, predict
+from qkd.foresee import require_exact
 from qkd.quantizers import Scheme, calibrate, disabled, insert
 from qkd.quantizers.exact import on_units
 from tests.tiny_products import Head, Residual, block, images, logits, settled
@@ -99,6 +100,13 @@ class Twice(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.conv(torch.relu(self.conv(self.body(inputs)))))
+
+
+def test_pools_that_would_round_are_named_before_training() -> None:
+    trained = exact("w4a4")
+    require_exact(trained, SHAPE_16)
+    with pytest.raises(SchemeError, match=r"exact: .*averages 9 pixels, not 2\^n.* leave exact out"):
+        require_exact(trained, (3, 12, 12))
 
 
 def test_what_cannot_be_exact_is_named() -> None:

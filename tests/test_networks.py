@@ -152,6 +152,8 @@ def test_timm_networks_get_the_data_s_channels(monkeypatch: pytest.MonkeyPatch) 
     layers = types.SimpleNamespace(BatchNormAct2d=type("BatchNormAct2d", (), {}), Linear=type("Linear", (), {}))
     monkeypatch.setitem(sys.modules, "timm", made)
     monkeypatch.setitem(sys.modules, "timm.layers", layers)
+    heads = types.SimpleNamespace(ConvMlp=type("ConvMlp", (), {}))
+    monkeypatch.setitem(sys.modules, "timm.models.vgg", heads)
     build("timm:tiny", classes=4, channels=1, options={"drop_rate": 0.1})
     assert asked == {"name": "tiny", "num_classes": 4, "in_chans": 1, "drop_rate": 0.1}
     with pytest.raises(NetworkError, match=r"timm has no network 'tino' \(did you mean 'tiny'\?\)"):

@@ -8,8 +8,8 @@ import pytest
 
 from qkd.assemble import Facts, assemble
 from qkd.errors import NetworkError, RecipeError, SchemeError
-from qkd.explain import foreseen, layer_table
-from qkd.foresee import shortened
+from qkd.explain import layer_table
+from qkd.foresee import foreseen, shortened
 from qkd.quantizers import quantizers
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.ternary import BinaryQuant
@@ -48,11 +48,12 @@ def test_families_of_a_recipe_reach_the_layers_and_nothing_stays_float(tmp_path:
     path = tmp_path / "r.yaml"
     scheme = "{weights: 1, activations: 2, weight_family: binary, activation_family: pact}"
     path.write_text(changed(student=f"{{build: resnet8, quantize: {scheme}}}"))
-    assembly = assemble(load(path), FACTS)
+    recipe = load(path)
+    assembly = assemble(recipe, FACTS)
     cores = dict(quantizers(assembly.product()))
     assert isinstance(cores["layer2.0.conv1.weight"], BinaryQuant)
     assert isinstance(cores["layer2.0.relu1"], ClippedQuant)
-    assert foreseen(assembly) == []
+    assert foreseen(recipe, assembly) == []
     assert not any(core.is_calibrated() for core in cores.values())
 
 

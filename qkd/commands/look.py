@@ -16,11 +16,12 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
     """Every mistake of RECIPE at once, in seconds; exit code 2 if there is one."""
     from qkd import recipe as recipes
     from qkd.errors import RecipeError, UsageError
-    from qkd.explain import checked, foreseen
+    from qkd.explain import checked
+    from qkd.foresee import foreseen
 
     try:
         loaded, assembly = checked(recipe, overrides)
-        floating = foreseen(assembly)
+        floating = foreseen(loaded, assembly)
     except RecipeError as error:
         if as_json:
             click.echo(json.dumps({"problems": [problem._asdict() for problem in error.problems], "plan": None}))

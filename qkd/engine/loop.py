@@ -13,6 +13,7 @@ from torch import nn
 from qkd.checkpoints import BEST, LAST
 from qkd.engine.average import Average
 from qkd.engine.compiling import tried
+from qkd.engine.deltas import estimate
 from qkd.engine.guard import alarmed
 from qkd.engine.interrupt import Interrupted, Interruption
 from qkd.engine.known import learn_of
@@ -93,6 +94,7 @@ class Loop:
         self.lower()
         if not running.batches:
             survey(training, first=cursor.epoch == 0)
+            estimate(training, phase, cursor)
         measured = self.batches(phase, epochs, running)
         cut_short = training.exhausted(cursor) and running.batches < self.length
         if cut_short:

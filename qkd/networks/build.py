@@ -6,9 +6,10 @@ import inspect
 import typing
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, final
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from qkd.errors import NetworkError, nearest
 from qkd.networks import NETWORKS
@@ -124,14 +125,31 @@ def _timm() -> Any:
     return timm
 
 
-def _separate(network: Any) -> None:
-    """timm's own layers as torch's: batch norm with an activation inside as the two, its Linear as a plain one.
+@final
+class AtLeast(nn.AdaptiveAvgPool2d):
+    """Images of at least this height and width: smaller ones are pooled up to it, others stay as they are."""
 
-    So that batch norm is folded into the layer before it as any other. Parameters are kept; those of such a batch norm gain
-    ``norm`` in their names.
+    is_leaf = True
+
+    def __init__(self, least: int) -> None:
+        super().__init__(least)
+        self.least = least
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = (max(self.least, size) for size in images.shape[2:])
+        small = images.shape[2:] != (height, width)
+        return F.adaptive_avg_pool2d(images, (height, width)) if small else images
+
+
+def _separate(network: Any) -> None:
+    """timm's own layers as torch's: batch norm with an activation inside as the two, its Linear as a plain one, VGG's head.
+
+    So that batch norm is folded into the layer before it as any other, and every layer is seen. Parameters are kept; those
+    of such a batch norm gain ``norm`` in their names.
     """
     from timm.layers import BatchNormAct2d
     from timm.layers import Linear as Cast
+    from timm.models.vgg import ConvMlp
 
     for path, layer in list(network.named_modules()):
         if type(layer) is Cast:
@@ -146,6 +164,9 @@ def _separate(network: Any) -> None:
             norm.load_state_dict(layer.state_dict())
             pieces = {"norm": norm.train(layer.training), "drop": layer.drop, "act": layer.act}
             network.set_submodule(path, nn.Sequential(OrderedDict(pieces)))
+        elif type(layer) is ConvMlp:
+            parts = {"pool": AtLeast(layer.input_kernel_size), **dict(layer.named_children())}
+            network.set_submodule(path, nn.Sequential(OrderedDict(parts)))
 
 
 def _timm_name(name: str) -> None:

@@ -1,0 +1,61 @@
+"""qkd's loop beside the one by hand: both read the data set's own batches, cut and flipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from distilling import STEPS, by_hand, networks
+from task import Job, cost, job
+
+from qkd import recipe as recipes
+from qkd.assemble import assemble
+from qkd.data import Data
+from qkd.engine.interrupt import Interruption
+from qkd.engine.loop import Loop
+from qkd.engine.optimize import optimizer_for
+from qkd.engine.position import Cursor, Running
+from qkd.engine.steps import Action
+from qkd.engine.train import Training
+from qkd.plan import needed
+from qkd.produce import Machine, facts_of, load_data
+
+EPOCHS = 1000
+
+
+def recipe_of(asked: Job) -> recipes.Recipe:
+    words = [
+        "method={name: kd, temperature: 4, soft: 0.9, feature: attention}",
+        "match=[layer1, layer2, layer3]",
+        "student={build: resnet20, quantize: off, start_from: scratch}",
+        "teachers={float: {build: resnet20, width: 32, quantize: off, start_from: scratch}}",
+        f"data={{name: fake, size: 32, batch: {asked.batch}, train: {STEPS * asked.batch}, test: 16}}",
+        f"train={{epochs: {EPOCHS}, optimizer: sgd, rate: 0.001}}",
+    ]
+    return recipes.load("digits_kd_w2a2", words)
+
+
+def loop(recipe: recipes.Recipe, data: Data, asked: Job) -> Callable[[], object]:
+    """One epoch of the engine's loop, without evaluation and checkpoint."""
+    fabric = Machine("cpu", threads=1).fabric()
+    assembly = assemble(recipe, facts_of(data))
+    assembly.parts.to(memory_format=torch.channels_last)
+    training = Training(assembly.parts, assembly.plan, data, recipe.train, asked.batch, 0, fabric)
+    running = Loop(training, fabric.setup_module(assembly.parts), Cursor(epoch=1), Interruption(3600))
+    [phase] = assembly.plan.phases
+    [step] = phase.steps
+    optimizer = fabric.setup_optimizers(optimizer_for(step, assembly.parts, assembly.plan, recipe.train))
+    running.actions = [Action(step, sorted(needed(assembly.plan, step)), optimizer)]
+    return lambda: running.batches(phase, EPOCHS, Running())
+
+
+if __name__ == "__main__":
+    with job() as asked:
+        recipe = recipe_of(asked)
+        data = load_data(recipe)
+
+        def given() -> list[tuple[torch.Tensor, torch.Tensor]]:
+            seen = data.batches("train", asked.batch, shuffle_seed=1, augment=True)
+            return [(batch.images, batch.labels) for batch in seen]
+
+        cost(asked, {"by hand": by_hand(*networks(), given), "qkd": loop(recipe, data, asked)}, "by hand")

@@ -1,0 +1,82 @@
+"""What export will say of a product is said before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qkd import recipe as recipes
+from qkd.errors import SchemeError
+from qkd.produce import Machine, produce
+from qkd.run import Run
+
+NETWORKS = """\
+import torch
+from torch import nn
+
+
+class Curved(nn.Sequential):
+    def __init__(self, classes: int, channels: int):
+        curve = nn.SiLU() if self.curved else nn.ReLU()
+        layers = nn.Conv2d(channels, 4, 3, 2, 1), nn.BatchNorm2d(4), curve, nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU()
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+
+    curved = True
+
+
+class Straight(Curved):
+    curved = False
+
+
+class Sorted(Straight):
+    def forward(self, images):
+        return torch.sort(super().forward(images), 1)[0]
+"""
+
+
+def told(tmp_path: Path, network: str, *words: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The events of a run in their order, and the lines about what was foreseen."""
+    (tmp_path / "mine.py").write_text(NETWORKS)
+    drawn = "data={name: fake, batch: 8, size: 16, train: 16, test: 8, classes: 4}"
+    student = f"student={{build: {tmp_path}/mine.py:{network}, quantize: {{weights: 4, activations: 4}}}}"
+    recipe = recipes.load("digits_qat_w2a2", [student, drawn, "train.epochs=1", "pretrain.epochs=1", *words])
+    events: list[str] = []
+    lines: dict[str, list[str]] = {}
+
+    def listen(event: str, values: Mapping[str, Any]) -> None:
+        events.append(event)
+        if event == "foreseen":
+            lines.update(values)
+
+    produce(recipe, Run.create(tmp_path / "run"), Machine("cpu", threads=1, compile="off"), listen=listen)
+    return events, lines
+
+
+def test_layers_that_stay_float_are_named_before_anything_is_trained(tmp_path: Path) -> None:
+    events, found = told(tmp_path, "Curved")
+    assert events[0] == "foreseen"
+    assert "step" in events
+    assert len(found["lines"]) == 1
+    assert found["lines"][0].startswith("stays float: 2: onnxruntime has no integer SiLU")
+
+
+def test_nothing_is_said_of_a_product_that_becomes_integer(tmp_path: Path) -> None:
+    assert "foreseen" not in told(tmp_path, "Straight")[0]
+
+
+def test_a_product_without_exported_form_is_trained_with_a_warning(tmp_path: Path) -> None:
+    events, found = told(tmp_path, "Sorted")
+    assert events[0] == "foreseen"
+    assert found["lines"][0].startswith("the product will not be exported: ")
+    assert "sort" in found["lines"][0]
+
+
+def test_what_cannot_be_exact_is_not_trained(tmp_path: Path) -> None:
+    exact = "student.quantize={weights: 4, activations: 4, family: pot, exact: true}"
+    drawn = "data={name: fake, batch: 8, size: 12, train: 16, test: 8, classes: 4}"
+    with pytest.raises(SchemeError, match="exact: .* averages 36 pixels"):
+        told(tmp_path, "Straight", exact, drawn)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
