@@ -1,4 +1,4 @@
-"""What export will say of a product is said before it is trained."""
+"""What can be said early is: what export will say of a product before it is trained, and whether training paid."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qkd import recipe as recipes
+from qkd.commands.train import _print as shown
 from qkd.errors import SchemeError
 from qkd.produce import Machine, produce
 from qkd.run import Run
@@ -80,3 +81,14 @@ def test_what_cannot_be_exact_is_not_trained(tmp_path: Path) -> None:
     with pytest.raises(SchemeError, match="exact: .* averages 36 pixels"):
         told(tmp_path, "Straight", exact, drawn)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("before", "worse"), [(97.0, True), (95.0, False), (None, False)])
+def test_training_that_made_it_worse_is_not_passed_over(
+    before: float | None, worse: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"run": "runs/x", "method": "qat", "top1": 96.0, "float_top1": None, "before_top1": before}
+    shown(result, as_json=False)
+    said = capsys.readouterr()
+    assert ("better before training; lower train.rate" in said.err) is worse
+    assert "96.00 % on test" in said.out

@@ -294,6 +294,7 @@ def test_verdict_says_what_the_files_say(finished: Path) -> None:
         ("bench.json", {"rows": [bench_row("student.onnx", 1, 0.5, 0.8)]}, "4.1x smaller and 1.2x slower"),
         ("bench.json", {"rows": []}, "the ONNX file is 4.1x smaller, equal"),
         ("result.json", {"float_top1": None}, "95.6 % on test; the"),
+        ("result.json", {"before_top1": 95.8}, "95.6 % on test (float 98.3 %), 95.8 % before training; the"),
         ("result.json", {"finished": False}, "(float 98.3 %), training stopped early; the"),
     ],
 )

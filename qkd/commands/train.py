@@ -148,4 +148,6 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
     start = f"float start {result['float_top1']:.2f} %, " if result["float_top1"] is not None else ""
     before = f"{result['before_top1']:.2f} % before training, " if result["before_top1"] is not None else ""
     click.echo(f"{result['run']}: {result['method']}: {start}{before}{result['top1']:.2f} % on test")
+    if result["before_top1"] is not None and result["top1"] < result["before_top1"]:
+        click.echo("warning: it was better before training; lower train.rate or train for longer", err=True)
     click.echo(f"next: qkd export {result['run']}")

@@ -55,7 +55,9 @@ def _accuracy(evidence: Evidence) -> str:
     differs = deployed is not None and words.percent(deployed) != words.percent(top1)
     there = f", {words.percent(deployed)} in onnxruntime" if differs else ""
     early = "" if evidence.result.get("finished", True) else ", training stopped early"
-    return f"{subject(evidence)}: {words.percent(top1)} on test{beside}{there}{early}"
+    before = evidence.result.get("before_top1")
+    worse = f", {words.percent(before)} before training" if before is not None and before > top1 else ""
+    return f"{subject(evidence)}: {words.percent(top1)} on test{beside}{there}{worse}{early}"
 
 
 def _unfinished(evidence: Evidence) -> str:
