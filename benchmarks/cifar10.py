@@ -1,14 +1,16 @@
 """CIFAR-10: every method beside plain QAT and plain KD, from one shared float start. One Markdown table.
 
-    python benchmarks/cifar10.py --root data/cifar10 --size small [--seeds 3] [--only qat,kd,cmtkd] [--threads 1]
+    python benchmarks/cifar10.py --root data/cifar10 --size small [--seeds 3] [--only qat kd cmtkd] [--threads 1]
     python benchmarks/cifar10.py --search ...       # the settings that were tried for each row, on the validation split
 
 `small`: the 20 000 training images of benchmarks/cifar10_20000.txt and a ResNet-8, for two CPU cores; a tenth is held back
 for validation. `few`: the same float starts, but of those images only 200 of each class to train on, and 200 to validate:
 what is left where the whole training set is not at hand. `large`: all images and a ResNet-20, for a GPU. The test split is
-whole in all of them. Seed by seed, method by method; every run is a folder under
---out and is done once: started again, the script goes on where it was. A row's accuracy is that of the exported file in
-onnxruntime. Only the networks of the float starts are trained once for all seeds; a seed draws order and augmentation.
+whole in all of them.
+
+Seed by seed, method by method; every run is a folder under --out and is done once: started again, the script goes on where
+it was. A row's accuracy is that of the exported file in onnxruntime. The float starts are trained once for all seeds and
+methods (--starts shares them between sizes); a seed draws order and augmentation.
 """
 
 from __future__ import annotations
@@ -71,7 +73,6 @@ SEARCH = {
 SEARCH_SEED = 100
 TUNED = {
     "kd": "method.soft=0.5",
-    "cmtkd": "method.beta=2",
     "dgkd": "method.soft=0.9",
     "ffcl": "method.response=3 method.feature=0",
 }
@@ -110,6 +111,16 @@ def _untuned(size: Size) -> dict[str, list[str]]:
         "sqakd": ["cifar10_sqakd_w2a2", teachers(float=network(size.student))],
         "dml": ["cifar10_dml_w2a2", teachers(four=network(large, "w4a4"))],
         "three_phase": ["cifar10_three_phase_w2a2", expert],
+        "cmtkd, few labels": [
+            "cifar10_cmtkd_w2a2",
+            three,
+            "method.mutual=student",
+            "method.alpha=0.1",
+            "method.beta=1",
+        ],
+        "cmtkd, frozen teachers, few labels": [
+            *("cifar10_cmtkd_w2a2", three, "method.teachers=frozen", "method.alpha=0.1", "method.beta=1"),
+        ],
         "cmtkd, frozen teachers": ["cifar10_cmtkd_w2a2", three, "method.teachers=frozen"],
         "cmtkd, uniform importance": ["cifar10_cmtkd_w2a2", three, "method.importance=uniform"],
         "cmtkd, no exchange": ["cifar10_cmtkd_w2a2", three, "method.exchange=false"],
@@ -220,7 +231,7 @@ def main() -> None:
     parser.add_argument(
         "--search", action="store_true", help="try the settings of SEARCH on the validation split instead"
     )
-    parser.add_argument("--only", help="names of rows, separated by commas; all of them if left out")
+    parser.add_argument("--only", nargs="+", help="names of rows; all of them if left out")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
@@ -229,12 +240,12 @@ def main() -> None:
     options.starts = options.starts or options.out / "float"
     options.out.mkdir(parents=True, exist_ok=True)
     options.starts.mkdir(parents=True, exist_ok=True)
-    names = options.only.split(",") if options.only else list(rows(size))
+    names = options.only or list(rows(size))
     for build in dict.fromkeys([size.student, size.teacher, size.assistant]):
         float_start(build, size, options)
     if options.search:
         print("| row | setting | val top-1 | CPU s |\n| --- | --- | ---: | ---: |")
-        for name in options.only.split(",") if options.only else SEARCH:
+        for name in options.only or SEARCH:
             search(name, size, options)
         return
     found: dict[str, list[dict[str, Any]]] = {}
