@@ -56,10 +56,18 @@ def _show(training: Training, split: Literal["train", "val"], surveys: Sequence[
 def settle(training: Training, batches: int = 20) -> None:
     """Re-estimate the product's batch-norm statistics with rounding on.
 
-    Statistics gathered while weights still move, or inherited from the float network, are wrong for a low-bit one.
+    Statistics gathered while weights still move, or inherited from the float network, are wrong for a low-bit one. The
+    images are changed as in training: weights were learned with those statistics, and others cost points on test
+    (EXPERIMENTS.md).
     """
     seen = training.data.batches(
-        "train", training.batch, shuffle_seed=training.seed, device=training.device, shard=shard(training.fabric)
+        "train",
+        training.batch,
+        shuffle_seed=training.seed,
+        device=training.device,
+        augment=training.settings.augment,
+        changes=training.changes,
+        shard=shard(training.fabric),
     )
     reestimate_batch_norm(
         training.parts.product(training.plan),
