@@ -16,14 +16,14 @@ HERE = Path(__file__).parent
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "torch": (),
     "brevitas": ("brevitas==0.13.4", "onnxoptimizer==0.4.2"),
-    "nncf": ("nncf==3.4.0",),
+    "nncf": ("nncf==3.4.0", "torchao==0.18.0"),
     "torchao": ("torchao==0.18.0", "onnxscript==0.7.2"),
     "aimet-onnx": ("aimet-onnx==2.42.0",),
     "aimet-torch": ("aimet-torch==2.42.0",),
     "nvidia-modelopt": ("nvidia-modelopt==0.47.0", "requests==2.34.2"),
     "torchdistill": ("torchdistill==1.1.5",),
 }
-"""Tool -> what is installed for it; ModelOpt imports requests without asking for it."""
+"""Tool -> what is installed for it; ModelOpt imports requests and NNCF's strip torchao without asking for it."""
 
 
 def python_of(tool: str, venvs: Path) -> Path:
