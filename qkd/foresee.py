@@ -27,6 +27,7 @@ def foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
         return []
     if scheme is not None and scheme.exact:
         require_exact(product, shape)
+        return []  # or it would have been refused
     return shortened(stays_float(product, shape))
 
 

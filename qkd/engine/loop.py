@@ -20,7 +20,7 @@ from qkd.engine.known import learn_of
 from qkd.engine.lowering import at_last, epochs_done, lowered
 from qkd.engine.optimize import optimizer_for
 from qkd.engine.position import Cursor, Running, order, snapshot, take_up
-from qkd.engine.ranks import anywhere, reduced, shard
+from qkd.engine.ranks import anywhere, reduced
 from qkd.engine.steps import ADVICE, CHECK_EVERY, Action, check_finite, do, look, place, scaler
 from qkd.engine.validation import survey, validate
 from qkd.errors import TrainingError
@@ -187,17 +187,8 @@ class Loop:
 
     def batches_of_epoch(self, begun: int) -> Iterator[Batch]:
         training, cursor = self.training, self.cursor
-        return training.data.batches(
-            "train",
-            training.batch,
-            shuffle_seed=order(training.seed, cursor.phase, cursor.epoch),
-            device=training.device,
-            augment=training.settings.augment,
-            changes=training.changes,
-            views=training.plan.sights,
-            shard=shard(training.fabric),
-            skip=begun,
-        )
+        seed = order(training.seed, cursor.phase, cursor.epoch)
+        return training.images(seed, views=training.plan.sights, skip=begun)
 
     def pause(self, running: Running, phase: Phase) -> None:
         """Keep the state inside an epoch if it is time to, or end if someone asked for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from qkd.engine.loop import Loop
 from qkd.engine.lowering import as_saved, lowered
 from qkd.engine.machine import Compile
 from qkd.engine.position import Cursor
-from qkd.engine.ranks import align, release
+from qkd.engine.ranks import align, release, shard
 from qkd.errors import PlanError, nearest
 from qkd.forward import Parts
 from qkd.plan import Plan, rounds
@@ -27,7 +27,7 @@ from qkd.run import Run
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from qkd.data import Data
+    from qkd.data import Batch, Data
     from qkd.recipe import Train
 
 Listener = Callable[[str, Mapping[str, Any]], None]  # ("epoch", values), ("step", values)
@@ -59,6 +59,19 @@ class Training:
         """What is done to training images beside what their data set says."""
         settings = self.settings
         return Changes(settings.cutout, settings.randaugment, settings.mixup, settings.cutmix)
+
+    def images(self, seed: int, **more: Any) -> Iterator[Batch]:
+        """This rank's part of the training split once through, in the order of a seed, changed as networks learn it."""
+        return self.data.batches(
+            "train",
+            self.batch,
+            shuffle_seed=seed,
+            device=self.device,
+            augment=self.settings.augment,
+            changes=self.changes,
+            shard=shard(self.fabric),
+            **more,
+        )
 
     @property
     def recomputed(self) -> frozenset[str]:

@@ -60,15 +60,7 @@ def settle(training: Training, batches: int = 20) -> None:
     images are changed as in training: weights were learned with those statistics, and others cost points on test
     (EXPERIMENTS.md).
     """
-    seen = training.data.batches(
-        "train",
-        training.batch,
-        shuffle_seed=training.seed,
-        device=training.device,
-        augment=training.settings.augment,
-        changes=training.changes,
-        shard=shard(training.fabric),
-    )
+    seen = training.images(training.seed)
     reestimate_batch_norm(
         training.parts.product(training.plan),
         (b.images for _, b in zip(range(batches), seen, strict=False)),
