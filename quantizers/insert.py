@@ -16,6 +16,7 @@ from qkd.quantizers.curvature import plan_deltas
 from qkd.quantizers.dataflow import Kind, ends, function_name, kinds, never_negative, readers
 from qkd.quantizers.exact import fold_batch_norms, share_units
 from qkd.quantizers.layers import identity_quantizer, relu_quantizer, twin
+from qkd.quantizers.norms import pair_norms
 from qkd.quantizers.progressive import plan_ladders
 from qkd.quantizers.scheme import Scheme, bits_of
 from qkd.trace import trace, where_from
@@ -52,6 +53,7 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
     _Insertion(module, scheme).run()
     plan_ladders(module, scheme.progressive)
     plan_deltas(module, scheme.delta)
+    pair_norms(module)
     _move_quantizers(module, next(network.parameters(), None))
     module.graph.lint()
     module.recompile()

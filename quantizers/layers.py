@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,8 +73,14 @@ class Linear(_Weighted, qnn.QuantLinear):
 
 class _Activation:
     is_leaf = True
+    norm: tuple[Any, ...] = ()
+    """The batch norm whose result this quantizer alone reads, if any; in a tuple, so that it is no part of this layer."""
+    made: Any = None
+    """A weak reference to the tensor that this batch norm has rounded already."""
 
     def forward(self: Any, x: Any) -> Any:
+        if not torch.compiler.is_compiling() and self.made is not None and self.made() is x:
+            return x
         proxy = self.act_quant
         if not isinstance(x, Tensor) or self.export_mode or proxy.export_mode or proxy.disable_quant:
             return super().forward(x)  # type: ignore[misc]

@@ -10,6 +10,7 @@ from torch import nn
 
 from qkd.quantizers.core import FakeQuant
 from qkd.quantizers.injectors import ActivationProxy, WeightProxy
+from qkd.quantizers.norms import join_norms
 from qkd.quantizers.quiet import qnn
 
 _ACTIVATIONS = (qnn.QuantReLU, qnn.QuantIdentity)
@@ -50,11 +51,13 @@ def compile_cores(network: nn.Module, on: bool = True) -> None:
     """Round with one kernel forward and one backward in every quantizer, for layers that stay eager.
 
     The kernels take tensors of every size. On the CPU they are C (half a second once for a process; nothing changes where
-    there is no compiler), elsewhere made by ``torch.compile`` (seconds, at the first step). Inside a stage that is compiled
-    as a whole this changes nothing.
+    there is no compiler), and batch norm in training is one kernel with the rounding behind it (`norms`), equal to the two
+    within float32's last digits. Elsewhere they are made by ``torch.compile`` (seconds, at the first step). Inside a stage
+    that is compiled as a whole this changes nothing.
     """
     for _, core in quantizers(network):
         core.compiled = on
+    join_norms(network, on)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ neighbouring level. ``y`` comes back in the type of ``x``.
 Ways that lead to the same numbers: on the CPU, with one step for a tensor, the work is done a block at a time, so that
 memory is read and written once; elsewhere with whole-tensor operations, which ``torch.compile`` traces and fuses with
 what surrounds them; or, where asked for (see `compile_cores`), with kernels of its own: on the CPU those of `native`, on
-other devices the same whole-tensor operations compiled.
+other devices the same whole-tensor operations compiled. Behind a batch norm that trains, `norms` does both at once.
 """
 
 from __future__ import annotations

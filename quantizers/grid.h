@@ -1,0 +1,22 @@
+/* What all kernels share: the levels of a uniform grid, and how work is divided. */
+#include <math.h>
+#include <stdlib.h>
+
+#define LANES 16
+#define FEW 32768 /* numbers below which threads cost more than they bring */
+
+static inline float level(float ratio, float low, float high) {
+  float code = rintf(ratio);
+  return code < low ? low : (code > high ? high : code);
+}
+
+/* The scale a stored step stands for. */
+static inline float scale_of(float step, float smallest) {
+  float size = fabsf(step);
+  return size > smallest ? size : smallest;
+}
+
+/* The gradient of a step whose scale s has the gradient total, straight through whatever made the one of the other. */
+static inline float to_step_of(double total, float factor, float s, float step, float smallest) {
+  return (float)(total * factor * (s / copysignf(scale_of(step, smallest), step)));
+}

@@ -1,0 +1,62 @@
+/* Rounding to a uniform grid and its gradient, one pass over memory each. */
+#include "grid.h"
+
+#define BLOCK 4096
+
+static inline long blocks_of(long count) { return (count + BLOCK - 1) / BLOCK; }
+
+void qkd_round(const float *restrict x, float *restrict y, long rows, long count, const float *s, float low, float high,
+               int threads) {
+  long blocks = blocks_of(count);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows * count > FEW)
+  for (long b = 0; b < rows * blocks; b++) {
+    long row = b / blocks, from = row * count + b % blocks * BLOCK, end = (row + 1) * count;
+    if (from + BLOCK < end) end = from + BLOCK;
+    float scale = s[row];
+    for (long i = from; i < end; i++) y[i] = level(x[i] / scale, low, high) * scale;
+  }
+}
+
+static inline float passes(float ratio, float low, float high, float g) { return ratio <= low || ratio >= high ? 0.f : g; }
+
+/* Gradients of one block: that of x into passed, and the sum of g * (code - passing ratio), that of the scale. */
+static double of_block(const float *restrict g, const float *restrict x, float *restrict passed, long n, float scale,
+                       float low, float high) {
+  float lanes[LANES] = {0};
+  double total = 0;
+  long i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int j = 0; j < LANES; j++) {
+      float ratio = x[i + j] / scale, given = g[i + j], on = passes(ratio, low, high, given);
+      lanes[j] += given * level(ratio, low, high) - on * ratio;
+      passed[i + j] = on;
+    }
+  for (; i < n; i++) {
+    float ratio = x[i] / scale, on = passes(ratio, low, high, g[i]);
+    lanes[0] += g[i] * level(ratio, low, high) - on * ratio;
+    passed[i] = on;
+  }
+  for (int j = 0; j < LANES; j++) total += lanes[j];
+  return total;
+}
+
+/* passed: gradient of x; to_step: one number for each row. Returns whether there was memory. */
+int qkd_differentiate(const float *g, const float *x, float *passed, float *to_step, long rows, long count,
+                      const float *s, const float *step, float low, float high, float factor, float smallest, int threads) {
+  long blocks = blocks_of(count);
+  double *sums = malloc(rows * blocks * sizeof(double) + 1);
+  if (!sums) return 0;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows * count > FEW)
+  for (long b = 0; b < rows * blocks; b++) {
+    long row = b / blocks, from = row * count + b % blocks * BLOCK, n = (row + 1) * count - from;
+    if (n > BLOCK) n = BLOCK;
+    sums[b] = of_block(g + from, x + from, passed + from, n, s[row], low, high);
+  }
+  for (long row = 0; row < rows; row++) {
+    double total = 0;
+    for (long b = 0; b < blocks; b++) total += sums[row * blocks + b];
+    to_step[row] = to_step_of(total, factor, s[row], step[row], smallest);
+  }
+  free(sums);
+  return 1;
+}
