@@ -21,7 +21,7 @@ from qkd.checkpoints import LAST, Checkpoints
 from qkd.data.store import cache
 from qkd.engine.machine import Machine
 from qkd.engine.train import Listener, Training, train
-from qkd.errors import NetworkError, RunError, nearest
+from qkd.errors import NetworkError, RunError, TrainingError, nearest
 from qkd.evaluate import logits, top1
 from qkd.forward import Parts
 from qkd.networks.staged import cut
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from qkd.recipe import NetworkEntry, Recipe
 
 FLOAT, SCRATCH = "float", "scratch"
+LOWER = "take a lower pretrain.rate"
 LATER = {"cutout": None, "randaugment": None, "mixup": None, "cutmix": None, "milestones": [0.5, 0.75]}
 """Settings that came later; left at their defaults they do not change the key of what is cached."""
 
@@ -77,6 +78,10 @@ class Starts:
             checkpoints = Checkpoints(self.folder / f"float-{key}")
             self._train(network, checkpoints)
             state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+            if broken := _broken(state):
+                raise TrainingError(
+                    f"the float start of {part} ended with numbers that are not finite: {broken}; {LOWER}"
+                )
             if self.fabric.is_global_zero:
                 _keep(path, state)
                 checkpoints.clear()
@@ -122,11 +127,18 @@ class Starts:
 
 
 def _cached(path: Path) -> dict[str, Tensor] | None:
-    """What is cached there; None for nothing, or a file that is damaged."""
+    """What is cached there; None for nothing, or a file that is damaged or holds numbers that are not finite."""
     try:
-        return dict(load_file(path)) if path.is_file() else None
+        state = dict(load_file(path)) if path.is_file() else None
     except (SafetensorError, OSError):
         return None
+    return None if state is None or _broken(state) else state
+
+
+def _broken(state: Mapping[str, Tensor]) -> str:
+    """The first tensor that is not finite; the guard of training looks at every step but not behind the last."""
+    floats = ((name, tensor) for name, tensor in state.items() if tensor.is_floating_point())
+    return next((name for name, tensor in floats if not tensor.isfinite().all()), "")
 
 
 def _keep(path: Path, state: Mapping[str, Tensor]) -> None:

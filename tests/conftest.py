@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import qkd  # noqa: F401  (before onnxruntime, whose telemetry it turns off)
+
 torch.set_num_threads(1)
 
 
@@ -15,10 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's cache of float starts."""
+def own_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
+    """No test reads or writes the user's cache of float starts, nor that of another run; workers of one run share one."""
+    home = tmp_path_factory.getbasetemp()
     patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp().parent / "cache"))
+    patch.setenv("XDG_CACHE_HOME", str((home.parent if hasattr(request.config, "workerinput") else home) / "cache"))
     yield
     patch.undo()
 

@@ -1,0 +1,51 @@
+"""Float starts that are not finite are neither kept nor used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qkd import starts
+from qkd.data.store import cache
+from qkd.errors import TrainingError
+from qkd.produce import Machine, produce
+from qkd.run import Run
+from tests.test_train import recipe_in
+
+ONE = Machine("cpu", threads=1)
+ALONE: dict[str, Any] = {"method": {"name": "qat"}, "teachers": {}, "train": {"epochs": 1, "rate": 0.05}}
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_start_that_breaks_in_its_last_step_is_refused_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = starts.Starts._train
+
+    def broken(self: Any, network: Any, *more: Any) -> None:
+        train(self, network, *more)
+        network.fc.weight.data[0, 0] = float("nan")
+
+    monkeypatch.setattr(starts.Starts, "_train", broken)
+    with pytest.raises(TrainingError, match=r"float start of student .* not finite: fc.weight; take a lower"):
+        produce(recipe_in(tmp_path, **ALONE), Run.create(tmp_path / "run"), ONE)
+    assert not list((cache() / "float").glob("*.safetensors"))
+
+
+def test_a_cached_start_that_is_not_finite_is_made_again(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, **ALONE)
+    first = produce(recipe, Run.create(tmp_path / "first"), ONE)
+    (kept,) = (cache() / "float").glob("*.safetensors")
+    good = load_file(kept)
+    save_file({**good, "fc.bias": torch.full_like(good["fc.bias"], float("inf"))}, kept)
+    again = produce(recipe, Run.create(tmp_path / "again"), ONE)
+    assert again["float_top1"] == first["float_top1"]
+    assert all(torch.equal(tensor, good[name]) for name, tensor in load_file(kept).items())
