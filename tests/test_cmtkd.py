@@ -89,6 +89,7 @@ LEARNED = [
     {"combined": "head"},
     {"mutual": "none"},
     {"mutual": "student"},
+    {"target": "combined"},
     {"feature": "hint", "reduction": "sum"},
     {"detach_target": False},
 ]
@@ -118,6 +119,20 @@ def test_frozen_teachers_do_not_learn_and_uniform_importance_is_no_parameter() -
 def test_importance_that_nothing_teaches_is_refused() -> None:
     with pytest.raises(PlanError, match=r"no term teaches exchange\.importance"):
         company(teachers="frozen", feature="none")
+
+
+def test_the_combined_target_is_what_the_teachers_say_and_for_the_student_alone() -> None:
+    parts, plan = company(target="combined", feature="none", alpha=0.0, beta=0.3, temperature=3.0)
+    step, data = plan.phases[0].steps[0], batch()
+    parts.learn(step.learners)
+    outputs = parts(data.images, sorted(needed(plan, step)))
+    total = sum(term.weight_at(0.0) * term(outputs, data) for term in step.terms)
+    teacher = sum(outputs[Tap(f"t{i}")] for i in range(3)) / 3
+    expected = 0.3 * kl_divergence(outputs[Tap("student")], teacher, temperature=3.0)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    total.backward()
+    assert next(parts.networks["student"].parameters()).grad is not None
+    assert all(p.grad is None or not p.grad.any() for p in parts.networks["t0"].parameters())
 
 
 def test_loss_is_equation_ten() -> None:

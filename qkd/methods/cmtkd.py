@@ -34,6 +34,7 @@ def cmtkd(
     exchange: bool = True,
     combined: Literal["mean", "weighted", "head"] = "mean",
     mutual: Literal["both", "student", "none"] = "both",
+    target: Literal["min_logit", "combined"] = "min_logit",
     detach_target: bool = True,
     teachers: Literal["learn", "frozen"] = "learn",
 ) -> Plan:
@@ -51,6 +52,8 @@ def cmtkd(
     * ``combined``: z_T as the mean of the teachers' logits (no parameters, nothing to overfit), their sum by a learned
       importance, or a classifier of its own on the last fused features (a part that learns, but no teacher does).
     * ``mutual``: KL both ways through the min-logit target (eq. 7-9), to the student only, or not at all.
+    * ``target``: the min-logit of z_T and the student (eq. 7), which knows the label and so is at least as sure of it as
+      the surer of the two; or z_T as it is, for the student alone, which keeps what the teachers say of the other classes.
     * ``detach_target``: the target is a constant; a target that moves towards its pupils can collapse onto them.
     * ``teachers``: frozen, they teach as they are (no CE_T, KL_T).
 
@@ -72,13 +75,13 @@ def cmtkd(
     shared = Tap(SHARED, cast.stages[-1])
     head = Head(COMBINED, [shared], cast.classifier(cast.channels(cast.teachers[0], shared.stage)))
     team = Tap(COMBINED if combined == "head" else SHARED)
-    target = targets.min_logit([team, Tap(cast.student)])
+    soft = targets.one(team) if target == "combined" else targets.min_logit([team, Tap(cast.student)])
 
     def logits_of(part: str) -> list[Term]:
         terms = [label(part) * alpha]
-        taught = mutual == "both" or (mutual == "student" and part == cast.student)
+        taught = mutual != "none" and (part == cast.student or (mutual == "both" and target == "min_logit"))
         return (
-            [*terms, imitate(part, target, temperature=temperature, detach_target=detach_target) * beta]
+            [*terms, imitate(part, soft, temperature=temperature, detach_target=detach_target) * beta]
             if taught
             else terms
         )
