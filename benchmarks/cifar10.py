@@ -52,27 +52,43 @@ SIZES = {
 }
 
 
+PUBLISHED = "method.target=min_logit method.alpha=1 method.beta=0.5"
+COMBINED = "method.target=combined method.beta=1"
 SEARCH = {
     "qat": ("train.rate=0.02", "train.rate=0.05", "train.rate=0.01"),
-    "kd": ("method.soft=0.9", "method.soft=0.5", "method.temperature=2"),
+    "kd": ("method.soft=0.9", "method.soft=0.5", "method.soft=0.99"),
+    "kd, own size": ("method.soft=0.9", "method.soft=0.5"),
     "cmtkd": (
-        "method.beta=0.5",
-        "method.beta=2",
-        "method.alpha=0.1 method.beta=2",
-        "method.mutual=student method.beta=2",
-        "method.mutual=student method.alpha=0.1 method.beta=1",
-        "method.teachers=frozen method.alpha=0.1 method.beta=1",
+        PUBLISHED,
+        f"{COMBINED} method.alpha=0.1",
+        f"{COMBINED} method.alpha=0.3",
+        f"{COMBINED} method.alpha=0.02",
+        f"{COMBINED} method.alpha=0.1 method.feature=none method.importance=uniform",
+        f"{COMBINED} method.alpha=0.1 method.feature=hint",
+        f"{COMBINED} method.alpha=0.1 method.temperature=2",
+        f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
     ),
-    "ctkd": ("method.attention=1000", "method.attention=100", "method.attention=100 method.imitation_weight=3"),
-    "dgkd": ("method.soft=0.5", "method.soft=0.9", "method.soft=0.9 method.stochastic=none"),
-    "ffcl": ("method.response=1", "method.response=3", "method.response=3 method.feature=0"),
-    "atsc": ("method.labels=1", "method.labels=1 method.soft=1", "method.labels=0.1 method.soft=0.9"),
+    "cmtkd, large teachers": (
+        PUBLISHED,
+        "method.alpha=0.1 method.beta=1 method.mutual=student",
+        f"{COMBINED} method.alpha=0.1",
+        f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
+    ),
+    "ctkd": ("method.attention=1000", "method.attention=100"),
+    "ctkd, own size": ("method.attention=1000", "method.attention=100"),
+    "dgkd": ("method.soft=0.9",),
+    "dgkd, own size": ("method.soft=0.5", "method.soft=0.9"),
+    "ffcl": ("method.response=3 method.feature=0",),
+    "ffcl, own size": ("method.response=3", "method.response=3 method.feature=0"),
+    "atsc": ("method.labels=1",),
+    "atsc, own size": ("method.labels=1", "method.labels=0.1 method.soft=0.9"),
 }
-"""Three settings of each row, the first of them as it stands; every row has the same budget."""
+"""Settings of each row; those of one method, whatever the size of its teachers, are one search."""
 
 SEARCH_SEED = 100
 TUNED = {
     "kd": "method.soft=0.5",
+    "cmtkd": f"{COMBINED} method.alpha=0.1",
     "dgkd": "method.soft=0.9",
     "ffcl": "method.response=3 method.feature=0",
 }
@@ -96,36 +112,40 @@ def _untuned(size: Size) -> dict[str, list[str]]:
     def network(build: str, bits: str = "off", start: str = "") -> str:
         return f"{{build: {build}, quantize: {bits}, start_from: {start or '<start>/' + build + '.safetensors'}}}"
 
-    large, small = size.teacher, size.assistant
-    expert = teachers(float=network(large))
-    three = teachers(**{n: network(large, f"w{b}a{b}") for n, b in (("four", 4), ("six", 6), ("eight", 8))})
+    def three(build: str) -> str:
+        return teachers(**{n: network(build, f"w{b}a{b}") for n, b in (("four", 4), ("six", 6), ("eight", 8))})
+
+    def sized(build: str) -> dict[str, list[str]]:
+        """The methods whose teachers may be larger than the student or of its size."""
+        scratch = network(build, "w4a4", "scratch")
+        assistant = network(size.assistant, "w4a4")
+        return {
+            "kd": ["cifar10_kd_w2a2", teachers(float=network(build))],
+            "ctkd": ["cifar10_ctkd_w2a2", teachers(scratch=scratch, expert=network(build))],
+            "dgkd": ["cifar10_dgkd_w2a2", teachers(teacher=network(build), assistant=assistant)],
+            "ffcl": ["cifar10_ffcl_w2a2", teachers(partner=network(build, "w4a4"))],
+            "atsc": ["cifar10_atsc_w2a2", "method.labels=1", teachers(teacher=network(build, "w8a8"))],
+            "dml": ["cifar10_dml_w2a2", teachers(four=network(build, "w4a4"))],
+        }
+
+    own = ["cifar10_cmtkd_w2a2", three(size.student)]
+    published = PUBLISHED.split()
     return {
         "qat": ["cifar10_qat_w2a2"],
-        "kd": ["cifar10_kd_w2a2", expert],
-        "kd, 0.9 of the loss": ["cifar10_kd_w2a2", expert, "method.soft=0.9"],
-        "cmtkd": ["cifar10_cmtkd_w2a2", three],
-        "ctkd": ["cifar10_ctkd_w2a2", teachers(scratch=network(large, "w4a4", "scratch"), expert=network(large))],
-        "dgkd": ["cifar10_dgkd_w2a2", teachers(teacher=network(large), assistant=network(small, "w4a4"))],
-        "ffcl": ["cifar10_ffcl_w2a2", teachers(partner=network(large, "w4a4"))],
-        "atsc": ["cifar10_atsc_w2a2", "method.labels=1", teachers(teacher=network(large, "w8a8"))],
+        **sized(size.teacher),
+        **{f"{name}, own size": words for name, words in sized(size.student).items()},
         "sqakd": ["cifar10_sqakd_w2a2", teachers(float=network(size.student))],
-        "dml": ["cifar10_dml_w2a2", teachers(four=network(large, "w4a4"))],
-        "three_phase": ["cifar10_three_phase_w2a2", expert],
-        "cmtkd, few labels": [
-            "cifar10_cmtkd_w2a2",
-            three,
-            "method.mutual=student",
-            "method.alpha=0.1",
-            "method.beta=1",
-        ],
-        "cmtkd, frozen teachers, few labels": [
-            *("cifar10_cmtkd_w2a2", three, "method.teachers=frozen", "method.alpha=0.1", "method.beta=1"),
-        ],
-        "cmtkd, frozen teachers": ["cifar10_cmtkd_w2a2", three, "method.teachers=frozen"],
-        "cmtkd, uniform importance": ["cifar10_cmtkd_w2a2", three, "method.importance=uniform"],
-        "cmtkd, no exchange": ["cifar10_cmtkd_w2a2", three, "method.exchange=false"],
-        "cmtkd, no mutual": ["cifar10_cmtkd_w2a2", three, "method.mutual=none"],
-        "cmtkd, hint": ["cifar10_cmtkd_w2a2", three, "method.feature=hint"],
+        "three_phase": ["cifar10_three_phase_w2a2", teachers(float=network(size.teacher))],
+        "cmtkd": own,
+        "cmtkd, as published": [*own, *published],
+        "cmtkd, as published, large teachers": ["cifar10_cmtkd_w2a2", three(size.teacher), *published],
+        "cmtkd, large teachers": ["cifar10_cmtkd_w2a2", three(size.teacher)],
+        "cmtkd, frozen teachers": [*own, "method.teachers=frozen"],
+        "cmtkd, uniform importance": [*own, "method.importance=uniform"],
+        "cmtkd, no exchange": [*own, "method.exchange=false"],
+        "cmtkd, no mutual": [*own, "method.mutual=none"],
+        "cmtkd, hint": [*own, "method.feature=hint"],
+        "cmtkd, no feature loss": [*own, "method.feature=none"],
     }
 
 
@@ -176,10 +196,14 @@ def train(words: list[str], folder: Path, options: argparse.Namespace) -> None:
 def one(name: str, seed: int, size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """One run, trained and exported, or read back if it is there."""
     bits = "" if options.bits == "w2a2" else f"-{options.bits}"
-    folder = options.out / f"{name.replace(', ', '-').replace(' ', '-')}{bits}-seed{seed}"
+    folder = options.out / f"{_file(name)}{bits}-seed{seed}"
     start(name, seed, size, folder, options)
     found = exported(folder, "--storage", "packed")
     return {**found, **found["cost"]}
+
+
+def _file(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def start(
@@ -197,7 +221,7 @@ def start(
 def search(name: str, size: Size, options: argparse.Namespace) -> None:
     """The settings of a row, each trained for a few epochs with a seed of its own; accuracy on the validation split."""
     for number, words in enumerate(SEARCH[name]):
-        folder = options.out / f"search-{name}-{number}"
+        folder = options.out / f"search-{_file(name)}-{number}"
         more = [*words.split(), f"train.epochs={-(-size.epochs // 2)}"]
         start(name, SEARCH_SEED, size, folder, options, more)
         found = json.loads((folder / "result.json").read_text())
