@@ -3,7 +3,8 @@
     python benchmarks/fake_quant.py [--quick]
 
 Activations are unsigned, one scale per tensor; weights signed, one scale per output channel. Scales learn, in torch's as well.
-Ratios are of medians, to an element-wise operation that reads and writes the same memory (ReLU).
+Ratios are of medians, to an element-wise operation that reads and writes the same memory (ReLU). A second table is of batch
+norm in training with the quantizer behind it, channels last, to batch norm with a ReLU.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import torch
 from interleaved import Work, arguments, machine, medians, ratios, table, write
 from torch import nn
 
-from qkd.quantizers import FAMILIES, Scheme
+from qkd.engine.machine import keep_memory
+from qkd.quantizers import FAMILIES, Scheme, compile_cores, insert
 from qkd.quantizers.layers import relu_quantizer
 from qkd.quantizers.quiet import qnn
 
 SHAPES = {"activation 64x16x32x32": (64, 16, 32, 32), "weight 256x256x3x3": (256, 256, 3, 3)}
+NORMS = ((128, 16, 32, 32), (128, 64, 8, 8), (128, 1280, 2, 2))
+APART, JOINED = "ours compiled, apart", "ours, joined"
 COLUMNS = ("relu", "ours", "ours compiled", "Brevitas", "torch")
 
 
@@ -93,6 +97,23 @@ def weights(x: torch.Tensor, bits: int) -> dict[str, nn.Module]:
     return found
 
 
+def behind_norms(x: torch.Tensor, bits: int) -> dict[str, nn.Module]:
+    """Batch norm in training and what stands behind it."""
+    found: dict[str, nn.Module] = {"relu": nn.Sequential(nn.BatchNorm2d(x.shape[1]), nn.ReLU())}
+    for name in ("ours", APART, JOINED):
+        graph = insert(
+            nn.Sequential(nn.Conv2d(x.shape[1], x.shape[1], 1), nn.BatchNorm2d(x.shape[1]), nn.ReLU()),
+            Scheme(bits, bits),
+        )
+        compile_cores(graph, name != "ours")
+        norm, quantizer = graph.get_submodule("1"), graph.get_submodule("2")
+        quantizer.act_quant.core.fit(torch.randn(1, 10_000).relu())
+        if name == APART:
+            norm.__class__ = nn.BatchNorm2d
+        found[name] = nn.Sequential(norm, quantizer).train()
+    return found
+
+
 class _Value(nn.Module):
     def __init__(self, core: nn.Module) -> None:
         super().__init__()
@@ -107,6 +128,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()  # as training does
     rounds = 7 if options.quick else 3 * options.rounds
     figures: dict[str, object] = {"rounds": rounds}
     rows: list[list[object]] = []
@@ -122,6 +144,16 @@ def main() -> None:
             rows.append([f"{what}, {bits} bits", times["relu"], *(found[name] for name in COLUMNS)])
     print(machine(options.device))
     print(table(["", "relu ms", *COLUMNS], rows))
+    rows = []
+    for size in NORMS:
+        torch.manual_seed(0)
+        x = torch.randn(size, device=options.device).to(memory_format=torch.channels_last).requires_grad_()
+        works = {n: both(f.to(options.device), x) for n, f in behind_norms(x, options.bits[0]).items()}
+        times = medians(works, rounds=rounds, warm=3, device=options.device)
+        found = ratios(times, "relu")
+        figures[f"batch norm {size}"] = {"milliseconds": times, "ratios": found}
+        rows.append(["x".join(map(str, size)), times["relu"], *(found[name] for name in ("ours", APART, JOINED))])
+    print(table(["batch norm and", "relu ms", "ours", APART, JOINED], rows))
     write(options.json, figures, options.device)
 
 

@@ -57,9 +57,11 @@ class NormThenRound(nn.BatchNorm2d):
     """The quantizer; in a tuple, so that it is no part of this layer."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not self._can(x):
+            return super().forward(x)
         (reader,) = self.reader
         proxy = reader.act_quant
-        if not self._can(x) or self._watched(reader) or proxy.disable_quant or proxy.export_mode:
+        if self._watched(reader) or proxy.disable_quant or proxy.export_mode:
             return super().forward(x)
         core = proxy.core
         if type(core) is not LsqQuant or not core.compiled or not core.is_calibrated():
@@ -77,7 +79,6 @@ class NormThenRound(nn.BatchNorm2d):
             and self.running_mean is not None
             and self.momentum is not None
             and self.num_batches_tracked is not None
-            and not torch.compiler.is_compiling()
             and x.ndim == 4
             and x.is_cpu
             and x.dtype is self.weight.dtype is torch.float32
@@ -96,8 +97,16 @@ class _NormThenRound(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, step: Tensor, norm: Any, core: LsqQuant, factor: float
     ) -> Tensor:
         y, saved = native.norm_round(
-            *(x, weight, bias, (norm.running_mean, norm.running_var), step),
-            **{"momentum": norm.momentum, "eps": norm.eps, "low": core.low, "high": core.high, "smallest": SMALLEST},
+            x,
+            weight,
+            bias,
+            (norm.running_mean, norm.running_var),
+            step,
+            momentum=norm.momentum,
+            eps=norm.eps,
+            low=core.low,
+            high=core.high,
+            smallest=SMALLEST,
         )
         ctx.save_for_backward(x, saved, weight, bias, step)
         ctx.settings = core.low, core.high, factor, SMALLEST

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from qkd.networks.build import build
 from qkd.networks.staged import Staged, cut
-from qkd.quantizers import Scheme, calibrate, insert, quantizers
+from qkd.quantizers import Scheme, calibrate, compile_cores, insert, quantizers
 from qkd.quantizers.listing import activations
 
 ULP = torch.finfo(torch.float32).eps
@@ -66,12 +66,18 @@ def step(network: Staged, stage: Any, flow: tuple[Tensor, ...]) -> tuple[Tensor,
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # said by the compiler about its own look
-@pytest.mark.parametrize("family", ["lsq", "ewgs"])
-def test_a_stage_compiled_to_machine_code_is_the_stage(family: str) -> None:
+@pytest.mark.parametrize(("family", "cores"), [("lsq", False), ("lsq", True), ("ewgs", False)])
+def test_a_stage_compiled_to_machine_code_is_the_stage(family: str, cores: bool) -> None:
+    """``cores``: it was given kernels of its own before, and once ran with them; the compiler sees layers all the same."""
     torch._dynamo.reset()
     counters.clear()
     compiled, x = staged(family)
     eager = copy.deepcopy(compiled)
+    if cores:
+        kept = copy.deepcopy(compiled.state_dict())
+        compile_cores(compiled)
+        compiled(x)
+        compiled.load_state_dict(kept)
     flow = tuple(tensor.detach() for tensor in eager.advance("layer1", (x,)))
     sizes = watch(eager)
     fast = torch.compile(compiled.stage("layer2"), backend="inductor", dynamic=False, fullgraph=True)
