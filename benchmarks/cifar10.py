@@ -134,6 +134,7 @@ def _untuned(size: Size) -> dict[str, list[str]]:
         "qat": ["cifar10_qat_w2a2"],
         **sized(size.teacher),
         **{f"{name}, own size": words for name, words in sized(size.student).items()},
+        "kd, own size, 0.9 of the loss": [*sized(size.student)["kd"], "method.soft=0.9"],
         "sqakd": ["cifar10_sqakd_w2a2", teachers(float=network(size.student))],
         "three_phase": ["cifar10_three_phase_w2a2", teachers(float=network(size.teacher))],
         "cmtkd": own,

@@ -41,17 +41,65 @@ static void add_up(const float *sums, Shape shape, int kinds, double *totals) {
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 
-#define EACH_BLOCK                                                                                        \
-  _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1 && shape.total > FEW)") \
-  for (long b = 0; b < shape.blocks; b++)
-#define EACH_PERIOD \
-  for (long i = b * shape.block, end = least(i + shape.block, shape.total); i < end; i += shape.period)
-#define EACH_NUMBER                                 \
-  for (long m = least(shape.period, end - i); m; m = 0) \
-    _Pragma("omp simd") for (long j = 0; j < m; j++)
+/* How many numbers of a block are left at i: a period, or what the last block has. */
+static inline long left(Shape shape, long b, long i) {
+  return least(shape.period, least((b + 1) * shape.block, shape.total) - i);
+}
+
+static inline int many(Shape shape, int threads) { return threads > 1 && shape.total > FEW; }
+
+/* What is done with the numbers of one period. */
+
+static inline void add_deviations(const float *restrict x, const float *restrict centre, float *restrict first,
+                                  float *restrict second, long n) {
+  for (long j = 0; j < n; j++) {
+    float away = x[j] - centre[j];
+    first[j] += away;
+    second[j] += away * away;
+  }
+}
+
+typedef struct {
+  float scale, low, high, bottom, top; /* the levels, and the numbers that they stand for */
+} Grid;
+
+static Grid grid_of(float step, float low, float high, float smallest) {
+  float scale = scale_of(step, smallest);
+  return (Grid){scale, low, high, low * scale, high * scale};
+}
+
+static inline void normalise(const float *restrict x, const float *restrict gain, const float *restrict offset,
+                             float *restrict y, Grid grid, long n) {
+  for (long j = 0; j < n; j++) y[j] = level((x[j] * gain[j] + offset[j]) / grid.scale, grid.low, grid.high) * grid.scale;
+}
+
+static inline float passes(float value, Grid grid, float g) { return value <= grid.bottom || value >= grid.top ? 0.f : g; }
+
+typedef struct {
+  float *gain, *offset, *centre, *slope, *shift; /* a period each */
+} Line;
+
+static inline void add_gradients(const float *restrict g, const float *restrict x, Line of, float *restrict to_bias,
+                                 float *restrict to_weight, float *restrict to_step, Grid grid, long n) {
+  const float *restrict gain = of.gain, *restrict offset = of.offset, *restrict centre = of.centre;
+  for (long j = 0; j < n; j++) {
+    float value = x[j] * gain[j] + offset[j], ratio = value / grid.scale, on = passes(value, grid, g[j]);
+    to_bias[j] += on;
+    to_weight[j] += on * (x[j] - centre[j]);
+    to_step[j] += g[j] * level(ratio, grid.low, grid.high) - on * ratio;
+  }
+}
+
+static inline void pass_on(const float *restrict g, const float *restrict x, Line of, float *restrict to_x, Grid grid,
+                           long n) {
+  const float *restrict gain = of.gain, *restrict offset = of.offset, *restrict centre = of.centre;
+  const float *restrict slope = of.slope, *restrict shift = of.shift;
+  for (long j = 0; j < n; j++)
+    to_x[j] = passes(x[j] * gain[j] + offset[j], grid, g[j]) * gain[j] + (x[j] - centre[j]) * slope[j] + shift[j];
+}
 
 /* Mean and variance (biased) of every channel. */
-static int statistics(const float *restrict x, Shape shape, float *mean, float *variance, int threads) {
+static int statistics(const float *x, Shape shape, float *mean, float *variance, int threads) {
   long rows = shape.total / shape.channels, sampled = least(SAMPLED, rows);
   float *centre = malloc(shape.period * sizeof(float)), *sums = calloc(shape.blocks * 2 * shape.period, sizeof(float));
   double *totals = malloc(2 * shape.channels * sizeof(double));
@@ -62,89 +110,82 @@ static int statistics(const float *restrict x, Shape shape, float *mean, float *
     mean[c] = (float)(total / sampled);
   }
   repeat(mean, centre, shape);
-  EACH_BLOCK {
-    float *restrict first = sums + b * 2 * shape.period, *restrict second = first + shape.period;
-    EACH_PERIOD EACH_NUMBER {
-      float away = x[i + j] - centre[j];
-      first[j] += away;
-      second[j] += away * away;
-    }
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape, threads))
+  for (long b = 0; b < shape.blocks; b++) {
+    float *first = sums + b * 2 * shape.period, *second = first + shape.period;
+    for (long i = b * shape.block, n; (n = left(shape, b, i)) > 0; i += shape.period)
+      add_deviations(x + i, centre, first, second, n);
   }
   add_up(sums, shape, 2, totals);
   for (long c = 0; c < shape.channels; c++) {
     double away = totals[c] / rows, spread = totals[shape.channels + c] / rows - away * away;
     mean[c] = (float)(mean[c] + away);
-    variance[c] = (float)(spread > 0 ? spread : 0);
+    variance[c] = (float)(spread > 0 || spread != spread ? spread : 0);
   }
   return free(centre), free(sums), free(totals), 1;
 }
 
 /* y: normalised and rounded; saved: mean and 1 / deviation of every channel; running statistics move by `momentum`. */
-int qkd_norm_round(const float *restrict x, float *restrict y, float *saved, long rows, long channels, const float *weight,
-                   const float *bias, float *running_mean, float *running_variance, float momentum, float eps,
-                   const float *step, float low, float high, float smallest, int threads) {
+int qkd_norm_round(const float *x, float *y, float *saved, long rows, long channels, const float *weight, const float *bias,
+                   float *running_mean, float *running_variance, float momentum, float eps, const float *step, float low,
+                   float high, float smallest, int threads) {
   Shape shape = shape_of(rows, channels);
   float *gain = malloc(2 * (shape.period + channels) * sizeof(float)), *offset = gain + shape.period;
   if (!gain) return 0;
-  float *of_channel = offset + shape.period, *mean = saved, *inverse = saved + channels;
+  float *factor = offset + shape.period, *term = factor + channels, *mean = saved, *inverse = saved + channels;
   if (!statistics(x, shape, mean, inverse, threads)) return free(gain), 0;
   for (long c = 0; c < channels; c++) {
     float variance = inverse[c], unbiased = (float)((double)variance * rows / (rows - 1));
     running_mean[c] += momentum * (mean[c] - running_mean[c]);
     running_variance[c] += momentum * (unbiased - running_variance[c]);
     inverse[c] = (float)(1 / sqrt((double)variance + eps));
-    of_channel[c] = inverse[c] * weight[c];
-    of_channel[channels + c] = bias[c] - mean[c] * of_channel[c];
+    factor[c] = inverse[c] * weight[c];
+    term[c] = bias[c] - mean[c] * factor[c];
   }
-  repeat(of_channel, gain, shape);
-  repeat(of_channel + channels, offset, shape);
-  float scale = scale_of(*step, smallest);
-  EACH_BLOCK EACH_PERIOD EACH_NUMBER y[i + j] = level((x[i + j] * gain[j] + offset[j]) / scale, low, high) * scale;
+  repeat(factor, gain, shape), repeat(term, offset, shape);
+  Grid grid = grid_of(*step, low, high, smallest);
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape, threads))
+  for (long b = 0; b < shape.blocks; b++)
+    for (long i = b * shape.block, n; (n = left(shape, b, i)) > 0; i += shape.period)
+      normalise(x + i, gain, offset, y + i, grid, n);
   return free(gain), 1;
 }
 
-static inline float passes(float value, float bottom, float top, float g) { return value <= bottom || value >= top ? 0.f : g; }
-
 /* Gradients of x, weight, bias and step, from that of y. What batch norm made of x is computed again, not kept. */
-int qkd_norm_round_backward(const float *restrict g, const float *restrict x, const float *saved, float *restrict to_x,
-                            float *to_weight, float *to_bias, float *to_step, long rows, long channels,
-                            const float *weight, const float *bias, const float *step, float low, float high, float factor,
-                            float smallest, int threads) {
+int qkd_norm_round_backward(const float *g, const float *x, const float *saved, float *to_x, float *to_weight, float *to_bias,
+                            float *to_step, long rows, long channels, const float *weight, const float *bias,
+                            const float *step, float low, float high, float factor, float smallest, int threads) {
   Shape shape = shape_of(rows, channels);
-  float *gain = malloc((5 * shape.period + 2 * channels) * sizeof(float)), *offset = gain + shape.period;
+  float *lines = malloc((5 * shape.period + 2 * channels) * sizeof(float));
   float *sums = calloc(shape.blocks * 3 * shape.period, sizeof(float));
   double *totals = malloc(3 * channels * sizeof(double)), total = 0;
-  if (!gain || !sums || !totals) return free(gain), free(sums), free(totals), 0;
-  float *centre = offset + shape.period, *slope = centre + shape.period, *shift = slope + shape.period;
-  float *one = shift + shape.period, *two = one + channels;
+  if (!lines || !sums || !totals) return free(lines), free(sums), free(totals), 0;
+  long p = shape.period;
+  Line line = {lines, lines + p, lines + 2 * p, lines + 3 * p, lines + 4 * p};
+  float *one = lines + 5 * p, *two = one + channels;
   const float *mean = saved, *inverse = saved + channels;
   for (long c = 0; c < channels; c++) one[c] = inverse[c] * weight[c], two[c] = bias[c] - mean[c] * one[c];
-  repeat(one, gain, shape), repeat(two, offset, shape), repeat(mean, centre, shape);
-  float scale = scale_of(*step, smallest), bottom = low * scale, top = high * scale;
-  EACH_BLOCK {
-    float *restrict of_bias = sums + b * 3 * shape.period, *restrict of_weight = of_bias + shape.period,
-                    *restrict of_step = of_weight + shape.period;
-    EACH_PERIOD EACH_NUMBER {
-      float value = x[i + j] * gain[j] + offset[j], ratio = value / scale, on = passes(value, bottom, top, g[i + j]);
-      of_bias[j] += on;
-      of_weight[j] += on * (x[i + j] - centre[j]);
-      of_step[j] += g[i + j] * level(ratio, low, high) - on * ratio;
-    }
+  repeat(one, line.gain, shape), repeat(two, line.offset, shape), repeat(mean, line.centre, shape);
+  Grid grid = grid_of(*step, low, high, smallest);
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape, threads))
+  for (long b = 0; b < shape.blocks; b++) {
+    float *found = sums + b * 3 * p;
+    for (long i = b * shape.block, n; (n = left(shape, b, i)) > 0; i += p)
+      add_gradients(g + i, x + i, line, found, found + p, found + 2 * p, grid, n);
   }
   add_up(sums, shape, 3, totals);
   for (long c = 0; c < channels; c++) {
-    double first = totals[c], second = totals[channels + c] * inverse[c];
+    double first = totals[c], second = totals[channels + c] * inverse[c], each = (double)one[c] / rows;
     total += totals[2 * channels + c];
     to_bias[c] = (float)first;
     to_weight[c] = (float)second;
-    two[c] = (float)(-(double)one[c] * first / rows);                    /* what the mean takes from every gradient, */
-    one[c] = (float)(-(double)one[c] * inverse[c] * second / rows);      /* and the variance, for a unit of x - mean */
+    two[c] = (float)(-each * first);               /* what the mean takes from every gradient, */
+    one[c] = (float)(-each * inverse[c] * second); /* and the variance, for a unit of x - mean */
   }
-  *to_step = to_step_of(total, factor, scale, *step, smallest);
-  repeat(one, slope, shape), repeat(two, shift, shape);
-  EACH_BLOCK EACH_PERIOD EACH_NUMBER {
-    float on = passes(x[i + j] * gain[j] + offset[j], bottom, top, g[i + j]);
-    to_x[i + j] = on * gain[j] + (x[i + j] - centre[j]) * slope[j] + shift[j];
-  }
-  return free(gain), free(sums), free(totals), 1;
+  *to_step = to_step_of(total, factor, grid.scale, *step, smallest);
+  repeat(one, line.slope, shape), repeat(two, line.shift, shape);
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape, threads))
+  for (long b = 0; b < shape.blocks; b++)
+    for (long i = b * shape.block, n; (n = left(shape, b, i)) > 0; i += p) pass_on(g + i, x + i, line, to_x + i, grid, n);
+  return free(lines), free(sums), free(totals), 1;
 }
