@@ -74,14 +74,19 @@ SEARCH = {
         f"{COMBINED} method.alpha=0.1",
         f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
     ),
-    "ctkd": ("method.attention=1000", "method.attention=100"),
-    "ctkd, own size": ("method.attention=1000", "method.attention=100"),
+    "ctkd": ("method.attention=100",),
+    "ctkd, own size": ("method.attention=100",),
+    "ctkd, own size, both trained": ("method.attention=100",),
     "dgkd": ("method.soft=0.9",),
     "dgkd, own size": ("method.soft=0.5", "method.soft=0.9"),
     "ffcl": ("method.response=3 method.feature=0",),
     "ffcl, own size": ("method.response=3", "method.response=3 method.feature=0"),
     "atsc": ("method.labels=1",),
-    "atsc, own size": ("method.labels=1", "method.labels=0.1 method.soft=0.9"),
+    "atsc, own size": (
+        "method.labels=1",
+        "method.labels=0.1 method.soft=0.9",
+        "method.labels=0.1 method.soft=0.9 method.feature=0.1",
+    ),
 }
 """Settings of each row; those of one method, whatever the size of its teachers, are one search."""
 
@@ -89,7 +94,9 @@ SEARCH_SEED = 100
 TUNED = {
     "kd": "method.soft=0.5",
     "cmtkd": f"{COMBINED} method.alpha=0.1",
+    "ctkd": "method.attention=100",
     "dgkd": "method.soft=0.9",
+    "atsc": "method.labels=0.1 method.soft=0.9 method.feature=0.1",
     "ffcl": "method.response=3 method.feature=0",
 }
 """What the search found at size `few` to be better than a recipe as it stands."""
@@ -124,7 +131,7 @@ def _untuned(size: Size) -> dict[str, list[str]]:
             "ctkd": ["cifar10_ctkd_w2a2", teachers(scratch=scratch, expert=network(build))],
             "dgkd": ["cifar10_dgkd_w2a2", teachers(teacher=network(build), assistant=assistant)],
             "ffcl": ["cifar10_ffcl_w2a2", teachers(partner=network(build, "w4a4"))],
-            "atsc": ["cifar10_atsc_w2a2", "method.labels=1", teachers(teacher=network(build, "w8a8"))],
+            "atsc": ["cifar10_atsc_w2a2", teachers(teacher=network(build, "w8a8"))],
             "dml": ["cifar10_dml_w2a2", teachers(four=network(build, "w4a4"))],
         }
 
@@ -135,6 +142,10 @@ def _untuned(size: Size) -> dict[str, list[str]]:
         **sized(size.teacher),
         **{f"{name}, own size": words for name, words in sized(size.student).items()},
         "kd, own size, 0.9 of the loss": [*sized(size.student)["kd"], "method.soft=0.9"],
+        "ctkd, own size, both trained": [
+            "cifar10_ctkd_w2a2",
+            teachers(scratch=network(size.student, "w4a4"), expert=network(size.student)),
+        ],
         "sqakd": ["cifar10_sqakd_w2a2", teachers(float=network(size.student))],
         "three_phase": ["cifar10_three_phase_w2a2", teachers(float=network(size.teacher))],
         "cmtkd": own,
