@@ -62,7 +62,14 @@ SEARCH = {
         PUBLISHED,
         f"{COMBINED} method.alpha=0.1",
         f"{COMBINED} method.alpha=0.3",
+        f"{COMBINED} method.alpha=1",
         f"{COMBINED} method.alpha=0.02",
+        f"{COMBINED} method.alpha=0.1 method.beta=3",
+        f"{COMBINED} method.alpha=0.1 train.rate=0.05",
+        f"{COMBINED} method.alpha=0.1 method.temperature=8",
+        f"{COMBINED} method.alpha=0.1 method.feature=hint method.gamma=10",
+        f"{COMBINED} method.alpha=0.1 teachers.six.quantize=off",
+        f"{COMBINED} method.alpha=0.1 teachers.four.quantize=w3a3",
         f"{COMBINED} method.alpha=0.1 method.feature=none method.importance=uniform",
         f"{COMBINED} method.alpha=0.1 method.feature=hint",
         f"{COMBINED} method.alpha=0.1 method.temperature=2",
@@ -262,6 +269,8 @@ def main() -> None:
         "--starts", type=Path, help="folder of the float starts, to share them between sizes; OUT/float"
     )
     parser.add_argument("--first", type=int, default=0, help="the first seed: to share the seeds out")
+    parser.add_argument("--epochs", type=int, help="of training, instead of the size's; take another --out for them")
+    parser.add_argument("--rate", type=float, help="of training, instead of the size's")
     parser.add_argument("--bits", default="w2a2", help="scheme of the student")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
@@ -272,6 +281,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     size = SIZES[options.size]
+    size = replace(size, epochs=options.epochs or size.epochs, rate=options.rate or size.rate)
     options.out = options.out or Path("runs") / f"cifar10-{options.size}"
     options.starts = options.starts or options.out / "float"
     options.out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ norm in training with the quantizer behind it, channels last, to batch norm with
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from interleaved import Work, arguments, machine, medians, ratios, table, write
 from torch import nn
@@ -123,6 +125,20 @@ class _Value(nn.Module):
         return self.core(x)[0]
 
 
+def norm_table(options: argparse.Namespace, rounds: int, figures: dict[str, object]) -> None:
+    """Batch norm with what stands behind it, size by size."""
+    rows: list[list[object]] = []
+    for size in NORMS:
+        torch.manual_seed(0)
+        x = torch.randn(size, device=options.device).to(memory_format=torch.channels_last).requires_grad_()
+        works = {n: both(f.to(options.device), x) for n, f in behind_norms(x, options.bits[0]).items()}
+        times = medians(works, rounds=rounds, warm=3, device=options.device)
+        found = ratios(times, "relu")
+        figures[f"batch norm {size}"] = {"milliseconds": times, "ratios": found}
+        rows.append(["x".join(map(str, size)), times["relu"], *(found[name] for name in ("ours", APART, JOINED))])
+    print(table(["batch norm and", "relu ms", "ours", APART, JOINED], rows))
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
@@ -144,16 +160,7 @@ def main() -> None:
             rows.append([f"{what}, {bits} bits", times["relu"], *(found[name] for name in COLUMNS)])
     print(machine(options.device))
     print(table(["", "relu ms", *COLUMNS], rows))
-    rows = []
-    for size in NORMS:
-        torch.manual_seed(0)
-        x = torch.randn(size, device=options.device).to(memory_format=torch.channels_last).requires_grad_()
-        works = {n: both(f.to(options.device), x) for n, f in behind_norms(x, options.bits[0]).items()}
-        times = medians(works, rounds=rounds, warm=3, device=options.device)
-        found = ratios(times, "relu")
-        figures[f"batch norm {size}"] = {"milliseconds": times, "ratios": found}
-        rows.append(["x".join(map(str, size)), times["relu"], *(found[name] for name in ("ours", APART, JOINED))])
-    print(table(["batch norm and", "relu ms", "ours", APART, JOINED], rows))
+    norm_table(options, rounds, figures)
     write(options.json, figures, options.device)
 
 

@@ -19,6 +19,7 @@ from qkd import __version__
 from qkd.atomic import held, place
 from qkd.checkpoints import LAST, Checkpoints
 from qkd.data.store import cache
+from qkd.engine.guard import finite
 from qkd.engine.machine import Machine
 from qkd.engine.train import Listener, Training, train
 from qkd.errors import NetworkError, RunError, TrainingError, nearest
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from qkd.recipe import NetworkEntry, Recipe
 
 FLOAT, SCRATCH = "float", "scratch"
-LOWER = "take a lower pretrain.rate"
 LATER = {"cutout": None, "randaugment": None, "mixup": None, "cutmix": None, "milestones": [0.5, 0.75]}
 """Settings that came later; left at their defaults they do not change the key of what is cached."""
 
@@ -79,9 +79,8 @@ class Starts:
             self._train(network, checkpoints)
             state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
             if broken := _broken(state):
-                raise TrainingError(
-                    f"the float start of {part} ended with numbers that are not finite: {broken}; {LOWER}"
-                )
+                found = f"the float start of {part} ended with numbers that are not finite: {broken}"
+                raise TrainingError(f"{found}; take a lower pretrain.rate")
             if self.fabric.is_global_zero:
                 _keep(path, state)
                 checkpoints.clear()
@@ -137,8 +136,7 @@ def _cached(path: Path) -> dict[str, Tensor] | None:
 
 def _broken(state: Mapping[str, Tensor]) -> str:
     """The first tensor that is not finite; the guard of training looks at every step but not behind the last."""
-    floats = ((name, tensor) for name, tensor in state.items() if tensor.is_floating_point())
-    return next((name for name, tensor in floats if not tensor.isfinite().all()), "")
+    return next((name for name, tensor in state.items() if not finite(tensor)), "")
 
 
 def _keep(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,10 @@ static inline float level(float ratio, float low, float high) {
   return code < low ? low : (code > high ? high : code);
 }
 
+static inline float passes(float value, float bottom, float top, float g) { return value <= bottom || value >= top ? 0.f : g; }
+
+static inline int many(long count, int threads) { return threads > 1 && count > FEW; }
+
 /* The scale a stored step stands for. */
 static inline float scale_of(float step, float smallest) {
   float size = fabsf(step);

@@ -46,8 +46,6 @@ static inline long left(Shape shape, long b, long i) {
   return least(shape.period, least((b + 1) * shape.block, shape.total) - i);
 }
 
-static inline int many(Shape shape, int threads) { return threads > 1 && shape.total > FEW; }
-
 /* What is done with the numbers of one period. */
 
 static inline void add_deviations(const float *restrict x, const float *restrict centre, float *restrict first,
@@ -73,8 +71,6 @@ static inline void normalise(const float *restrict x, const float *restrict gain
   for (long j = 0; j < n; j++) y[j] = level((x[j] * gain[j] + offset[j]) / grid.scale, grid.low, grid.high) * grid.scale;
 }
 
-static inline float passes(float value, Grid grid, float g) { return value <= grid.bottom || value >= grid.top ? 0.f : g; }
-
 typedef struct {
   float *gain, *offset, *centre, *slope, *shift; /* a period each */
 } Line;
@@ -83,7 +79,8 @@ static inline void add_gradients(const float *restrict g, const float *restrict 
                                  float *restrict to_weight, float *restrict to_step, Grid grid, long n) {
   const float *restrict gain = of.gain, *restrict offset = of.offset, *restrict centre = of.centre;
   for (long j = 0; j < n; j++) {
-    float value = x[j] * gain[j] + offset[j], ratio = value / grid.scale, on = passes(value, grid, g[j]);
+    float value = x[j] * gain[j] + offset[j], ratio = value / grid.scale;
+    float on = passes(value, grid.bottom, grid.top, g[j]);
     to_bias[j] += on;
     to_weight[j] += on * (x[j] - centre[j]);
     to_step[j] += g[j] * level(ratio, grid.low, grid.high) - on * ratio;
@@ -94,8 +91,10 @@ static inline void pass_on(const float *restrict g, const float *restrict x, Lin
                            long n) {
   const float *restrict gain = of.gain, *restrict offset = of.offset, *restrict centre = of.centre;
   const float *restrict slope = of.slope, *restrict shift = of.shift;
-  for (long j = 0; j < n; j++)
-    to_x[j] = passes(x[j] * gain[j] + offset[j], grid, g[j]) * gain[j] + (x[j] - centre[j]) * slope[j] + shift[j];
+  for (long j = 0; j < n; j++) {
+    float on = passes(x[j] * gain[j] + offset[j], grid.bottom, grid.top, g[j]);
+    to_x[j] = on * gain[j] + (x[j] - centre[j]) * slope[j] + shift[j];
+  }
 }
 
 /* Mean and variance (biased) of every channel. */
@@ -110,7 +109,7 @@ static int statistics(const float *x, Shape shape, float *mean, float *variance,
     mean[c] = (float)(total / sampled);
   }
   repeat(mean, centre, shape);
-#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape, threads))
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape.total, threads))
   for (long b = 0; b < shape.blocks; b++) {
     float *first = sums + b * 2 * shape.period, *second = first + shape.period;
     for (long i = b * shape.block, n; (n = left(shape, b, i)) > 0; i += shape.period)
@@ -144,7 +143,7 @@ int qkd_norm_round(const float *x, float *y, float *saved, long rows, long chann
   }
   repeat(factor, gain, shape), repeat(term, offset, shape);
   Grid grid = grid_of(*step, low, high, smallest);
-#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape, threads))
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape.total, threads))
   for (long b = 0; b < shape.blocks; b++)
     for (long i = b * shape.block, n; (n = left(shape, b, i)) > 0; i += shape.period)
       normalise(x + i, gain, offset, y + i, grid, n);
@@ -167,7 +166,7 @@ int qkd_norm_round_backward(const float *g, const float *x, const float *saved, 
   for (long c = 0; c < channels; c++) one[c] = inverse[c] * weight[c], two[c] = bias[c] - mean[c] * one[c];
   repeat(one, line.gain, shape), repeat(two, line.offset, shape), repeat(mean, line.centre, shape);
   Grid grid = grid_of(*step, low, high, smallest);
-#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape, threads))
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape.total, threads))
   for (long b = 0; b < shape.blocks; b++) {
     float *found = sums + b * 3 * p;
     for (long i = b * shape.block, n; (n = left(shape, b, i)) > 0; i += p)
@@ -184,7 +183,7 @@ int qkd_norm_round_backward(const float *g, const float *x, const float *saved, 
   }
   *to_step = to_step_of(total, factor, grid.scale, *step, smallest);
   repeat(one, line.slope, shape), repeat(two, line.shift, shape);
-#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape, threads))
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(shape.total, threads))
   for (long b = 0; b < shape.blocks; b++)
     for (long i = b * shape.block, n; (n = left(shape, b, i)) > 0; i += p) pass_on(g + i, x + i, line, to_x + i, grid, n);
   return free(lines), free(sums), free(totals), 1;

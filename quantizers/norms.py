@@ -64,7 +64,7 @@ class NormThenRound(nn.BatchNorm2d):
         if self._watched(reader) or proxy.disable_quant or proxy.export_mode:
             return super().forward(x)
         core = proxy.core
-        if type(core) is not LsqQuant or not core.compiled or not core.is_calibrated():
+        if type(core) is not LsqQuant or not core.is_calibrated():
             return super().forward(x)
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         y: Tensor = _NormThenRound.apply(x, self.weight, self.bias, core.step, self, core, core.gradient_scale(x))

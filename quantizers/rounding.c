@@ -8,7 +8,7 @@ static inline long blocks_of(long count) { return (count + BLOCK - 1) / BLOCK; }
 void qkd_round(const float *restrict x, float *restrict y, long rows, long count, const float *s, float low, float high,
                int threads) {
   long blocks = blocks_of(count);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows * count > FEW)
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(rows * count, threads))
   for (long b = 0; b < rows * blocks; b++) {
     long row = b / blocks, from = row * count + b % blocks * BLOCK, end = (row + 1) * count;
     if (from + BLOCK < end) end = from + BLOCK;
@@ -16,8 +16,6 @@ void qkd_round(const float *restrict x, float *restrict y, long rows, long count
     for (long i = from; i < end; i++) y[i] = level(x[i] / scale, low, high) * scale;
   }
 }
-
-static inline float passes(float ratio, float low, float high, float g) { return ratio <= low || ratio >= high ? 0.f : g; }
 
 /* Gradients of one block: that of x into passed, and the sum of g * (code - passing ratio), that of the scale. */
 static double of_block(const float *restrict g, const float *restrict x, float *restrict passed, long n, float scale,
@@ -46,7 +44,7 @@ int qkd_differentiate(const float *g, const float *x, float *passed, float *to_s
   long blocks = blocks_of(count);
   double *sums = malloc(rows * blocks * sizeof(double) + 1);
   if (!sums) return 0;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows * count > FEW)
+#pragma omp parallel for num_threads(threads) schedule(static) if (many(rows * count, threads))
   for (long b = 0; b < rows * blocks; b++) {
     long row = b / blocks, from = row * count + b % blocks * BLOCK, n = (row + 1) * count - from;
     if (n > BLOCK) n = BLOCK;

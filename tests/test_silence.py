@@ -15,7 +15,7 @@ import os, sys
 import qkd, qkd.export
 import onnxruntime
 onnxruntime.InferenceSession(sys.argv[1])
-print(os.environ["ORT_DISABLE_TELEMETRY"], len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1)
+print(os.environ["ORT_DISABLE_TELEMETRY"])
 """
 
 
@@ -39,6 +39,6 @@ def test_onnxruntime_keeps_and_reports_nothing_unless_asked(file: Path, tmp_path
     command = [sys.executable, "-c", PROGRAM, str(file)]
     done = subprocess.run(command, env=words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[0] == ("1" if asked is None else asked)
+    assert done.stdout.strip() == ("1" if asked is None else asked)
     if asked is None:
         assert not list(home.rglob("*onnxruntime*"))

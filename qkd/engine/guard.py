@@ -26,22 +26,20 @@ def first_broken(parts: Parts, compute: Callable[[], Tensor]) -> str:
     """
     undo(parts)  # what is compiled calls no hooks
     for name, tensor in [*parts.named_parameters(), *parts.named_buffers()]:
-        if not _finite(tensor):
+        if not finite(tensor):
             return f"{_short(name)} is not finite before this step"
     found: list[str] = []
     handles = [module.register_forward_hook(_watch(_short(name), found)) for name, module in _leaves(parts)]
     try:
         total = compute()
-        if not found and _finite(total) and total.requires_grad:
+        if not found and finite(total) and total.requires_grad:
             parts.zero_grad()
             total.backward()
     finally:
         for handle in handles:
             handle.remove()
     broken = (
-        f"the gradient of {_short(n)}"
-        for n, p in parts.named_parameters()
-        if p.grad is not None and not _finite(p.grad)
+        f"the gradient of {_short(n)}" for n, p in parts.named_parameters() if p.grad is not None and not finite(p.grad)
     )
     return next(iter(found), None) or next(
         (f"{what} is not finite" for what in broken), "every layer's output is finite"
@@ -60,19 +58,19 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]
         for tensor in output if isinstance(output, tuple) else (output,):
             if not isinstance(tensor, Tensor):
                 continue
-            if not _finite(tensor):
+            if not finite(tensor):
                 found.append(f"the output of {name} ({type(module).__name__}) is not finite")
             elif tensor.requires_grad:
                 tensor.register_hook(listen)
 
     def listen(gradient: Tensor) -> None:
-        if not _finite(gradient):
+        if not finite(gradient):
             found.append(f"the gradient behind {name} is not finite")
 
     return look
 
 
-def _finite(tensor: Tensor) -> bool:
+def finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
