@@ -216,7 +216,10 @@ def _check_step(parts: Parts, plan: Plan, phase: Phase, step: Step, facts: Facts
     parts.zero_grad(set_to_none=True)
     parts.load_state_dict(state)
     if idle:
-        raise PlanError(f"phase {phase.name}: no term teaches {', '.join(idle)}; {', '.join(losses)} do not reach it")
+        hint = "; with `importance: uniform` it need not be taught" if f"{EXCHANGE}.importance" in idle else ""
+        raise PlanError(
+            f"phase {phase.name}: no term teaches {', '.join(idle)}; {', '.join(losses)} do not reach it{hint}"
+        )
 
 
 def _rehearse(phase: Phase, term: Term, outputs: Outputs, batch: Batch) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,24 @@ from qkd.members import Members
 from qkd.passages import Passage
 from qkd.taps import LOGITS, SHARED, Tap
 
+if TYPE_CHECKING:
+    from qkd.networks.staged import Staged
+
 
 class Exchange(nn.Module, ABC):
     """Called after every stage with the tensors of all parts that run.
 
     What it returns under a member's name replaces what flows on in that member; under any other name it is only
     recorded, at ``Tap(name, stage)``. ``stages`` are those at which it acts; the members' tensors there must have one
-    shape, unless ``adapters`` lead from one to the other. Values are plain tensors: a convex combination of quantized
-    tensors lies on no grid, the next layer's quantizer takes care of it.
+    shape, unless ``adapters`` lead from one to the other. A combination of quantized tensors lies on no grid: `entered`
+    puts it on that of the member it goes to.
     """
 
     members: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     progress: float = 0.0  # how far the phase is, 0..1; told before each step
+    networks: tuple[Members[Staged], ...] = ()
+    """Whose quantizers round what enters them, as `Parts` tells; in a tuple, so that they are no part of this module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,9 +56,10 @@ class Exchange(nn.Module, ABC):
         return tensor if passage is None else passage.leave(tensor)
 
     def entered(self, member: str, stage: str, tensor: Tensor) -> Tensor:
-        """A tensor of the common shape in the member's."""
+        """A tensor of the common shape in the member's, on the grid of what the member itself makes at that stage."""
         passage = self.adapter(Tap(member, stage))
-        return tensor if passage is None else passage.enter(tensor)
+        own = tensor if passage is None else passage.enter(tensor)
+        return self.networks[0][member].rounded(stage, own) if self.networks else own
 
     def adapter(self, tap: Tap) -> Passage | None:
         """What leads from a member's stage into the common shape; None where nothing has to."""
@@ -73,7 +80,8 @@ class NoExchange(Exchange):
 class Fuse(Exchange):
     """The importance-weighted sum of the members' tensors, recorded as ``shared`` and written back to every member.
 
-    ``softmax(importance[stage])`` weighs the members; it starts uniform. At the stage ``logits`` the members' logits are
+    ``softmax(importance[stage])`` weighs the members; it starts uniform. ``shared`` is the sum as it is; every quantized
+    member goes on from it on a grid of its own. At the stage ``logits`` the members' logits are
     combined (never written back): their mean, or with ``weigh_logits`` a sum with an importance of its own. With
     ``hold_members`` gradients of the fused features reach the importance (and adapters) alone. Given the members'
     ``shapes``, whoever differs from the first member is adapted to it, and back. Source: Pham et al. 2023, eq. 1, which
@@ -155,7 +163,7 @@ class Swap(Exchange):
         kept = float(torch.rand(()) < self.keep(self.progress))
         theirs = self.left(teacher, stage, flow[teacher])
         # a sum, so that whatever was not drawn has a gradient: zero
-        hybrid = flow[student] * kept + theirs * (1 - kept)
+        hybrid = flow[student] * kept + self.entered(student, stage, theirs) * (1 - kept)
         return {student: hybrid, teacher: self.entered(teacher, stage, hybrid)}
 
     def metrics(self) -> dict[str, float]:

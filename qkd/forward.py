@@ -26,6 +26,7 @@ class Parts(nn.Module):
         super().__init__()
         self.networks: Members[Staged] = Members(networks)
         self.exchange = plan.exchange
+        self.exchange.networks = (self.networks,)
         self.views = dict(plan.views)
         self.recomputed: frozenset[str] = frozenset()  # networks that compute activations again instead of keeping them
         self.heads: Members[Head] = Members({head.name: head for head in plan.heads})

@@ -24,7 +24,4 @@ class OnGrid(Head):
         self.grid = grid
 
     def forward(self, outputs: Outputs, networks: Members[Staged]) -> Outputs:
-        quantizer = networks[self.grid.part].producer(self.grid.stage)
-        features = outputs[self.reads[0]]
-        rounds = quantizer is not None and hasattr(quantizer, "act_quant")
-        return {Tap(self.name): quantizer(features) if quantizer is not None and rounds else features}
+        return {Tap(self.name): networks[self.grid.part].rounded(self.grid.stage, outputs[self.reads[0]])}

@@ -15,9 +15,11 @@ from qkd.exchange import Fuse, NoExchange
 from qkd.forward import Parts
 from qkd.losses import attention_distance, kl_divergence
 from qkd.methods.cmtkd import IMPORTANCE, cmtkd
+from qkd.methods.iakd import iakd
 from qkd.networks import NETWORKS
-from qkd.networks.staged import cut
-from qkd.plan import ADAPTERS, Cast, Plan, needed
+from qkd.networks.staged import Staged, cut
+from qkd.plan import ADAPTERS, Cast, Method, Plan, needed
+from qkd.quantizers import Scheme, calibrate, insert
 from qkd.taps import SHARED, Tap
 from tests.company import FACTS, STAGES, assembled, batch, staged
 
@@ -66,6 +68,30 @@ def test_equal_importance_is_the_mean_and_all_teachers_go_on_from_it() -> None:
     torch.testing.assert_close(out[SHARED], torch.stack(list(flow.values())).mean(0))
     assert out["a"] is out["b"] is out["c"] is out[SHARED]
     assert fuse("elsewhere", flow) == {} and fuse("s", {"a": flow["a"]}) == {}
+
+
+@pytest.mark.parametrize(("method", "member"), [(cmtkd, "t0"), (cmtkd, "t1"), (iakd, "student")])
+def test_what_a_quantized_member_goes_on_from_lies_on_its_own_grid(method: Method, member: str) -> None:
+    bits = {"student": 2, "t0": 4} | ({"t1": 3} if method is cmtkd else {})
+    networks = {name: quantized(seed, bits[name]) for seed, name in enumerate(bits)}
+    parts, plan = assembled(method, networks, **({"schedule": "uniform", "keep": 0.0} if method is iakd else {}))
+    read: list[Tensor] = []
+    parts.networks[member].network.get_submodule("layer2.0.conv1").register_forward_pre_hook(
+        lambda _layer, inputs: read.append(inputs[0].detach())
+    )
+    parts.learn(plan.phases[0].steps[0].learners)
+    outputs = parts(batch().images, tuple(networks))
+    own = outputs[Tap(member, "layer1")]
+    assert not torch.equal(read[0], own)  # it is not what the member itself made
+    assert len(read[0].unique()) <= 2 ** bits[member]
+    torch.testing.assert_close(parts.networks[member].rounded("layer1", read[0]), read[0])
+
+
+def quantized(seed: int, bits: int) -> Staged:
+    torch.manual_seed(seed)
+    module = insert(NETWORKS["resnet8"](classes=FACTS.classes, width=4), Scheme(weights=bits, activations=bits))
+    calibrate(module, [batch().images])
+    return cut(module, list(STAGES))
 
 
 def test_importance_sums_to_one_whatever_was_learned() -> None:
@@ -117,7 +143,7 @@ def test_frozen_teachers_do_not_learn_and_uniform_importance_is_no_parameter() -
 
 
 def test_importance_that_nothing_teaches_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"no term teaches exchange\.importance"):
+    with pytest.raises(PlanError, match=r"no term teaches exchange\.importance; .*`importance: uniform`"):
         company(teachers="frozen", feature="none")
 
 

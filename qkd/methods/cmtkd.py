@@ -57,8 +57,9 @@ def cmtkd(
     * ``detach_target``: the target is a constant; a target that moves towards its pupils can collapse onto them.
     * ``teachers``: frozen, they teach as they are (no CE_T, KL_T).
 
-    The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as eq. 1 writes it. A teacher whose
-    shapes are not the first teacher's is adapted to them and back (the paper has teachers of one shape).
+    The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as eq. 1 writes it, and what a
+    teacher goes on from is rounded again by its own: a sum of numbers of several grids lies on none. A teacher whose shapes
+    are not the first teacher's is adapted to them and back (the paper has teachers of one shape).
     Departures: the paper keeps first and last layers in float, here they have 8 bits unless the scheme says otherwise.
     """
     learn = teachers == "learn"

@@ -22,7 +22,8 @@ def iakd(
     """In each step chance decides, stage by stage, whether the student's own layers act or the teacher's in their place.
 
     ``h' = a S(h) + (1 - a) T(h)`` with a = 1 of the probability that the schedule says; the loss is CE of the hybrid, whose
-    classifier is always the student's. The frozen teacher passes gradients on. Alone, in evaluation, nothing is swapped.
+    classifier is always the student's. The frozen teacher passes gradients on; what it hands to a quantized student is rounded
+    on the student's grid, the only one its next layer will ever read. Alone, in evaluation, nothing is swapped.
 
     * ``schedule`` of the probability to keep the student's layers: always ``keep`` (uniform), from there to one (linear), or
       that again whenever the learning rate of ``schedule: step`` falls, at half and three quarters (review).

@@ -67,6 +67,14 @@ class Staged(nn.Module):
         assert isinstance(last, fx.Node)
         return self.network.get_submodule(str(last.target)) if last.op == "call_module" else None
 
+    def rounded(self, stage: str, tensor: Tensor) -> Tensor:
+        """A tensor through the activation quantizer that ends a stage; as it is where the stage ends in none."""
+        quantizer = self.producer(stage)
+        if quantizer is None or not hasattr(quantizer, "act_quant"):
+            return tensor
+        found: Tensor = quantizer(tensor)
+        return found
+
     def forward(self, images: Tensor) -> Tensor:
         flow: Flow = (images,)
         for stage in self._graphs:
