@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qkd.errors import PlanError
@@ -14,17 +14,24 @@ if TYPE_CHECKING:
     from qkd.plan import Cast, Method, Plan
 
 FIELD = "about"
+ABOVE_ZERO = "above zero"
+Needed = tuple[str, tuple[object, ...]]  # another option, and its values (or ABOVE_ZERO) ...
+Only = Mapping[str, Needed]  # ... without which an option does nothing
 
 
 @dataclass(frozen=True)
 class About:
-    """``teachers`` is the least number of them, ``match`` whether layers have to be matched, ``labels`` whether they are used."""
+    """``teachers`` is the least number of them, ``match`` whether layers have to be matched, ``labels`` whether they are used.
+
+    ``only_with`` says which options do nothing unless another has certain values.
+    """
 
     paper: str
     teachers: int = 0
     match: bool = False
     labels: bool = True
     most: int | None = None  # the largest number of teachers
+    only_with: Only = field(default_factory=dict)
 
     @property
     def year(self) -> int | None:
@@ -39,6 +46,16 @@ class About:
         )
         teachers = f"{count} teacher{'s' * (count != '1')}" if self.teachers else ""
         return ", ".join(filter(None, ("labels" * self.labels, teachers, "matched layers" * self.match))) or "nothing"
+
+    def idle(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """The options that do nothing beside the others as they are, and what would make them do something."""
+        found = {}
+        for option, (other, values) in self.only_with.items():
+            value = options[other]
+            if value not in values and not (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0):
+                wanted = " or ".join(map(_shown, values))
+                found[option] = f"does nothing with `{other}: {_shown(value)}`; it counts where `{other}` is {wanted}"
+        return found
 
     def check(self, name: str, cast: Cast) -> None:
         """Raises PlanError naming what to add to the recipe."""
@@ -57,11 +74,21 @@ class About:
             raise PlanError(f"{name} needs matched layers: name them under `match:`, for example [layer1, layer2]")
 
 
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def published(
-    paper: str, *, teachers: int = 0, match: bool = False, labels: bool = True, most: int | None = None
+    paper: str,
+    *,
+    teachers: int = 0,
+    match: bool = False,
+    labels: bool = True,
+    most: int | None = None,
+    only_with: Only | None = None,
 ) -> Callable[[Method], Method]:
     """Marks a method with its paper and its needs, and checks them before it is asked for a plan."""
-    about = About(paper, teachers, match, labels, most)
+    about = About(paper, teachers, match, labels, most, only_with or {})
 
     def mark(method: Method) -> Method:
         @functools.wraps(method)

@@ -40,10 +40,16 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path) -> Run:
-        """A new folder, or ``folder-2``, ``folder-3``, ... if there is one already. Raises RunError if it cannot be made."""
+        """A new or empty folder, or ``folder-2``, ``folder-3``, ... if there is one with anything in it already.
+
+        Raises RunError if it cannot be made.
+        """
+        folder = folder.absolute()
         for number in range(1, 10_000):
             candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
             try:
+                if candidate.exists() and any(candidate.iterdir()):
+                    continue
                 (candidate / CHECKPOINTS).mkdir(parents=True, exist_ok=False)
             except FileExistsError:
                 continue
@@ -53,10 +59,17 @@ class Run:
         raise RunError(f"{folder}: ten thousand runs of this name; choose another with --out")
 
     def abandon(self) -> None:
-        """Remove a run that a mistake ended before anything was learned; one that holds anything worth keeping stays."""
+        """Remove a run that a mistake ended before anything was learned; one that holds anything worth keeping stays.
+
+        Of the folder only what a run writes is removed: what somebody else put there is not ours.
+        """
         learned = (self.folder / METRICS).exists() or any((self.folder / CHECKPOINTS).glob("*.pt"))
         if not learned:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for name in (RECIPE, ORIGINAL, ENVIRONMENT, DATA):
+                    (self.folder / name).unlink(missing_ok=True)
+                self.folder.rmdir()
 
     @classmethod
     def open(cls, folder: Path) -> Run:

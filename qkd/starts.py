@@ -121,6 +121,8 @@ class Starts:
             if settings[name] == default:
                 del settings[name]
         facts = [settings, self.recipe.data.batch, self.recipe.seed, self.data.fingerprint()]
+        facts += [self.machine.precision] * (self.machine.precision != "fp32")
+        facts += ["averaged"] * (settings["ema"] is not None)  # once the average was made and not taken
         digest.update(json.dumps(facts, sort_keys=True).encode())
         return digest.hexdigest()[:24]
 
@@ -163,8 +165,9 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
         )
     except Exception as error:
         raise NetworkError(f"start_from: {path}: not readable: {str(error).splitlines()[0]}") from error
-    state = _innermost(path, state)
     own = network.state_dict()
+    counts = {name: count for name, count in own.items() if name.endswith(".num_batches_tracked")}
+    state = {**counts, **_innermost(path, state)}  # files older than that counter lack it
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         name, what = (missing[0], "lacks") if missing else (extra[0], "has an unknown")

@@ -109,7 +109,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _unseen(norm: _BatchNorm) -> bool:
-    return norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0
+    """No batch was counted and the statistics are those it was born with: converted weights may come without the count."""
+    if norm.num_batches_tracked is None or norm.running_mean is None or norm.running_var is None:
+        return False
+    fresh = not norm.running_mean.any() and bool((norm.running_var == 1).all())
+    return int(norm.num_batches_tracked) == 0 and fresh
 
 
 def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], *, leave: Collection[nn.Module] = ()) -> None:

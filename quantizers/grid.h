@@ -14,10 +14,10 @@ static inline float passes(float value, float bottom, float top, float g) { retu
 
 static inline int many(long count, int threads) { return threads > 1 && count > FEW; }
 
-/* The scale a stored step stands for. */
+/* The scale a stored step stands for; of a step that is no number, none, so that the guard of training sees it. */
 static inline float scale_of(float step, float smallest) {
   float size = fabsf(step);
-  return size > smallest ? size : smallest;
+  return size < smallest ? smallest : size;
 }
 
 /* The gradient of a step whose scale s has the gradient total, straight through whatever made the one of the other. */

@@ -71,6 +71,8 @@ def fits(x: Tensor, step: Tensor, s: Tensor) -> bool:
     """Whether the kernels can do it: float32 on the CPU, one step for all or one for each entry of the first axis."""
     return (
         x.is_cpu
+        and step.is_cpu
+        and s.is_cpu
         and x.dtype is step.dtype is s.dtype is torch.float32
         and (s.ndim == 0 or s.numel() == len(s) == len(x))
         and library() is not None

@@ -64,7 +64,7 @@ class NormThenRound(nn.BatchNorm2d):
         if self._watched(reader) or proxy.disable_quant or proxy.export_mode:
             return super().forward(x)
         core = proxy.core
-        if type(core) is not LsqQuant or not core.is_calibrated():
+        if type(core) is not LsqQuant or not core.step.is_cpu or not core.is_calibrated():
             return super().forward(x)
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         y: Tensor = _NormThenRound.apply(x, self.weight, self.bias, core.step, self, core, core.gradient_scale(x))
@@ -81,6 +81,8 @@ class NormThenRound(nn.BatchNorm2d):
             and self.num_batches_tracked is not None
             and x.ndim == 4
             and x.is_cpu
+            and self.weight.is_cpu
+            and self.running_mean.is_cpu
             and x.dtype is self.weight.dtype is torch.float32
             and x.numel() > x.shape[1]
             and x.is_contiguous(memory_format=torch.channels_last)

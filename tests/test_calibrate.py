@@ -90,6 +90,18 @@ def test_norms_that_have_seen_nothing_use_the_batch() -> None:
     assert all(0.5 < top < 6 for top in tops.values())
 
 
+def test_statistics_without_a_count_are_statistics() -> None:
+    network = settled(Residual)
+    counted, uncounted = insert(network, Scheme(4, 4)), insert(network, Scheme(4, 4))
+    for module in uncounted.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked.zero_()
+    for module in (counted, uncounted):
+        calibrate(module, [images()])
+    for (_, one), (_, two) in zip(quantizers(counted), quantizers(uncounted), strict=True):
+        assert torch.equal(one.step, two.step)
+
+
 def test_dead_and_broken_tensors_are_named(caplog: pytest.LogCaptureFixture) -> None:
     network = settled(Functional)
     nn.init.zeros_(network.a.weight)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qkd.networks.staged import cut
 from qkd.quantizers import calibrate, compile_cores, disabled, insert, native, reestimate_batch_norm, scheme
 from qkd.quantizers.norms import NormThenRound
 from qkd.quantizers.rounding import SMALLEST, round_to_grid
@@ -100,6 +101,9 @@ def test_numbers_that_are_none_stay_so() -> None:
     y, to_x, *_ = in_one(batch_norm(3), x, torch.ones_like(x), torch.tensor(STEP))
     assert y[:, 1].isnan().all() and to_x[:, 1].isnan().all()
     assert y[:, [0, 2]].isfinite().all()
+    x, broken = last(torch.randn(2, 3, 4, 4)), torch.tensor(float("nan"))
+    y, to_x, *_, to_step, _, _ = in_one(batch_norm(3), x, torch.ones_like(x), broken)
+    assert y.isnan().all() and to_step.isnan()
 
 
 @pytest.fixture
@@ -196,3 +200,22 @@ def test_copies_are_pairs_of_their_own(network: Any, calls: list[int]) -> None:
     del calls[:]
     twin(last(images()))
     assert calls
+
+
+@needs_compiler
+def test_a_batch_norm_that_ends_a_stage_is_heard_as_it_is(network: Any, calls: list[int]) -> None:
+    joined = cut(copy.deepcopy(network), ["layer1.bn1"])
+    apart = cut(network, ["layer1.bn1"])
+    compile_cores(joined)
+    heard, expected = (staged.advance("layer1.bn1", (last(images()),))[0] for staged in (joined, apart))
+    assert heard.min() < 0 and torch.equal(heard, expected)
+    joined(last(images()))
+    assert calls  # the others are still one
+
+
+@needs_compiler
+def test_kernels_leave_alone_what_is_not_all_on_the_cpu(network: Any, calls: list[int]) -> None:
+    compile_cores(network)
+    with pytest.raises(RuntimeError, match="device"):
+        network.to("meta")(last(images()))
+    assert not calls

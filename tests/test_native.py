@@ -82,6 +82,8 @@ def test_what_kernels_cannot_do_is_left_to_tensor_operations() -> None:
         assert not native.fits(x, step, step)
     per_column = torch.rand(1, 5)
     assert not native.fits(torch.randn(3, 5), per_column, per_column)
+    elsewhere = torch.tensor(0.1, device="meta")
+    assert not native.fits(torch.randn(3), elsewhere, elsewhere)
 
 
 def test_without_a_compiler_training_goes_on(forgetting: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from qkd import recipe
+from qkd.about import ABOVE_ZERO, about
 from qkd.errors import Problem, RecipeError
 from qkd.methods import METHODS
+from qkd.options import options_from
 from qkd.quantizers import Scheme
 from tests.recipe_texts import GOOD, changed, folder_in
 
@@ -148,6 +151,32 @@ def test_warnings_name_what_is_hardly_meant() -> None:
         "r.yaml:5: teachers.low.quantize: w4a3 teaches a student of w4a4: fewer bits than it",
         "r.yaml:4: train.warmup: 2 of 2 epochs: the rate is never at its full height",
     ]
+
+
+def test_options_that_do_nothing_are_named_unless_they_are_as_ever() -> None:
+    Path("r.yaml").write_text(
+        changed(
+            method="{name: cmtkd, feature: none, gamma: 50, importance: uniform, importance_rate: 0.9, reduction: mean}"
+        )
+    )
+    found = recipe.warnings(recipe.load("r.yaml"))
+    assert [str(problem) for problem in found] == [
+        "r.yaml:1: method.gamma: does nothing with `feature: none`; it counts where `feature` is attention or hint",
+        "r.yaml:1: method.importance_rate: does nothing with `importance: uniform`; it counts where `importance` is learned",
+    ]
+    Path("r.yaml").write_text(changed(method="{name: dgkd, soft: 0, temperature: 3}"))
+    (found_again,) = recipe.warnings(recipe.load("r.yaml"))
+    assert found_again.message == "does nothing with `soft: 0.0`; it counts where `soft` is above zero"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_an_option_needs_is_an_option_with_such_values(name: str) -> None:
+    known, options = about(METHODS[name]), options_from(METHODS[name]).parameters
+    assert known is not None
+    for option, (other, values) in known.only_with.items():
+        assert option in options and options[other].default is not None
+        choices = get_args(options[other].annotation)
+        assert values == (ABOVE_ZERO,) or set(values) < set(choices)
 
 
 def test_later_mistakes_can_be_placed_too() -> None:

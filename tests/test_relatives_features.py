@@ -158,5 +158,7 @@ def test_kd_with_classic_terms_between_different_widths(feature: str, logits: st
     assert any(
         name.startswith({"kl": "imitate", "dkd": "decouple", "none": "label"}[logits]) for name in names_of(step)
     )
+    weights = {term.name.partition("/")[0]: term.weight for term in step.terms}
+    assert weights["label"] == (1.0 if logits == "none" else near(0.1))
     loss, _, _ = outcome(parts, plan, step)
     assert loss > 0

@@ -143,3 +143,20 @@ def test_the_float_start_is_made_once(tmp_path: Path, monkeypatch: pytest.Monkey
     run_of(tmp_path, recipe, max_steps=1, listen=lambda event, values: events.append(event))
     assert events.count("pretrain") == 1
     assert events.count("cached") == 2
+
+
+def test_a_folder_with_anything_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    run = Run.create(tmp_path / "mine")
+    assert run.folder == tmp_path / "mine-2"
+    run.write("recipe.yaml", "seed: 0")
+    (run.folder / "notes.txt").write_text("of somebody else")
+    run.abandon()
+    assert [path.name for path in run.folder.iterdir()] == ["notes.txt"]
+    (tmp_path / "empty").mkdir()
+    run = Run.create(tmp_path / "empty")
+    assert run.folder == tmp_path / "empty"
+    run.abandon()
+    assert not run.folder.exists()
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"

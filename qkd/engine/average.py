@@ -40,6 +40,10 @@ class Average:
         finally:
             self._put(own)
 
+    def take_over(self) -> None:
+        """The module ends with the averaged state."""
+        self._put(self.kept)
+
     @torch.no_grad()
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self._tensors().items():

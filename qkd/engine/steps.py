@@ -90,10 +90,15 @@ def _losses(action: Action, forward: Forward, batch: Batch, progress: float) -> 
 def _give_up(
     training: Training, action: Action, batch: Batch, progress: float, values: Mapping[str, float]
 ) -> NoReturn:
-    """Before the step is taken, so that what was good stays so. Raises TrainingError naming the value and the layer."""
+    """Before the step is taken, so that what was good stays so. Raises TrainingError naming the value and the layer.
+
+    Of several ranks only the one that saw it knows: to run anything again would wait for the others, which do not.
+    """
     name, value = next((name, value) for name, value in values.items() if not math.isfinite(value))
     what = name if name.startswith("norm") else f"loss {name}"
-    forward = _outside_of_fabric(training)
+    fabric, forward = training.fabric, _outside_of_fabric(training)
+    if fabric.world_size > 1:
+        raise TrainingError(f"the {what} is {value}, seen on rank {fabric.global_rank}")
     where = first_broken(training.parts, lambda: _losses(action, forward, batch, progress)[1])
     raise TrainingError(f"the {what} is {value}: {where}")
 

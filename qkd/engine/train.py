@@ -11,6 +11,7 @@ from torch import nn
 
 from qkd.checkpoints import BEST, Checkpoints
 from qkd.data.augment import Changes
+from qkd.engine.average import Average
 from qkd.engine.compiling import compile_stages, wanted
 from qkd.engine.interrupt import Interruption
 from qkd.engine.loop import Loop
@@ -105,11 +106,13 @@ def train(training: Training, cursor: Cursor | None = None, saved: Mapping[str, 
     module = training.fabric.setup_module(training.parts, move_to_device=True)
     align(training.fabric, training.parts)
     try:
-        _phases(training, module, cursor, saved)
+        average = _phases(training, module, cursor, saved)
     finally:
         release(training.parts)
     best = training.checkpoints.load(BEST) if training.checkpoints and training.choose else None
     best = training.fabric.broadcast(best)
+    if best is None and average is not None:
+        average.take_over()
     lowered(training, sum(_rounds(training)), keep_range=True)  # where a run was cut short
     if best is not None:
         training.parts.load_state_dict(best["parts"])
@@ -117,7 +120,8 @@ def train(training: Training, cursor: Cursor | None = None, saved: Mapping[str, 
     return cursor
 
 
-def _phases(training: Training, module: nn.Module, cursor: Cursor, saved: Mapping[str, Any] | None) -> None:
+def _phases(training: Training, module: nn.Module, cursor: Cursor, saved: Mapping[str, Any] | None) -> Average | None:
+    """-> the average of the product's weights, where the recipe asks for one"""
     with Interruption(training.save_every) as interruption:
         compiled = wanted(training, training.compile)
         if training.compile != "off" and training.device.type == "cpu":
@@ -132,6 +136,7 @@ def _phases(training: Training, module: nn.Module, cursor: Cursor, saved: Mappin
                 cursor.phase, cursor.epoch = index, 0
             loop.phase(phase, epochs, saved, rehearse=compiled)
             saved = None
+        return loop.average
 
 
 def _rounds(training: Training) -> tuple[int, ...]:

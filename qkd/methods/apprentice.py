@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.about import published
+from qkd.about import ABOVE_ZERO, published
 from qkd.bounds import NotNegative, Positive
 from qkd.errors import PlanError
 from qkd.losses import soft_cross_entropy
@@ -16,7 +16,16 @@ from qkd.terms import imitate, label
 STARTS = {"a": ("scratch", "scratch"), "b": ("scratch", "trained"), "c": ("trained", "trained")}  # student, teacher
 
 
-@published("Mishra & Marr, ICLR 2018", teachers=1, most=1)
+@published(
+    "Mishra & Marr, ICLR 2018",
+    teachers=1,
+    most=1,
+    only_with={
+        "alpha": ("scheme", ("a",)),
+        "detach_target": ("scheme", ("a",)),
+        "temperature": ("gamma", (ABOVE_ZERO,)),
+    },
+)
 def apprentice(
     cast: Cast,
     *,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from qkd.about import published
+from qkd.about import ABOVE_ZERO, published
 from qkd.anchors import Anchor
 from qkd.bounds import Count, NotNegative, Positive
 from qkd.heads import PROJECTED, Head, average, level
@@ -18,7 +18,12 @@ from qkd.terms import Term, hint, imitate, label, stay
 ENSEMBLE = "ensemble"
 
 
-@published("Jang et al., 2024, arXiv 2406.08528", teachers=1, match=True)
+@published(
+    "Jang et al., 2024, arXiv 2406.08528",
+    teachers=1,
+    match=True,
+    only_with={"anchored": ("anchor", (ABOVE_ZERO,)), "temperature": ("soft", (ABOVE_ZERO,))},
+)
 def atsc(
     cast: Cast,
     *,

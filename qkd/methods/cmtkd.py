@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from qkd import targets
-from qkd.about import published
+from qkd.about import Only, published
 from qkd.bounds import NotNegative, Positive
 from qkd.exchange import Fuse
 from qkd.heads import Head, adapt, learning
@@ -18,7 +18,18 @@ IMPORTANCE = f"{EXCHANGE}.importance"
 COMBINED = "combined"  # the head of `combined: head`
 
 
-@published("Pham, Hoang & Do, WACV 2023", teachers=1, match=True)
+ONLY_WITH: Only = {
+    "temperature": ("mutual", ("both", "student")),
+    "beta": ("mutual", ("both", "student")),
+    "gamma": ("feature", ("attention", "hint")),
+    "feature_gradient": ("feature", ("attention", "hint")),
+    "reduction": ("feature", ("attention",)),
+    "importance_rate": ("importance", ("learned",)),
+    "detach_target": ("target", ("min_logit",)),
+}
+
+
+@published("Pham, Hoang & Do, WACV 2023", teachers=1, match=True, only_with=ONLY_WITH)
 def cmtkd(
     cast: Cast,
     *,

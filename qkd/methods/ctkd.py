@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.about import published
+from qkd.about import ABOVE_ZERO, Only, published
 from qkd.bounds import NotNegative, Positive
 from qkd.errors import PlanError, nearest
 from qkd.heads import Head, adapt, learning
@@ -14,8 +14,16 @@ from qkd.taps import Tap
 from qkd.targets import one
 from qkd.terms import Term, attend, hint, imitate, label
 
+ONLY_WITH: Only = {
+    "imitation_weight": ("imitation", ("kl", "mse")),
+    "temperature": ("imitation", ("kl",)),
+    "scratch": ("imitation", ("kl", "mse")),
+    "expert": ("attention", (ABOVE_ZERO,)),
+    "reduction": ("attention", (ABOVE_ZERO,)),
+}
 
-@published("Zhao et al., IEEE Trans. Cybernetics 52(4), 2022", teachers=1)
+
+@published("Zhao et al., IEEE Trans. Cybernetics 52(4), 2022", teachers=1, only_with=ONLY_WITH)
 def ctkd(
     cast: Cast,
     *,

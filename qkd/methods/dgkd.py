@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from qkd.about import published
+from qkd.about import ABOVE_ZERO, Only, published
 from qkd.bounds import Bounds, Positive, Share
 from qkd.chances import Bernoulli, Chance, DropExactly
 from qkd.errors import PlanError
@@ -15,8 +15,15 @@ from qkd.taps import Tap
 from qkd.targets import one
 from qkd.terms import Term, imitate, label
 
+ONLY_WITH: Only = {
+    "drop": ("stochastic", ("drop",)),
+    "keep": ("stochastic", ("bernoulli",)),
+    "stochastic_for": ("stochastic", ("drop", "bernoulli")),
+    "temperature": ("soft", (ABOVE_ZERO,)),
+}
 
-@published("Son et al., ICCV 2021", teachers=1)
+
+@published("Son et al., ICCV 2021", teachers=1, only_with=ONLY_WITH)
 def dgkd(
     cast: Cast,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qkd.about import published
+from qkd.about import ABOVE_ZERO, published
 from qkd.bounds import Count, NotNegative, Positive, Share
 from qkd.errors import PlanError
 from qkd.heads import Head
@@ -13,7 +13,13 @@ from qkd.targets import one
 from qkd.terms import Term, hint, imitate, label
 
 
-@published("Qiu et al., ICLR 2023", teachers=1, most=1, match=True)
+@published(
+    "Qiu et al., ICLR 2023",
+    teachers=1,
+    most=1,
+    match=True,
+    only_with={"temperature": ("soft", (ABOVE_ZERO,))},
+)
 def dpk(
     cast: Cast,
     *,

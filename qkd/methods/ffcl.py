@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from qkd.about import published
+from qkd.about import ABOVE_ZERO, Only, published
 from qkd.bounds import NotNegative, Positive, Share
 from qkd.heads import Head, adapt, learning, level
 from qkd.plan import Cast, Phase, Plan, Step
@@ -18,7 +18,16 @@ from qkd.terms import Term, attend, hint, imitate, label, mutual
 MAP, FUSED = "fusion", "fused"  # the fused feature map, and the classifier behind it
 
 
-@published("Li et al., Int. J. of Distributed Sensor Networks 17(11), 2021", teachers=1, match=True)
+ONLY_WITH: Only = {
+    "feature_loss": ("feature", (ABOVE_ZERO,)),
+    "confidence": ("positive", (ABOVE_ZERO,)),
+    "positive_temperature": ("positive", (ABOVE_ZERO,)),
+}
+
+
+@published(
+    "Li et al., Int. J. of Distributed Sensor Networks 17(11), 2021", teachers=1, match=True, only_with=ONLY_WITH
+)
 def ffcl(
     cast: Cast,
     *,
@@ -36,7 +45,7 @@ def ffcl(
     """Our reading of FFCL: networks learn together, from each other's logits and from the fusion of their feature maps.
 
     ``L_i = CE + w(t) [response KL(p_j || p_i) + fused KL(p_F || p_i) + feature |F_i - F|^2] + positive KL(q || p_i)`` for every
-    network, ``L_F = CE + w(t) KL(mean p || p_F)`` for the classifier on the fused map F; every target is constant.
+    network, ``L_F = CE + w(t) KL(softmax(mean z) || p_F)`` for the classifier on the fused map F; targets are constant.
 
     Certain from the abstract: no trained teacher, feature- and response-based exchange at different layers, concatenated
     features, a regularisation that supplies positive knowledge. The rest is our reading: fusion and ramp are those of FFL,
@@ -71,8 +80,9 @@ def ffl(
 ) -> Plan:
     """Networks learn together; a classifier on their fused features learns from their mean, and they learn from it.
 
-    ``sum_i CE_i + CE_F + w(t) [sum_i KL(p_F || p_i) + KL(mean p || p_F)]``, targets constant, ``w(t) = exp(-5 (1 - t)^2)`` over
-    the first ``ramp`` of training (80 of 300 epochs). ``product``: the student alone, or all networks with the classifier.
+    ``sum_i CE_i + CE_F + w(t) [sum_i KL(p_F || p_i) + KL(softmax(mean z) || p_F)]``, targets constant,
+    ``w(t) = exp(-5 (1 - t)^2)`` over the first ``ramp`` of training (80 of 300 epochs). ``product``: the student alone, or
+    all networks with the classifier.
 
     Departure: networks share no layers; the paper lets those of one architecture share the first.
     """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.about import published
+from qkd.about import Only, published
 from qkd.bounds import NotNegative, Positive, Share
 from qkd.errors import PlanError
+from qkd.features import LOSSES as FEATURES
 from qkd.features import Feature, features
 from qkd.heads import learning
 from qkd.plan import Cast, Phase, Plan, Step
@@ -14,8 +15,15 @@ from qkd.taps import Tap
 from qkd.targets import mean
 from qkd.terms import Term, decouple, imitate, label
 
+ONLY_WITH: Only = {
+    "temperature": ("logits", ("kl", "dkd")),
+    "soft": ("logits", ("kl", "dkd")),
+    "others": ("logits", ("dkd",)),
+    "feature_weight": ("feature", tuple(FEATURES)),
+}
 
-@published("Hinton et al., 2015", teachers=1)
+
+@published("Hinton et al., 2015", teachers=1, only_with=ONLY_WITH)
 def kd(
     cast: Cast,
     *,
@@ -28,7 +36,8 @@ def kd(
 ) -> Plan:
     """The student learns from labels and from what frozen teachers say: their logits, and their features if you like.
 
-    ``(1 - soft) CE + soft KL(mean of the teachers' logits) + feature_weight sum_l L_feature``.
+    ``(1 - soft) CE + soft KL(mean of the teachers' logits) + feature_weight sum_l L_feature``; CE at full weight where no
+    logits are imitated.
 
     * ``logits``: KL (Hinton et al. 2015; 0.1/0.9 at temperature 4 are the weights of the RepDistiller lineage, which most
       later papers compare with), DKD (Zhao et al. 2022, ``others`` being its beta; its authors write ``CE + DKD``, which
@@ -41,7 +50,10 @@ def kd(
         raise PlanError(
             f"kd with feature: {feature} needs matched layers: name them under `match:`, e.g. [layer1, layer2]"
         )
-    target, terms = mean([Tap(t) for t in cast.teachers]), [label(cast.student) * (1 - soft)]
+    target, terms = (
+        mean([Tap(t) for t in cast.teachers]),
+        [label(cast.student) * (1 - soft if logits != "none" else 1.0)],
+    )
     if logits == "kl":
         terms.append(imitate(cast.student, target, temperature=temperature) * soft)
     if logits == "dkd":

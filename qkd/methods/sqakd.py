@@ -14,7 +14,13 @@ from qkd.targets import one
 from qkd.terms import hint, imitate, label
 
 
-@published("Zhao & Zhao, AISTATS 2024", teachers=1, most=1, labels=False)
+@published(
+    "Zhao & Zhao, AISTATS 2024",
+    teachers=1,
+    most=1,
+    labels=False,
+    only_with={"beta": ("feature", ("hint", "lattice"))},
+)
 def sqakd(
     cast: Cast,
     *,

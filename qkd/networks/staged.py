@@ -97,9 +97,19 @@ def cut(network: nn.Module, at: Mapping[str, str] | Sequence[str]) -> Staged:
     if order != sorted(set(order)):
         found = ", ".join(sorted(paths.values(), key=lambda p: ends[next(s for s in paths if paths[s] == p)]))
         raise NetworkError(f"cut at {', '.join(paths.values())}: in this network the order is {found}")
+    _unpair(module, [nodes[end] for end in order])
     bounds = [-1, *order, len(nodes) - 2]
     names = (*paths, LOGITS)
     return Staged(module, {n: _piece(nodes, a, b) for n, a, b in zip(names, bounds, bounds[1:], strict=False)})
+
+
+def _unpair(module: fx.GraphModule, ends: Sequence[fx.Node]) -> None:
+    """A batch norm that ends a stage is read by taps too: its quantizer is not alone with it any more (`quantizers.norms`)."""
+    heard = [module.get_submodule(str(node.target)) for node in ends if node.op == "call_module"]
+    for reader in module.modules():
+        pair = getattr(reader, "norm", None)
+        if isinstance(pair, tuple) and any(norm is layer for norm in pair for layer in heard):
+            reader.norm = ()  # type: ignore[assignment]
 
 
 def _end(module: fx.GraphModule, nodes: Sequence[fx.Node], path: str) -> int:

@@ -7,12 +7,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from qkd.about import about
 from qkd.errors import Problem, RecipeError, nearest
+from qkd.options import options_from
 from qkd.recipe.check import recipe_of
 from qkd.recipe.models import DataEntry, MethodEntry, NetworkEntry, Origin, Pretrain, Recipe, Train
 from qkd.recipe.override import override
 from qkd.recipe.schema import schema
 from qkd.recipe.text import Source, read, write
+from qkd.user_code import named
 
 __all__ = [
     "DataEntry",
@@ -90,7 +93,18 @@ def warnings(recipe: Recipe) -> list[Problem]:
         if settings.warmup >= settings.epochs:
             said = f"{settings.warmup:g} of {settings.epochs} epochs: the rate is never at its full height"
             found.append(recipe.problem(f"{section}.warmup", said))
-    return found
+    return [*found, *_idle(recipe)]
+
+
+def _idle(recipe: Recipe) -> list[Problem]:
+    """Options of the method that are not at their defaults and do nothing beside the others."""
+    from qkd.methods import METHODS
+
+    method = named(recipe.method.name, METHODS, what="method")
+    known, options = about(method), recipe.method.options
+    defaults = {name: parameter.default for name, parameter in options_from(method).parameters.items()}
+    idle = known.idle(options) if known else {}
+    return [recipe.problem(f"method.{name}", said) for name, said in idle.items() if options[name] != defaults[name]]
 
 
 def _fewer(teacher: Any, student: Any) -> bool:

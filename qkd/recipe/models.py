@@ -67,7 +67,7 @@ class Train(Section):
     recompute: bool | tuple[str, ...] = False
     """Networks (or true: all) that compute activations again for the gradient instead of keeping them: less memory, more time."""
     reestimate: Literal["auto", True, False] = "auto"
-    """Estimate batch-norm statistics anew with rounding on, before each evaluation; auto: below 4 bits."""
+    """Estimate batch-norm statistics anew with rounding on, before each evaluation; auto: at 4 bits and below."""
 
 
 class Pretrain(Train):
