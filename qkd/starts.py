@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     from qkd.recipe import NetworkEntry, Recipe
 
 FLOAT, SCRATCH = "float", "scratch"
-LATER = {"cutout": None, "randaugment": None, "mixup": None, "cutmix": None, "milestones": [0.5, 0.75]}
+LATER = {
+    "cutout": None,
+    "randaugment": None,
+    "mixup": None,
+    "cutmix": None,
+    "milestones": [0.5, 0.75],
+    "nesterov": True,
+}
 """Settings that came later; left at their defaults they do not change the key of what is cached."""
 
 

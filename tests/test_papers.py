@@ -1,4 +1,4 @@
-"""The recipes with the papers' settings: each is assembled, and some are run through, on images that are made up."""
+"""The recipes after the papers: each is assembled, and some are run through, on images that are made up."""
 
 from __future__ import annotations
 

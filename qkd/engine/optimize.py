@@ -44,7 +44,7 @@ def optimizer_for(
     fused = None if scaled else all(p.device.type in FUSED for group in groups for p in group["params"]) or None
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.rate, fused=fused)
-    nesterov = settings.momentum > 0
+    nesterov = settings.nesterov and settings.momentum > 0
     return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
 
 

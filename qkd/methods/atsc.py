@@ -46,11 +46,13 @@ def atsc(
 
     * ``anchor``: 1 for CIFAR, 10 for ImageNet. ``anchored: all`` holds the classifier's weights too, as the released code
       does. ``keep_classifier``: off, there is no second step.
-    * ``reduce``: the projector's inner width is the teacher's divided by it. F is taken at the last matched layer, and what
+    * ``reduce``: the projector's inner width is the teacher's divided by it; in a product of two bits a narrow projector is
+      what loses most (EXPERIMENTS.md), so take 1 there. F is taken at the last matched layer, and what
       the teacher has behind that is its classifier.
 
     Departures: the released code trains only the bias of the classifier (it takes the last parameter for the last layer),
-    and ``labels`` there means the student's own classifier, which nobody uses.
+    with the teacher's backbone in training mode, here in evaluation mode; and ``labels`` there means the student's own
+    classifier, which nobody uses.
     """
     heads, terms = _project(cast, reduce, detach=False)
     anchors = [Anchor(t, leave=[LOGITS] if anchored == "backbone" else []) for t in cast.teachers] if anchor else []

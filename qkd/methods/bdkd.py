@@ -14,7 +14,7 @@ from qkd.targets import one
 from qkd.terms import Term, imitate, label
 
 
-@published("Amara et al., 2022", teachers=1)
+@published("Amara et al., 2022, arXiv 2212.12965", teachers=1)
 def bdkd(
     cast: Cast,
     *,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qkd.data import Batch
 
 
-@published("Amara et al., 2022", teachers=2)
+@published("Amara et al., 2022, arXiv 2209.07606", teachers=2)
 def ceskd(
     cast: Cast,
     *,

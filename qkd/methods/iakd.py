@@ -26,7 +26,7 @@ def iakd(
     on the student's grid, the only one its next layer will ever read. Alone, in evaluation, nothing is swapped.
 
     * ``schedule`` of the probability to keep the student's layers: always ``keep`` (uniform), from there to one (linear), or
-      that again whenever the learning rate of ``schedule: step`` falls, at half and three quarters (review).
+      that again at half and three quarters, where the rate of ``train: {schedule: step}`` falls by default (review).
 
     Stages end at the layers of ``match:``. Where shapes differ, adapters out of the teacher and into it are learned.
     """

@@ -11,7 +11,7 @@ from qkd.targets import mean, one
 from qkd.terms import Term, imitate, label
 
 
-@published("Kim et al., 2019", teachers=1)
+@published("Kim et al., 2019, arXiv 1911.12491", teachers=1)
 def three_phase(
     cast: Cast,
     *,

@@ -37,7 +37,9 @@ class Train(Section):
     rate: Positive = 0.05
     """The learning rate at its highest."""
     momentum: Share = 0.9
-    """Of sgd (Nesterov)."""
+    """Of sgd."""
+    nesterov: bool = True
+    """Whether this momentum is Nesterov's."""
     weight_decay: NotNegative = 1e-4
     """On weights of two and more dimensions; never on scales, batch norm or importance."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
