@@ -93,6 +93,10 @@ SEARCH = {
         "method.labels=1",
         "method.labels=0.1 method.soft=0.9",
         "method.labels=0.1 method.soft=0.9 method.feature=0.1",
+        "method.labels=0.1 method.soft=0.9 method.feature=0.1 method.reduce=1",
+        "method.labels=0.1 method.soft=0.9 method.reduce=1",
+        "method.labels=0.3 method.soft=3 method.feature=0.1 method.reduce=1",
+        "method.labels=0.5 method.soft=0.5 method.feature=0.1 method.reduce=1",
     ),
 }
 """Settings of each row; those of one method, whatever the size of its teachers, are one search."""
@@ -103,7 +107,7 @@ TUNED = {
     "cmtkd": f"{COMBINED} method.alpha=0.1",
     "ctkd": "method.attention=100",
     "dgkd": "method.soft=0.9",
-    "atsc": "method.labels=0.1 method.soft=0.9 method.feature=0.1",
+    "atsc": "method.labels=0.5 method.soft=0.5 method.feature=0.1 method.reduce=1",
     "ffcl": "method.response=3 method.feature=0",
 }
 """What the search found at size `few` to be better than a recipe as it stands."""
@@ -152,6 +156,10 @@ def _untuned(size: Size) -> dict[str, list[str]]:
         "ctkd, own size, both trained": [
             "cifar10_ctkd_w2a2",
             teachers(scratch=network(size.student, "w4a4"), expert=network(size.student)),
+        ],
+        "atsc, own size, two teachers": [
+            "cifar10_atsc_w2a2",
+            teachers(four=network(size.student, "w4a4"), eight=network(size.student, "w8a8")),
         ],
         "sqakd": ["cifar10_sqakd_w2a2", teachers(float=network(size.student))],
         "three_phase": ["cifar10_three_phase_w2a2", teachers(float=network(size.teacher))],
