@@ -74,43 +74,40 @@ def cmtkd(
     Departures: the paper keeps first and last layers in float, here they have 8 bits unless the scheme says otherwise.
     """
     learn = teachers == "learn"
-    learned = importance == "learned"
     fuse = Fuse(
         cast.teachers,
         cast.stages,
-        learned=learned,
+        learned=importance == "learned",
         write_back=exchange,
         weigh_logits=combined == "weighted",
         hold_members=not exchange and feature_gradient == "auto",
         shapes=cast.shapes,
     )
-    shared = Tap(SHARED, cast.stages[-1])
-    head = Head(COMBINED, [shared], cast.classifier(cast.channels(cast.teachers[0], shared.stage)))
     team = Tap(COMBINED if combined == "head" else SHARED)
     soft = targets.one(team) if target == "combined" else targets.min_logit([team, Tap(cast.student)])
-
-    def logits_of(part: str) -> list[Term]:
-        terms = [label(part) * alpha]
-        taught = mutual != "none" and (part == cast.student or (mutual == "both" and target == "min_logit"))
-        return (
-            [*terms, imitate(part, soft, temperature=temperature, detach_target=detach_target) * beta]
-            if taught
-            else terms
-        )
-
+    taught = {cast.student} if mutual != "none" else set()
+    taught |= {team.part} if mutual == "both" and target == "min_logit" else set()
+    terms = []
+    for part in (cast.student, team.part) if learn or combined == "head" else (cast.student,):
+        kl = imitate(part, soft, temperature=temperature, detach_target=detach_target)
+        terms += [label(part) * alpha, *([kl * beta] if part in taught else [])]
     both = feature_gradient == "both" or (feature_gradient == "auto" and not (learn and exchange))
-    regressors, features = _features(cast, feature, reduction, gamma, detach_source=not both)
-    terms = [*logits_of(cast.student), *(logits_of(team.part) if learn or combined == "head" else []), *features]
-    heads = (*regressors, *((head,) if combined == "head" else ()))
-    learners = [
-        cast.student,
-        *(cast.teachers if learn else ()),
-        *((IMPORTANCE,) if learned else ()),
-        *((ADAPTERS,) if len(fuse.adapters) else ()),
-        *learning(heads),
-    ]
-    phase = Phase("train", (Step(learners, terms),))
+    heads, features = _features(cast, feature, reduction, gamma, detach_source=not both)
+    heads += (_classifier(cast),) if combined == "head" else ()
+    learners = [cast.student, *(cast.teachers if learn else ()), *_learned(fuse), *learning(heads)]
+    phase = Phase("train", (Step(learners, [*terms, *features]),))
     return Plan((phase,), exchange=fuse, heads=heads, rates={IMPORTANCE: importance_rate})
+
+
+def _classifier(cast: Cast) -> Head:
+    """A classifier of its own on the last fused features."""
+    shared = Tap(SHARED, cast.stages[-1])
+    return Head(COMBINED, [shared], cast.classifier(cast.channels(cast.teachers[0], shared.stage)))
+
+
+def _learned(fuse: Fuse) -> list[str]:
+    """The pieces of the exchange that learn."""
+    return [*((IMPORTANCE,) if fuse.weighed else ()), *((ADAPTERS,) if len(fuse.adapters) else ())]
 
 
 def _features(
