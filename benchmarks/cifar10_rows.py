@@ -1,0 +1,162 @@
+"""CIFAR-10's rows: sizes, what was searched, what the search found, and the recipe and overrides of every row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Size:
+    """One setting: architectures, data and schedules that all rows share. ``of_class``: images of a class, None for all."""
+
+    student: str
+    teacher: str
+    assistant: str
+    only: Path | None
+    float_epochs: int
+    epochs: int
+    batch: int = 128
+    rate: float = 0.05
+    of_class: int | None = None
+    val: float = 0.1
+
+
+LIST = HERE / "cifar10_20000.txt"
+SIZES = {
+    "small": Size("resnet8", "resnet14", "resnet8", LIST, 20, 3),
+    "few": Size("resnet8", "resnet14", "resnet8", LIST, 20, 20, batch=64, rate=0.02, of_class=400, val=0.5),
+    "large": Size("resnet20", "resnet56", "resnet32", None, 100, 60),
+}
+
+
+PUBLISHED = "method.target=min_logit method.alpha=1 method.beta=0.5"
+COMBINED = "method.target=combined method.beta=1"
+SEARCH = {
+    "qat": ("train.rate=0.02", "train.rate=0.05", "train.rate=0.01"),
+    "kd": ("method.soft=0.9", "method.soft=0.5", "method.soft=0.99"),
+    "kd, own size": ("method.soft=0.9", "method.soft=0.5"),
+    "cmtkd": (
+        PUBLISHED,
+        f"{COMBINED} method.alpha=0.1",
+        f"{COMBINED} method.alpha=0.3",
+        f"{COMBINED} method.alpha=1",
+        f"{COMBINED} method.alpha=0.02",
+        f"{COMBINED} method.alpha=0.1 method.beta=3",
+        f"{COMBINED} method.alpha=0.1 train.rate=0.05",
+        f"{COMBINED} method.alpha=0.1 method.temperature=8",
+        f"{COMBINED} method.alpha=0.1 method.feature=hint method.gamma=10",
+        f"{COMBINED} method.alpha=0.1 teachers.six.quantize=off",
+        f"{COMBINED} method.alpha=0.1 teachers.four.quantize=w3a3",
+        f"{COMBINED} method.alpha=0.1 method.feature=none method.importance=uniform",
+        f"{COMBINED} method.alpha=0.1 method.feature=hint",
+        f"{COMBINED} method.alpha=0.1 method.temperature=2",
+        f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
+    ),
+    "cmtkd, large teachers": (
+        PUBLISHED,
+        "method.alpha=0.1 method.beta=1 method.mutual=student",
+        f"{COMBINED} method.alpha=0.1",
+        f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
+    ),
+    "ctkd": ("method.attention=100",),
+    "ctkd, own size": ("method.attention=100",),
+    "ctkd, own size, both trained": ("method.attention=100",),
+    "dgkd": ("method.soft=0.9",),
+    "dgkd, own size": ("method.soft=0.5", "method.soft=0.9"),
+    "ffcl": ("method.response=3 method.feature=0",),
+    "ffcl, own size": ("method.response=3", "method.response=3 method.feature=0"),
+    "atsc": ("method.labels=1",),
+    "atsc, own size": (
+        "method.labels=1",
+        "method.labels=0.1 method.soft=0.9",
+        "method.labels=0.1 method.soft=0.9 method.feature=0.1",
+        "method.labels=0.1 method.soft=0.9 method.feature=0.1 method.reduce=1",
+        "method.labels=0.1 method.soft=0.9 method.reduce=1",
+        "method.labels=0.3 method.soft=3 method.feature=0.1 method.reduce=1",
+        "method.labels=0.5 method.soft=0.5 method.feature=0.1 method.reduce=1",
+    ),
+}
+"""Settings of each row; those of one method, whatever the size of its teachers, are one search."""
+
+SEARCH_SEED = 100
+TUNED = {
+    "kd": "method.soft=0.5",
+    "cmtkd": f"{COMBINED} method.alpha=0.1",
+    "ctkd": "method.attention=100",
+    "dgkd": "method.soft=0.9",
+    "atsc": "method.labels=0.5 method.soft=0.5 method.feature=0.1 method.reduce=1",
+    "ffcl": "method.response=3 method.feature=0",
+}
+"""What the search found at size `few` to be better than a recipe as it stands."""
+
+
+def rows(size: Size, tuned: bool = True) -> dict[str, list[str]]:
+    """Recipe and overrides of every row; variants of a method (behind a comma) begin with what was tuned for it."""
+    found = _untuned(size)
+    if tuned:
+        for name, words in found.items():
+            words[1:1] = TUNED.get(name.partition(",")[0], "").split()
+    return found
+
+
+def _teachers(**named: str) -> str:
+    return f"teachers={{{', '.join(f'{name}: {entry}' for name, entry in named.items())}}}"
+
+
+def _network(build: str, bits: str = "off", start: str = "") -> str:
+    return f"{{build: {build}, quantize: {bits}, start_from: {start or '<start>/' + build + '.safetensors'}}}"
+
+
+def _three(build: str) -> str:
+    return _teachers(**{n: _network(build, f"w{b}a{b}") for n, b in (("four", 4), ("six", 6), ("eight", 8))})
+
+
+def _sized(build: str, assistant: str) -> dict[str, list[str]]:
+    """The methods whose teachers may be larger than the student or of its size."""
+    scratch, chain = _network(build, "w4a4", "scratch"), _network(assistant, "w4a4")
+    return {
+        "kd": ["cifar10_kd_w2a2", _teachers(float=_network(build))],
+        "ctkd": ["cifar10_ctkd_w2a2", _teachers(scratch=scratch, expert=_network(build))],
+        "dgkd": ["cifar10_dgkd_w2a2", _teachers(teacher=_network(build), assistant=chain)],
+        "ffcl": ["cifar10_ffcl_w2a2", _teachers(partner=_network(build, "w4a4"))],
+        "atsc": ["cifar10_atsc_w2a2", _teachers(teacher=_network(build, "w8a8"))],
+        "dml": ["cifar10_dml_w2a2", _teachers(four=_network(build, "w4a4"))],
+    }
+
+
+def _cmtkd(size: Size) -> dict[str, list[str]]:
+    """CMT-KD and its ablations."""
+    own, large = (["cifar10_cmtkd_w2a2", _three(build)] for build in (size.student, size.teacher))
+    published = PUBLISHED.split()
+    return {
+        "cmtkd": own,
+        "cmtkd, as published": [*own, *published],
+        "cmtkd, as published, large teachers": [*large, *published],
+        "cmtkd, large teachers": large,
+        "cmtkd, frozen teachers": [*own, "method.teachers=frozen"],
+        "cmtkd, uniform importance": [*own, "method.importance=uniform"],
+        "cmtkd, no exchange": [*own, "method.exchange=false"],
+        "cmtkd, no mutual": [*own, "method.mutual=none"],
+        "cmtkd, hint": [*own, "method.feature=hint"],
+        "cmtkd, no feature loss": [*own, "method.feature=none"],
+    }
+
+
+def _untuned(size: Size) -> dict[str, list[str]]:
+    own = _sized(size.student, size.assistant)
+    float_copy, four = _network(size.student), _network(size.student, "w4a4")
+    both = _teachers(four=four, eight=_network(size.student, "w8a8"))
+    return {
+        "qat": ["cifar10_qat_w2a2"],
+        **_sized(size.teacher, size.assistant),
+        **{f"{name}, own size": words for name, words in own.items()},
+        "kd, own size, 0.9 of the loss": [*own["kd"], "method.soft=0.9"],
+        "ctkd, own size, both trained": ["cifar10_ctkd_w2a2", _teachers(scratch=four, expert=float_copy)],
+        "atsc, own size, two teachers": ["cifar10_atsc_w2a2", both],
+        "sqakd": ["cifar10_sqakd_w2a2", _teachers(float=float_copy)],
+        "three_phase": ["cifar10_three_phase_w2a2", _teachers(float=_network(size.teacher))],
+        **_cmtkd(size),
+    }
