@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkd.quantizers.listing import activations, weights
+from qkd.quantizers.listing import activations, evaluated, weights
 
 DEAD = 0.999
 """Share of one code above which a tensor says nothing any more."""
@@ -29,7 +29,7 @@ def alarms(network: nn.Module, batches: Iterable[Tensor]) -> list[str]:
     """
     found = [line for name, layer in weights(network) for line in _of_weights(name, layer)]
     counts: dict[str, _Count] = {}
-    with _evaluating(network), _counting(network, counts), torch.no_grad():
+    with evaluated(network), _counting(network, counts), torch.no_grad():
         for images in batches:
             network(images)
     return found + [f"{name}: {words}" for name, count in counts.items() if (words := count.words())]
@@ -80,17 +80,6 @@ def _of_weights(name: str, layer: Any) -> list[str]:
 
 def _percent(share: Tensor) -> str:
     return f"{100 * float(share):.1f} %"
-
-
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextlib.contextmanager

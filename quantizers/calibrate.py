@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkd.errors import DataError, QkdError
-from qkd.quantizers.listing import activations, disabled, quantizers, weights
+from qkd.quantizers.listing import activations, disabled, evaluated, quantizers, weights
 
 SAMPLE = 2**14
 """Values kept per quantizer and batch, its extremes among them."""
@@ -93,19 +93,16 @@ def _sample(values: Tensor) -> Tensor:
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode, with batch statistics in the batch norms that have none of their own; all as before afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    norms = [module for module in modes if isinstance(module, _BatchNorm) and _unseen(module)]
-    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and _unseen(module)]
     statistics = {norm: (norm.running_mean, norm.running_var) for norm in norms}
     for norm in norms:
         norm.running_mean = norm.running_var = None
     try:
-        yield
+        with evaluated(network):
+            yield
     finally:
         for norm in norms:
             norm.running_mean, norm.running_var = statistics[norm]
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _unseen(norm: _BatchNorm) -> bool:
@@ -123,20 +120,16 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], *, leav
     where there is no batch.
     """
     given = _some(batches, "reestimate_batch_norm")
-    modes = {module: module.training for module in network.modules()}
-    norms = [m for m in modes if isinstance(m, _BatchNorm) and m.track_running_stats and m not in leave]
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m not in leave]
     momenta = {norm: norm.momentum for norm in norms}
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's way to ask for the mean over all batches
-        norm.train()
     try:
-        with torch.no_grad():
+        with evaluated(network), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's way to ask for the mean over all batches
+                norm.train()
             for images in given:
                 network(images)
     finally:
         for norm in norms:
             norm.momentum = momenta[norm]
-        for module, mode in modes.items():
-            module.training = mode

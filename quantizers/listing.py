@@ -61,6 +61,18 @@ def compile_cores(network: nn.Module, on: bool = True) -> None:
 
 
 @contextlib.contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode for the length of the block; every module's mode as before afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
 def disabled(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[None]:
     """The network in float for the length of the block: nothing is rounded, activation functions still apply.
 
