@@ -59,9 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         code = _fail(error.format_message(), 2, verbose)
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted; a run goes on with `qkd train --resume`", 130, verbose)
+        code = _fail("interrupted", 130, verbose)
     except BrokenPipeError:
         code = 1
+    except OSError as error:  # of the machine: a folder that is missing, a disk that is full
+        where = f"{error.filename}: " if error.filename else ""
+        code = _fail(f"{where}{(error.strerror or str(error)).lower()}", 1, verbose)
     except Exception as error:
         code = _fail(f"{type(error).__name__}: {error} (-v shows where; please report it with `qkd env`)", 1, verbose)
     sys.exit(code)

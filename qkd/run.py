@@ -44,7 +44,7 @@ class Run:
 
         Raises RunError if it cannot be made.
         """
-        folder = folder.absolute()
+        folder = folder if folder.name not in ("", "..") else folder.resolve()  # whose name can be numbered
         for number in range(1, 10_000):
             candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
             try:

@@ -154,12 +154,15 @@ def run_alone(words: Sequence[str], folder: str) -> str | None:
 
 
 def rows(grid: Sequence[Point]) -> list[dict[str, Any]]:
-    """What `qkd compare` says of every finished point, beside what the point changes."""
+    """What `qkd compare` says of every point that has a result, beside what the point changes.
+
+    Those that `--max-steps` ended early are among them: ``finished`` tells.
+    """
     from qkd.compare import compare
 
-    there = [point for point in grid if point.finished]
+    there = [point for point in grid if "top1" in point.result()]
     return [
-        {"changes": list(point.changes), **row}
+        {"changes": list(point.changes), "finished": point.finished, **row}
         for point, row in zip(there, compare([point.folder for point in there]), strict=True)
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import sys
@@ -66,8 +67,9 @@ def _module(path: Path, error: type[UsageError]) -> ModuleType:
     beside = str(path.resolve().parent)
     sys.path.insert(0, beside)  # so that the file can import its neighbours
     try:
-        spec.loader.exec_module(module)
-    except Exception as failure:
+        with contextlib.redirect_stdout(sys.stderr):  # a command's own output may be JSON
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as failure:
         del sys.modules[name]
         raise error(f"{path}: importing it failed: {type(failure).__name__}: {failure}") from failure
     finally:

@@ -70,6 +70,22 @@ def test_its_needs_are_checked_like_any_others(mine: Path) -> None:
         assemble(recipe, facts_of(load_data(recipe)))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("import sys\nsys.exit(0)", "SystemExit: 0"), ("1 / 0", "ZeroDivisionError: division by zero")]
+)
+def test_a_file_that_fails_or_leaves_is_named(in_tmp: Path, text: str, said: str) -> None:
+    (in_tmp / "bad.py").write_text(text)
+    with pytest.raises(RecipeError, match=f"bad.py: importing it failed: {said}"):
+        recipe_in(in_tmp, method={"name": "./bad.py:my_method"})
+
+
+def test_what_a_file_prints_is_no_part_of_the_output(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine / "loud.py").write_text(f"print('hello')\n{MINE}")
+    recipe_in(mine, method={"name": "./loud.py:my_method"})
+    seen = capsys.readouterr()
+    assert (seen.out, seen.err) == ("", "hello\n")
+
+
 def test_what_gives_no_plan_is_refused(mine: Path) -> None:
     recipe = recipe_in(mine, method={"name": "./mine.py:not_a_method"})
     with pytest.raises(PlanError, match=r"gave str, not a qkd\.plan\.Plan"):

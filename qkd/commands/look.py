@@ -54,9 +54,11 @@ def explain(recipe: str, overrides: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("network")
-@click.option("--size", default=32, show_default=True, help="Height and width of the images.")
-@click.option("--channels", default=3, show_default=True)
-@click.option("--classes", default=10, show_default=True)
+@click.option(
+    "--size", type=click.IntRange(min=1), default=32, show_default=True, help="Height and width of the images."
+)
+@click.option("--channels", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True)
 def layers(network: str, size: int, channels: int, classes: int) -> None:
     """The layers of NETWORK: shapes, parameters, and where it can be cut (`match:`)."""
     from qkd.explain import layer_table

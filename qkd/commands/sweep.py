@@ -129,4 +129,6 @@ def _end(grid: Sequence[Point], failures: dict[str, str], *, as_json: bool) -> N
         click.echo(json.dumps({"rows": rows, "failed": failures}))
     elif rows:
         show(rows)
+        if early := sum(not row["finished"] for row in rows):
+            click.echo(f"{early} of these {len(rows)} stopped before their end (--max-steps)", err=True)
     sweeping.require(failures)

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+DRY_STEPS = 2
+
 machine_options = [
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
     click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU; 1 makes runs bit-identical."),
@@ -82,14 +84,17 @@ def train(
     from qkd import recipe as recipes
     from qkd.engine.machine import Machine
     from qkd.engine.ranks import is_first
+    from qkd.errors import UsageError
 
+    if dry_run and (out or resume):
+        raise UsageError("--dry-run keeps nothing: it has no use for --out and --resume")
     loaded = recipes.load(recipe, overrides)
     first = is_first()
     for warning in recipes.warnings(loaded) if first else ():
         click.echo(f"warning: {warning}", err=True)
     with tempfile.TemporaryDirectory() as scratch:
         if dry_run:
-            out, max_steps, resume = Path(scratch) / "dry", 2, False
+            out, max_steps = Path(scratch) / "dry", DRY_STEPS
             loaded = recipes.load(recipe, (*overrides, "pretrain.epochs=1"))
         run = _run(recipe, loaded, out, resume) if first else None
         machine["compile"] = machine.pop("compile_")
@@ -98,9 +103,18 @@ def train(
         if dry_run and run is not None:
             from qkd.ship import ship
 
-            result["export"] = ship(run)
-    if first:
-        _print(result, as_json)
+            result |= {"run": None, "export": ship(run)}
+    if not first:
+        return
+    if as_json:
+        click.echo(json.dumps(result))
+    elif dry_run:
+        images = result["export"]["images"]
+        click.echo(
+            f"{recipe}: trained {DRY_STEPS} batches, exported, verified on {images} test images; nothing is kept"
+        )
+    else:
+        _print(result)
 
 
 def _produce(
@@ -135,16 +149,16 @@ def _run(recipe: str, loaded: Any, out: Path | None, resume: bool) -> Any:
             refuse_changed(run, loaded)
             return run
     else:
-        run = Run.create(out or Path("runs") / Path(recipe).stem)
+        wanted = out or Path("runs") / Path(recipe).stem
+        run = Run.create(wanted)
+        if out and run.folder.name != out.name:
+            click.echo(f"{out}: there is something in it already; this run is {run.folder}", err=True)
     run.write(ORIGINAL, recipes.text_of(recipe))
     run.write(RECIPE, recipes.dump(loaded))
     return run
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(result))
-        return
+def _print(result: dict[str, Any]) -> None:
     start = f"float start {result['float_top1']:.2f} %, " if result["float_top1"] is not None else ""
     before = f"{result['before_top1']:.2f} % before training, " if result["before_top1"] is not None else ""
     click.echo(f"{result['run']}: {result['method']}: {start}{before}{result['top1']:.2f} % on test")
