@@ -13,6 +13,7 @@ from qkd.export.literal import Trial, attempt, literal_logits, require_agreement
 from qkd.export.openvino import OpenVino, require_openvino
 from qkd.export.ptq import SETTINGS, quantize_file
 from qkd.export.raw import Layout, RawImages, arranged
+from qkd.export.session import metadata as told
 from qkd.export.session import predict, suited_to
 from qkd.export.targets import ONNXRUNTIME, TARGETS, Target, target_of
 from qkd.export.verify import Verdict, require, verify
@@ -48,5 +49,6 @@ __all__ = [
     "save",
     "suited_to",
     "target_of",
+    "told",
     "verify",
 ]

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,27 @@ def suited(
     return np.ascontiguousarray(raw.transpose(0, 2, 3, 1)) if last else raw
 
 
-def suited_to(source: Source, images: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """``suited`` for a file that is not open yet."""
+def suited_to(source: Source, images: np.ndarray, raw: np.ndarray, classes: int | None = None) -> np.ndarray:
+    """``suited`` for a file that is not open yet. Raises ExportError where it takes others, or has other ``classes``."""
     where = "the model" if isinstance(source, onnx.ModelProto) else source
-    given = suited(open_session(source, threads=1), images, raw, where)
+    session = open_session(source, threads=1)
+    given = suited(session, images, raw, where)
     assert given is not None
+    _require_fit("takes images of", session.get_inputs()[0].shape, given.shape, where)
+    logits = session.get_outputs()[0].shape
+    if classes is not None and len(logits) == 2:
+        _require_fit("tells apart classes:", logits, (len(given), classes), where)
     return given
+
+
+def _require_fit(what: str, wanted: Sequence[object], found: tuple[int, ...], where: object) -> None:
+    """Both with the batch in front, whose size is left open, as is any that a file names or leaves out."""
+    fits = len(wanted) in (0, len(found)) and all(
+        a == b for a, b in zip(wanted[1:], found[1:], strict=False) if isinstance(a, int)
+    )
+    if not fits:
+        theirs, ours = (" x ".join(str(size) for size in sizes[1:]) for sizes in (wanted, found))
+        raise ExportError(f"{where}: {what} {theirs}; the data has {ours}")
 
 
 def only_input(session: onnxruntime.InferenceSession, where: object = "the model") -> str:

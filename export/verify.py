@@ -132,6 +132,9 @@ def _failures(verdict: Verdict) -> list[str]:
         failures.append(
             f"top-1 agrees with the integer emulator on {verdict.emulator_agreement:.4g} % of the images only"
         )
+    agreement = 100.0 if verdict.agreement is None else verdict.agreement
+    if not verdict.integer_layers and agreement < AGREEMENT_WITH_FLOAT_LAYERS:
+        failures.append(f"a float network, and top-1 agrees with PyTorch on {agreement:.4g} % of the images only")
     if not verdict.same_in_batches and not verdict.float_layers:
         failures.append("an image gives other logits alone than in a batch")
     return failures

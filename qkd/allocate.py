@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from qkd.engine.machine import Machine
 from qkd.errors import SchemeError
-from qkd.export import emit
+from qkd.export import RawImages, emit
+from qkd.inscription import inscribed
 from qkd.networks.build import build
-from qkd.quantizers import Scheme, insert, pretend_calibrated
+from qkd.quantizers import Scheme, calibrate, insert
 from qkd.sensitivity import CHOICES, Measure, Sensitivity, costs, sensitivity
 from qkd.starts import Starts
 
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
     from qkd.recipe import Recipe
 
 IMAGES = 512
+NOTHING: Mapping[str, str] = MappingProxyType({})
 PACKED = (2, 4, 8)
 """Bits that a packed file keeps; 3 take as much room as 4 there."""
+FEW = 16
+"""Images that give the scales of a file of which only the size is asked."""
+NAME, COMMIT = 64, 40
+"""Characters kept free in a file for the name of the run and the commit, which are not known yet."""
 Unit = Literal["bits", "kb", "mac-bits"]
 
 
@@ -56,9 +63,9 @@ def allocate(
     """Bits for the weights of the student's inner layers. -> what `qkd allocate --json` prints
 
     ``budget`` is the mean number of bits of a weight (``bits``) or of a weight's use (``mac-bits``) in these layers, or the
-    size of the packed file (``kb``, of 1000 bytes); first and last layer keep the bits of the scheme. Sensitivity is measured
-    on images of the validation split. The float start is trained, or taken from the cache. Raises SchemeError for a
-    student that is not quantized and for a budget that cannot be met.
+    size of the packed file (``kb``, of 1000 bytes) with all that export writes into it; first and last layer keep the bits
+    of the scheme. Sensitivity is measured on images of the validation split. The float start is trained, or taken from
+    the cache. Raises SchemeError for a student that is not quantized and for a budget that cannot be met.
     """
     from qkd.produce import load_data
 
@@ -68,15 +75,18 @@ def allocate(
     network = _float_start(recipe, data, machine or Machine())
     images, labels = _some(data, recipe.data.batch)
     choices = PACKED if unit == "kb" else CHOICES
+
+    def size(scheme: Scheme) -> int:
+        return packed_size(network, scheme, images[:FEW], reserved(recipe, data, scheme))
+
     found, activations = sensitivity(network, scheme, images, labels, choices, measure)
     if unit == "kb":
-        chosen = under_size(network, scheme, found, activations, budget, data.shape)
+        chosen = under_size(network, scheme, found, activations, budget, size)
     else:
         chosen = choose(found, costs(network, found, images[:1], "macs" if unit == "mac-bits" else "size"), budget)
     block = chosen.block(scheme, activations)
-    size = packed_size(network, Scheme(**block), data.shape)
     bits = {"bits": dict(chosen.bits), "mean_bits": chosen.mean_bits}
-    return {**bits, "error": chosen.error, "kb": size / 1000, "quantize": block}
+    return {**bits, "error": chosen.error, "kb": size(Scheme(**block)) / 1000, "quantize": block}
 
 
 def _float_start(recipe: Recipe, data: Data, machine: Machine) -> nn.Module:
@@ -128,14 +138,14 @@ def under_size(
     found: Sensitivity,
     activations: Mapping[str, int],
     kilobytes: float,
-    shape: tuple[int, int, int],
+    bytes_of: Callable[[Scheme], int],
 ) -> Allocation:
-    """The allocation whose packed file is no larger, measured on the file itself. Raises SchemeError."""
+    """The allocation whose packed file is no larger, measured on the file itself (``bytes_of``). Raises SchemeError."""
     cost = {name: network.get_submodule(name).weight.numel() for name in found}  # type: ignore[operator]
     total = sum(cost.values())
 
     def size(allocation: Allocation) -> int:
-        return packed_size(network, Scheme(**allocation.block(scheme, activations)), shape)
+        return bytes_of(Scheme(**allocation.block(scheme, activations)))
 
     most, least = (choose(found, cost, bits) for bits in (max(PACKED), min(PACKED)))
     if size(least) > 1000 * kilobytes:
@@ -147,12 +157,28 @@ def under_size(
     return allocation
 
 
-def packed_size(network: nn.Module, scheme: Scheme, shape: tuple[int, int, int]) -> int:
-    """Bytes of the packed file of a network with that scheme."""
+def packed_size(network: nn.Module, scheme: Scheme, images: Tensor, told: Mapping[str, str] = NOTHING) -> int:
+    """Bytes of the packed file of a network with that scheme, and with ``told`` written into it.
+
+    The images give every tensor a scale of its own: equal ones would be stored once.
+    """
     module = insert(network, scheme).eval()
-    pretend_calibrated(module)
+    calibrate(module, [images])
+    channels, height, width = images.shape[1:]
     with torch.no_grad():
-        return int(emit(module, shape, storage="packed").model.ByteSize())
+        return int(emit(module.eval(), (channels, height, width), storage="packed", metadata=told).model.ByteSize())
 
 
-__all__ = ["Allocation", "Unit", "allocate", "choose", "costs", "packed_size", "sensitivity", "under_size"]
+def reserved(recipe: Recipe, data: Data, scheme: Scheme) -> Mapping[str, str]:
+    """What export will write into the file of a recipe with that scheme, or as much of it where it is not known yet."""
+    from qkd import recipe as recipes
+
+    student = recipe.student.model_copy(update={"quantize": scheme})
+    whole = recipe.model_copy(update={"student": student})
+    scale, shift = (part.reshape(-1).numpy() for part in data.affine())
+    facts = {name: getattr(data, name) for name in ("shape", "labels", "mean", "std")}
+    unknown = {"name": "-" * NAME, "commit": "-" * COMMIT}
+    return inscribed(whole, facts, RawImages(scale, shift), "float32", text=recipes.dump(whole), **unknown)
+
+
+__all__ = ["Allocation", "Unit", "allocate", "choose", "costs", "packed_size", "reserved", "sensitivity", "under_size"]

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from qkd.construct import STUDENT, Facts, Start, construct, keep_fresh, matches, measure
 from qkd.data import Batch
-from qkd.errors import NetworkError, PlanError, QkdError, nearest
+from qkd.errors import PlanError, QkdError, SchemeError, nearest
 from qkd.forward import Parts
 from qkd.methods import METHODS
-from qkd.networks.build import build
-from qkd.networks.staged import Staged, cut
+from qkd.networks.staged import Staged
 from qkd.plan import EXCHANGE, Cast, Phase, Plan, Shape, Step, needed
 from qkd.product import quantize_heads
-from qkd.quantizers import disabled, insert
+from qkd.quantizers import disabled
 from qkd.taps import SHARED, Outputs, Tap
 from qkd.terms import Term
-from qkd.trace import trace
-from qkd.user_code import named
+from qkd.user_code import is_own, named
 
 if TYPE_CHECKING:
-    from qkd.recipe import NetworkEntry, Recipe
-
-STUDENT = "student"
-Start = Callable[[str, "NetworkEntry", nn.Module], None]  # (part, entry, network): gives a float network its weights
-
-
-class Facts(NamedTuple):
-    """What networks must know of the data."""
-
-    shape: tuple[int, int, int]  # channels, height, width
-    classes: int
+    from qkd.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -50,72 +40,42 @@ class Assembly:
         return self.parts.product(self.plan)
 
 
-def keep_fresh(part: str, entry: NetworkEntry, network: nn.Module) -> None:
-    """A start that leaves the fresh weights: for checking a recipe, and where a checkpoint is loaded afterwards."""
-
-
 def assemble(recipe: Recipe, facts: Facts, *, start: Start = keep_fresh) -> Assembly:
     """Build, start, quantize and cut every network, measure shapes, ask the method for its plan, and check it all.
 
-    Raises NetworkError, SchemeError or PlanError, naming the part.
+    Raises RecipeError with the mistakes of all networks; PlanError, or SchemeError of a head, where it stands in the recipe.
     """
-    networks = {part: _network(part, entry, recipe, facts, start) for part, entry in recipe.networks.items()}
-    shapes = measure(networks, facts)
+    networks, shapes = construct(recipe, facts, start)
     stages = tuple(name for name in networks[STUDENT].names if name != "logits")
     starts = {part: entry.start_from for part, entry in recipe.networks.items()}
     cast = Cast(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
     torch.manual_seed(recipe.seed)
-    plan = _plan(recipe, cast)
-    _check_heads(plan, networks)
-    if recipe.student.quantize is not None:
-        quantize_heads(plan, networks, recipe.student.quantize)
-    parts = Parts(networks, plan)
-    check(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
+    with _placed(recipe):
+        plan = _plan(recipe, cast)
+        _check_heads(plan, networks)
+        if recipe.student.quantize is not None:
+            quantize_heads(plan, networks, recipe.student.quantize)
+        parts = Parts(networks, plan)
+        check(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
     return Assembly(parts, plan, cast, facts)
 
 
-def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: Facts, start: Start) -> Staged:
+@contextlib.contextmanager
+def _placed(recipe: Recipe) -> Iterator[None]:
+    """What is wrong with a plan is said where it stands in the recipe; so is whatever a method of the user's own raises."""
     try:
-        torch.manual_seed(recipe.seed)  # networks of one architecture start equal
-        network = build(entry.build, classes=facts.classes, channels=facts.shape[0], options=entry.options)
-        start(part, entry, network)
-        quantized = trace(network) if entry.quantize is None else insert(network, entry.quantize)
-        return cut(quantized, matches(recipe, part))
-    except QkdError as error:
-        raise type(error)(f"{part}: {error}") from error
-
-
-def matches(recipe: Recipe, part: str) -> dict[str, str]:
-    """Stage -> module path of one part."""
-    return {stage: paths[part] for stage, paths in recipe.match.items()}
-
-
-@torch.no_grad()
-def measure(networks: Mapping[str, Staged], facts: Facts) -> dict[Tap, Shape]:
-    """The shape behind every stage of every network, without the batch, from a run on two black images."""
-    shapes: dict[Tap, Shape] = {}
-    for part, network in networks.items():
-        network.eval()
-        flow: tuple = (torch.zeros(2, *facts.shape),)
-        with disabled(network):
-            for stage in network.names:
-                try:
-                    flow = network.advance(stage, flow)
-                except RuntimeError as error:
-                    size = "x".join(map(str, facts.shape))
-                    raise NetworkError(
-                        f"{part}: fails on images of {size} before {stage}: {str(error).splitlines()[0]}; "
-                        f"choose another data size or network"
-                    ) from error
-                if not isinstance(flow[0], Tensor):
-                    raise NetworkError(f"{part}: {stage} gives {type(flow[0]).__name__}, not one tensor; cut elsewhere")
-                shapes[Tap(part, stage)] = tuple(flow[0].shape[1:])
-        if shapes[Tap(part)] != (facts.classes,):
-            found = "x".join(map(str, shapes[Tap(part)]))
-            raise NetworkError(
-                f"{part}: its output has shape (batch, {found}); the data needs (batch, {facts.classes})"
-            )
-    return shapes
+        yield
+    except PlanError as error:
+        raise PlanError(str(recipe.problem_within((), str(error), other="method"))) from error
+    except SchemeError as error:
+        raise SchemeError(str(recipe.problem_within((STUDENT, "quantize"), str(error)))) from error
+    except QkdError:
+        raise
+    except Exception as error:
+        if not is_own(recipe.method.name):
+            raise
+        said = f"{recipe.method.name}: {type(error).__name__}: {error}"
+        raise PlanError(str(recipe.problem("method", said))) from error
 
 
 def _plan(recipe: Recipe, cast: Cast) -> Plan:

@@ -23,6 +23,7 @@ class Bounds:
 
 
 Count = Annotated[int, Bounds(at_least=1)]
+Seed = Annotated[int, Bounds(at_least=0, at_most=2**63 - 1)]  # what torch takes
 Positive = Annotated[float, Bounds(above=0)]
 Share = Annotated[float, Bounds(at_least=0, at_most=1)]
 NotNegative = Annotated[float, Bounds(at_least=0)]

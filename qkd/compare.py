@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkd.report.evidence import Evidence, gather, headline, mapping, shipped, short
+from qkd.report.evidence import Evidence, gather, headline, is_float_file, mapping, outdated, shipped, short
 from qkd.run import Run
 
 NUMBERS = (
@@ -31,9 +31,14 @@ def compare(runs: Sequence[Path]) -> list[dict[str, Any]]:
     return [_row(gather(Run.open(Path(folder)))) for folder in runs]
 
 
+def warnings(runs: Sequence[Path]) -> list[str]:
+    """A line for each run whose exported file is no longer the one that its figures are of."""
+    return [line for folder in runs if (line := outdated(gather(Run(Path(folder)))))]
+
+
 def _row(evidence: Evidence) -> dict[str, Any]:
     result, export, fastest = evidence.result, evidence.export, headline(shipped(evidence))
-    theirs = [row for row in evidence.rows if row not in shipped(evidence)]
+    theirs = [row for row in evidence.rows if is_float_file(row)]
     return {
         "run": str(evidence.run.folder),
         "method": result.get("method", mapping(evidence.recipe.get("method")).get("name")),

@@ -14,6 +14,7 @@ from qkd.run import RECIPE
 
 if TYPE_CHECKING:
     from qkd.export import RawImages
+    from qkd.recipe import Recipe
     from qkd.reopen import Finished
 
 INFER = "infer.py"
@@ -53,26 +54,34 @@ def metadata(finished: Finished, raw: RawImages, kind: str) -> Mapping[str, str]
 
     ``kind`` is "uint8" or "float32"; ``raw`` says how bytes are normalised, inside the file or before it.
     """
-    entry, data, run = finished.recipe.student, finished.data, finished.run
-    scheme = entry.quantize
+    folder = finished.run.folder
+    text = (folder / RECIPE).read_text()
+    return inscribed(finished.recipe, finished.data, raw, kind, name=folder.name, text=text, commit=commit(folder))
+
+
+def inscribed(
+    recipe: Recipe, data: Mapping[str, Any], raw: RawImages, kind: str, *, name: str, text: str, commit: str
+) -> Mapping[str, str]:
+    """``metadata`` from its parts: ``data`` as a run keeps it, the ``name`` of the run, the ``text`` of its recipe."""
+    scheme = recipe.student.quantize
     found = {
-        "name": run.folder.name,
+        "name": name,
         "labels": json.dumps(data["labels"]),
-        "preprocessing": json.dumps(preprocessing(finished, raw, kind)),
-        "scheme": str(scheme),
+        "preprocessing": json.dumps(preprocessing(data, raw, kind)),
+        "scheme": "float" if scheme is None else str(scheme),
         "bits": json.dumps(None if scheme is None else bits(scheme)),
-        "network": entry.build,
-        "method": finished.recipe.method.name,
-        "recipe": (run.folder / RECIPE).read_text(),
+        "network": recipe.student.build,
+        "method": recipe.method.name,
+        "recipe": text,
         "qkd": __version__,
-        "commit": commit(run.folder),
+        "commit": commit,
     }
     return {key: value for key, value in found.items() if value}
 
 
-def preprocessing(finished: Finished, raw: RawImages, kind: str) -> dict[str, Any]:
+def preprocessing(data: Mapping[str, Any], raw: RawImages, kind: str) -> dict[str, Any]:
     """From an image file to the file's input; ``multiply`` and ``add`` are float32, written so that they come back exactly."""
-    channels, height, width = finished.facts.shape
+    channels, height, width = data["shape"]
     return {
         "input": kind,
         "layout": raw.layout,
@@ -80,8 +89,8 @@ def preprocessing(finished: Finished, raw: RawImages, kind: str) -> dict[str, An
         "height": height,
         "width": width,
         "resize": "scaled and cropped in the middle, bilinear",
-        "mean": finished.data["mean"],
-        "std": finished.data["std"],
+        "mean": data["mean"],
+        "std": data["std"],
         "scale": 255,
         "multiply": [float(value) for value in raw.scale],
         "add": [float(value) for value in raw.shift],
@@ -102,9 +111,8 @@ def commit(folder: Path) -> str:
         return ""
 
 
-def write_program(file: Path) -> Path | None:
-    """``infer.py`` beside an exported file. None, and nothing written, where one stands that is somebody's own."""
-    path = file.with_name(INFER)
+def write_program(file: Path, path: Path) -> Path | None:
+    """The program for an exported file, beside it. None, and nothing written, where somebody's own stands there."""
     if path.is_file() and not path.read_text(errors="replace").startswith(MARK):
         return None
     return place(path, lambda to: to.write(PROGRAM.replace("(FILE)", f"({json.dumps(file.name)})").encode()))

@@ -11,7 +11,8 @@ from typing import Any
 from qkd.errors import ExportError, GateError, UsageError, nearest
 from qkd.export import SETTINGS, bench, quantize_file, require_openvino
 from qkd.run import RECIPE, Run, processor
-from qkd.ship import FLOAT_FILE, STUDENT_FILE, test_images
+from qkd.score import test_images
+from qkd.ship import FLOAT_FILE, STUDENT_FILE, companion
 
 BENCH = "bench.json"
 AGAINST = ("float", "ptq", "none")
@@ -48,7 +49,8 @@ def measure(
     """Time the files, interleaved with what they are compared with. -> what `qkd bench --json` prints.
 
     With ``openvino`` the same files also run there. ``against`` "ptq" also times two quantizations that onnxruntime makes
-    of the float file itself. In a run folder the result is kept as ``bench.json``. Raises ExportError for a missing file.
+    of the float file itself. The result for a run's own file is kept as its ``bench.json``.
+    Raises ExportError for a missing file.
     """
     if openvino:
         require_openvino()
@@ -71,7 +73,7 @@ def measure(
         openvino=openvino,
     )
     report = {"processor": processor(), "rows": [row.as_dict() for row in rows], "judged": [str(p) for p in paths]}
-    if run:
+    if run and run.folder / STUDENT_FILE in paths:  # of another file in the folder the run's page knows nothing
         run.write(BENCH, json.dumps(report, indent=2) + "\n")
     return report
 
@@ -155,5 +157,5 @@ def _against(first: Path, against: str) -> Path | None:
             known = ", ".join(AGAINST)
             raise ExportError(f"--against {against}: choose {known} or an ONNX file{nearest(against, AGAINST)}")
         return _file(Path(against))
-    beside = first.with_name(FLOAT_FILE)
+    beside = companion(first, FLOAT_FILE)
     return beside if beside.is_file() and beside != first else None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from qkd.atomic import on_trial, place
 from qkd.data import Data
-from qkd.errors import DataError, ExportError, GateError
+from qkd.errors import ExportError, GateError
 from qkd.evaluate import logits
 from qkd.export import (
     INPUT,
@@ -26,11 +27,10 @@ from qkd.export import (
     require,
     require_openvino,
     save,
-    suited_to,
     target_of,
     verify,
 )
-from qkd.inscription import metadata, write_program
+from qkd.inscription import INFER, metadata, write_program
 from qkd.produce import Finished, float_network, load_data, reload
 from qkd.run import Run
 
@@ -49,7 +49,7 @@ def ship(
     layout: Layout = "nchw",
     target: str = "onnxruntime",
 ) -> dict[str, Any]:
-    """Emit, verify, save; the float file and ``infer.py`` beside. -> what `qkd export --json` prints.
+    """Emit, verify, save; the float file, ``infer.py`` and the report beside. -> what `qkd export --json` prints.
 
     With ``input`` "uint8" the file takes raw images in a layout and normalises them itself, to the same logits. Raises
     GateError if the file is not what was trained, and leaves what was there; ExportError for settings that make no file.
@@ -76,26 +76,36 @@ def ship(
         if input == "uint8":
             _require_same(finished, storage, beside, data, raw)
         network = float_network(finished) or finished.product
-        floating = save(emit_float(network, finished.facts.shape), path.with_name(FLOAT_FILE))
+        floating = save(emit_float(network, finished.facts.shape), companion(path, FLOAT_FILE))
         facts = {"file": str(path), "bytes": beside.stat().st_size, "float_bytes": floating.stat().st_size}
+        digest = hashlib.sha256(beside.read_bytes()).hexdigest()
     report = {
         **verdict,
         **facts,
+        "sha256": digest,
         "target": target,
         "storage": storage,
         "input": input,
         "layout": layout,
         **_resolution(emitted),
     }
-    program = write_program(path)
+    program = write_program(path, companion(path, INFER))
     report["program"] = None if program is None else str(program)
-    place(path.with_name(EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    place(companion(path, EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
     return report
 
 
+def companion(path: Path, name: str) -> Path:
+    """Where what belongs to an exported file stands: ``name`` itself beside student.onnx, ``x.name`` beside x.onnx.
+
+    So a second file in a folder, of another network perhaps, leaves alone what belongs to the first.
+    """
+    return path.with_name(name if path.name == STUDENT_FILE else f"{path.name.removesuffix('.onnx')}.{name}")
+
+
 def _require(path: Path, input: str, layout: str) -> None:
-    if path.name == FLOAT_FILE:
-        raise ExportError(f"{path}: the float file of the same network gets this name; choose another with -o")
+    if path.name == FLOAT_FILE or path.name.endswith(f".{FLOAT_FILE}"):
+        raise ExportError(f"{path}: float files beside exported ones get such names; choose another with -o")
     if layout != "nchw" and input != "uint8":
         raise ExportError(f"layout {layout} with float input: training's own layout is nchw; add --input uint8")
 
@@ -157,56 +167,3 @@ def _resolution(emitted: Emitted) -> dict[str, Any]:
         "resolution": [each.as_dict() for each in emitted.resolution],
         "coarse_layers": [each.layer for each in emitted.resolution if each.coarse],
     }
-
-
-class Sample(NamedTuple):
-    """Test images (N, C, H, W), normalised and as bytes, and their labels (N,)."""
-
-    images: np.ndarray
-    raw: np.ndarray
-    labels: np.ndarray
-
-
-def test_images(run: Run) -> Sample | None:
-    """The test images of a run's recipe; None where the data is not there any more."""
-    try:
-        return _images_for(run.folder / STUDENT_FILE, None)
-    except DataError:
-        return None
-
-
-def score(
-    run_or_file: Path, *, recipe: str | None, integer: bool, device: str = "auto", threads: int | None = None
-) -> dict[str, Any]:
-    """Accuracy of a run's product or of an ONNX file on test images. -> what `qkd eval --json` prints.
-
-    ``integer`` evaluates the ONNX file with the integer emulator. Raises DataError if no test data is known.
-    """
-    from qkd.evaluate import top1
-    from qkd.export import emulate
-    from qkd.produce import Machine, test_top1
-
-    if run_or_file.is_dir() and not integer:
-        finished = reload(Run.open(run_or_file))
-        fabric = Machine(device, threads=threads).fabric()
-        data = load_data(finished.recipe).at_hand()
-        value = test_top1(finished.product.to(fabric.device), data, finished.recipe.data.batch, fabric.device)
-        return {"top1": value, "images": len(data.test.labels)}
-    path = run_or_file / STUDENT_FILE if run_or_file.is_dir() else run_or_file
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; `qkd export` writes one")
-    sample = _images_for(path, recipe)
-    outputs = (emulate if integer else predict)(path, suited_to(path, sample.images, sample.raw))
-    import torch
-
-    return {"top1": top1(torch.from_numpy(outputs), torch.from_numpy(sample.labels)), "images": len(sample.labels)}
-
-
-def _images_for(path: Path, recipe: str | None) -> Sample:
-    from qkd import recipe as recipes
-
-    if recipe is None and not (path.parent / "recipe.yaml").is_file():
-        raise DataError(f"{path}: stands in no run folder; name a recipe whose test data is meant with --data")
-    own = path.parent / "recipe.yaml"  # of a run, whose data may be gone by now: load_data says so
-    data = load_data(recipes.load(own, paths_exist=False) if recipe is None else recipes.load(recipe)).at_hand()
-    return Sample(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())

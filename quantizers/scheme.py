@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,12 +20,15 @@ ONLY = {"ternary": 2, "binary": 1}
 WITHOUT_ZERO = ("pact", "dorefa", "hwgq", "ewgs")
 """Families whose weights have no level at zero, so that 1 bit is a grid: -1 and 1 times a scale."""
 
+FAMILY_FIELDS = ("family", "weight_family", "activation_family")
+BITS_FIELDS = ("weights", "activations", "first", "last", "sums")
+
 SHORTHAND = re.compile(r"w([1-8])a([1-8])")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Bits and family of a network's quantizers; a mistake raises SchemeError.
+    """Bits and family of a network's quantizers; mistakes raise one SchemeError with a line for each.
 
     Args:
         weights: bits of conv and linear weights.
@@ -66,37 +69,36 @@ class Scheme:
     overrides: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("family", "weight_family", "activation_family"):
-            if getattr(self, name) is not None or name == "family":
-                _check_word(name, getattr(self, name), get_args(FamilyName))
-        for name in ("weights", "activations", "first", "last", "sums"):
-            self._check_bits(name, getattr(self, name))
-        _check_word("calibration", self.calibration, get_args(Calibration))
-        _check_word("delta", self.delta, get_args(Delta))
+        wrong = self._wrong_words() or self._wrong_families()
+        wrong += _said(_check_switch, [(name, getattr(self, name)) for name in ("per_channel", "exact")])
+        if wrong:
+            raise SchemeError("\n".join(wrong))
+
+    def _wrong_words(self) -> list[str]:
+        """What is a word or a number of bits that no scheme has, a line each."""
+        families = [(name, getattr(self, name), get_args(FamilyName)) for name in FAMILY_FIELDS]
+        words = [each for each in families if each[1] is not None or each[0] == "family"]
+        words += [("calibration", self.calibration, get_args(Calibration)), ("delta", self.delta, get_args(Delta))]
+        wrong = _said(_check_word, words) + _said(_check_bits, [(name, getattr(self, name)) for name in BITS_FIELDS])
+        return wrong + _said(_bits_of_override, self.overrides.items())
+
+    def _wrong_families(self) -> list[str]:
+        """What does not fit the families, a line each; all words are known by now."""
+        families = (self.of_weights, self.of_activations)
+        weights = [("weights", self.weights, "weights"), ("first", self.first, "ends"), ("last", self.last, "ends")]
+        weights += [(f"overrides: {name}", bits_of(text)[0], "ends") for name, text in self.overrides.items()]
+        wrong = _said(self._check_weights, weights)
+        wrong += _said(check_bits, [(self.progressive, min(self.weights, self.activations), families)])
+        return wrong + _said(self._check_of_one_family, [()])
+
+    def _check_of_one_family(self) -> None:
         if self.delta != "fixed" and "ewgs" not in (self.of_weights, self.of_activations):
             raise SchemeError(f"delta: family {self.family} scales no gradients; take family: ewgs, or leave delta out")
-        for name in ("per_channel", "exact"):
-            if not isinstance(getattr(self, name), bool):
-                raise SchemeError(f"{name}: {getattr(self, name)!r} is not true or false")
-        if self.exact and (self.of_weights, self.of_activations) != ("pot", "pot"):
+        if self.exact is True and (self.of_weights, self.of_activations) != ("pot", "pot"):
             raise SchemeError(
                 f"exact: scales of family {self.of_weights} and {self.of_activations} are no powers of two, so that "
                 f"integers round otherwise than floats; take family: pot"
             )
-        check_bits(self.progressive, min(self.weights, self.activations), (self.of_weights, self.of_activations))
-        for pattern, shorthand in self.overrides.items():
-            try:
-                self._check_bits(f"overrides: {pattern}", bits_of(shorthand)[0], "ends")
-            except SchemeError as error:
-                words = str(error).removeprefix(f"overrides: {pattern}: ")
-                raise SchemeError(f"overrides: {pattern}: {words}") from error
-
-    def _check_bits(self, name: str, bits: Any, kind: str = "") -> None:
-        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
-            raise SchemeError(f"{name}: {bits!r} is not a number of bits; possible are 1 to 8")
-        kind = kind or ("weights" if name == "weights" else "ends" if name in ("first", "last") else "")
-        if kind:
-            self._check_weights(name, bits, kind)
 
     def _check_weights(self, name: str, bits: int, kind: str) -> None:
         """Whether weights of so many bits have a grid in their family that export can write."""
@@ -175,6 +177,34 @@ def bits_of(shorthand: str) -> tuple[int, int]:
             f"write w<bits>a<bits> with 1 to 8 bits, such as w4a8"
         )
     return int(found[1]), int(found[2])
+
+
+def _bits_of_override(pattern: str, shorthand: str) -> None:
+    try:
+        bits_of(shorthand)
+    except SchemeError as error:
+        raise SchemeError(f"overrides: {pattern}: {error}") from error
+
+
+def _said(check: Callable[..., None], each: Iterable[Sequence[Any]]) -> list[str]:
+    """What a check says of whatever it is given in turn."""
+    wrong = []
+    for given in each:
+        try:
+            check(*given)
+        except SchemeError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def _check_bits(name: str, bits: Any) -> None:
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
+        raise SchemeError(f"{name}: {bits!r} is not a number of bits; possible are 1 to 8")
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise SchemeError(f"{name}: {value!r} is not true or false")
 
 
 def _check_word(name: str, word: Any, known: tuple[str, ...]) -> None:

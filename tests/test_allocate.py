@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qkd.allocate import allocate, choose, costs, packed_size, sensitivity, under_size
+from qkd.allocate import COMMIT, NAME, allocate, choose, costs, packed_size, sensitivity, under_size
 from qkd.errors import SchemeError
 from qkd.produce import Machine, produce, reload
 from qkd.quantizers import Scheme, calibrate, insert, quantizers
 from qkd.run import Run
+from qkd.ship import ship
 from tests.test_train import recipe_in
 from tests.tiny_wirings import Residual, images, settled
 
@@ -77,19 +78,23 @@ def test_sensitivity_by_loss_is_what_the_loss_rises_by() -> None:
 
 
 def test_a_file_no_larger_than_the_budget() -> None:
-    network, scheme, shape = settled(Residual), Scheme(8, 8), (3, 16, 16)
+    network, scheme, some = settled(Residual), Scheme(8, 8), images(4)
     found, activations = sensitivity(network, scheme, images(), torch.arange(len(images())) % 4, (2, 4, 8), "logits")
-    least, most = (packed_size(network, Scheme(bits, 8), shape) for bits in (2, 8))
+    least, most = (packed_size(network, Scheme(bits, 8), some) for bits in (2, 8))
     sizes = []
+
+    def bytes_of(scheme: Scheme) -> int:
+        return packed_size(network, scheme, some)
+
     for share in (0.0, 0.5, 1.0):
         budget = (least + share * (most - least)) / 1000
-        chosen = under_size(network, scheme, found, activations, budget, shape)
-        sizes.append(packed_size(network, Scheme(**chosen.block(scheme, activations)), shape))
+        chosen = under_size(network, scheme, found, activations, budget, bytes_of)
+        sizes.append(bytes_of(Scheme(**chosen.block(scheme, activations))))
         assert sizes[-1] <= 1000 * budget
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] == most
     with pytest.raises(SchemeError, match="kB is the least"):
-        under_size(network, scheme, found, activations, least / 1000 - 0.1, shape)
+        under_size(network, scheme, found, activations, least / 1000 - 0.1, bytes_of)
 
 
 @pytest.mark.parametrize("unit", ["bits", "kb"])
@@ -107,3 +112,5 @@ def test_the_block_is_what_a_recipe_trains_with(tmp_path: Path, unit: Any) -> No
     bits = {name: core.bits for name, core in quantizers(reload(run).product)}
     assert {name: bits[f"{name}.weight"] for name in found["bits"]} == found["bits"]
     assert len(set(found["bits"].values())) > 1
+    exported = ship(run, storage="packed")["bytes"] / 1000  # a commit is only written inside a git tree
+    assert exported <= found["kb"] < exported + (NAME + COMMIT + 40) / 1000

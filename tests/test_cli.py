@@ -18,7 +18,7 @@ from PIL import Image
 
 from qkd.cli import main
 from qkd.run import Run
-from qkd.ship import test_images as images_of
+from qkd.score import test_images as images_of
 from tests.test_train import TINY
 
 

@@ -92,6 +92,17 @@ def test_a_run_that_has_not_come_far_has_a_row_too(tmp_path: Path) -> None:
     assert (row["method"], row["bits"], row["seed"]) == ("cmtkd", "w4a4", 1)
 
 
+def test_another_files_figures_are_nobodys(tmp_path: Path) -> None:
+    run = Run(run_of(tmp_path / "a"))
+    rows = run.read_json("bench.json")["rows"]
+    other = {**rows[1], "file": str(run.folder / "ptq_u8s8.onnx"), "p50_ms": 0.1}
+    run.write_json("bench.json", {"rows": [rows[1], other, rows[2]]})
+    assert compare([run.folder])[0]["float_p50_ms"] == 0.5
+    run.write_json("bench.json", {"rows": [{**other, "file": str(run.folder / "x.onnx")}]})
+    (row,) = compare([run.folder])
+    assert row["bytes"] == 90_000 and row["p50_ms"] is row["float_p50_ms"] is row["speedup"] is None
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such folder"):
         compare([tmp_path / "nowhere"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qkd.data import Split
+from qkd.data import Split, load
 from qkd.data.folder import folder
 from qkd.errors import DataError
 
@@ -115,3 +115,33 @@ def test_everything_wrong_with_a_folder_is_said(root: Path, tmp_path: Path) -> N
     assert said() == f"ROOT/test: no such folder: ROOT holds tests, train (did you mean 'tests'?); {expected}"
     (root / "test").mkdir()
     assert said() == "ROOT/test: no class folders in it; expected: ROOT/test/<class>/ with images"
+
+
+@pytest.mark.parametrize(
+    ("val", "said"),
+    [
+        (0.99, r"too few images \(train 0, val 20, test 4\); train needs at least 2: hold back a smaller share"),
+        (0.0, r"too few images \(train 20, val 0, test 4\); val needs at least 1: .*hold back a larger share"),
+        (0.01, r"\(train 20, val 0, test 4\)"),
+    ],
+)
+def test_a_split_without_images_is_refused_before_anything_is_trained(root: Path, val: float, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        load("folder", {"root": root, "size": 8, "val": val})
+    assert len(load("folder", {"root": root, "size": 8, "val": 0.1}).val.labels) == 2
+
+
+def test_one_image_per_class_leaves_none_to_choose_with(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        image(tmp_path / part / "cat" / "a.png", 1)
+        image(tmp_path / part / "dog" / "a.png", 2)
+    with pytest.raises(DataError, match=r"folder: too few images \(train 2, val 0, test 2\)"):
+        load("folder", {"root": tmp_path, "size": 8})
+
+
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    for at in range(20):
+        image(tmp_path / "train" / "cat" / f"{at}.png", at)
+    image(tmp_path / "test" / "cat" / "a.png", 1)
+    with pytest.raises(DataError, match=r"train holds images of one class alone \(cat\).*at least 2 classes"):
+        load("folder", {"root": tmp_path, "size": 8})

@@ -88,7 +88,7 @@ def test_training_that_made_it_worse_is_not_passed_over(
     before: float | None, worse: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = {"run": "runs/x", "method": "qat", "top1": 96.0, "float_top1": None, "before_top1": before}
-    shown(result, as_json=False)
+    shown(result)
     said = capsys.readouterr()
     assert ("better before training; lower train.rate" in said.err) is worse
     assert "96.00 % on test" in said.out

@@ -55,7 +55,7 @@ def test_rooms_are_linked_relatively(room: str) -> None:
 
 ENGINE = (
     *sorted((ROOT / "qkd/engine").glob("*.py")),
-    *(ROOT / f"qkd/{name}.py" for name in ("forward", "assemble", "plan", "evaluate")),
+    *(ROOT / f"qkd/{name}.py" for name in ("forward", "assemble", "construct", "plan", "evaluate")),
 )
 
 

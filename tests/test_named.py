@@ -47,7 +47,7 @@ def test_tiny_imagenet_is_read_from_its_folders(tmp_path: Path, monkeypatch: pyt
     assert torch.equal(found.test.images[1], torch.from_numpy(expected.copy()))
     monkeypatch.setenv("QKD_DATA", str(base))
     assert data.load("tiny_imagenet", {"val": 0.2}).fingerprint() == found.fingerprint()
-    streamed = data.load("tiny_imagenet", {"memory": False, "limit": 4})
+    streamed = data.load("tiny_imagenet", {"memory": False, "limit": 4, "val": 0.5})
     assert isinstance(streamed.train.images, Pictures)
     assert len(streamed.train.labels) + len(streamed.val.labels) == len(streamed.test.labels) == 4
 

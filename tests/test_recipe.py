@@ -169,6 +169,19 @@ def test_options_that_do_nothing_are_named_unless_they_are_as_ever() -> None:
     assert found_again.message == "does nothing with `soft: 0.0`; it counts where `soft` is above zero"
 
 
+def test_settings_that_their_optimizer_or_schedule_never_reads_are_named() -> None:
+    unread = "{epochs: 4, optimizer: adamw, momentum: 0.8, nesterov: false, milestones: [0.3]}"
+    Path("r.yaml").write_text(changed(train=unread, pretrain="{optimizer: adamw, momentum: 0.9, nesterov: false}"))
+    assert [str(problem) for problem in recipe.warnings(recipe.load("r.yaml"))] == [
+        "r.yaml:5: pretrain.nesterov: does nothing with `optimizer: adamw`; it counts where `optimizer` is sgd",
+        "r.yaml:4: train.milestones: does nothing with `schedule: cosine`; it counts where `schedule` is step",
+        "r.yaml:4: train.momentum: does nothing with `optimizer: adamw`; it counts where `optimizer` is sgd",
+        "r.yaml:4: train.nesterov: does nothing with `optimizer: adamw`; it counts where `optimizer` is sgd",
+    ]
+    Path("r.yaml").write_text(changed(train="{epochs: 4, schedule: step, milestones: [0.3], momentum: 0.8}"))
+    assert recipe.warnings(recipe.load("r.yaml")) == []
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_an_option_needs_is_an_option_with_such_values(name: str) -> None:
     known, options = about(METHODS[name]), options_from(METHODS[name]).parameters

@@ -135,7 +135,31 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "scheme's bits": (
         changed(student="{build: resnet8, quantize: {weights: 9, activations: 4}}"),
-        ["2: student.quantize: weights: 9 is not a number of bits; possible are 1 to 8"],
+        ["2: student.quantize.weights: 9 is not a number of bits; possible are 1 to 8"],
+    ),
+    "scheme's every mistake": (
+        changed(
+            student="{build: resnet8, quantize: {weights: 4,\n  activations: 99,\n"
+            '  first: 77, overrides: {\n  "layer1.*": banana,\n  fc: w2a2}}}'
+        ),
+        [
+            "3: student.quantize.activations: 99 is not a number of bits; possible are 1 to 8",
+            "4: student.quantize.first: 77 is not a number of bits; possible are 1 to 8",
+            "5: student.quantize.overrides.layer1.*: 'banana' is not a quantization scheme; "
+            "write w<bits>a<bits> with 1 to 8 bits, such as w4a8",
+        ],
+    ),
+    "scheme's families": (
+        changed(
+            student="{build: resnet8, quantize: {weights: 1, activations: 2, first: 1, delta: hessian, exact: true}}"
+        ),
+        [
+            "2: student.quantize.delta: family lsq scales no gradients; take family: ewgs, or leave delta out",
+            "2: student.quantize.first: 1-bit weights have no grid in family lsq (its only level would be 0); "
+            "take 2 bits, or weight_family: binary (-1 and 1 times a scale)",
+            "2: student.quantize.weights: 1-bit weights have no grid in family lsq (its only level would be 0); "
+            "take 2 bits, or weight_family: binary (-1 and 1 times a scale)",
+        ],
     ),
     "scheme as a number": (
         changed(student="{build: resnet8, quantize: 0}"),
@@ -220,6 +244,13 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
     "epochs as a truth": (changed(train="{epochs: true}"), ["4: train.epochs: must be a whole number, got true"]),
     "pretrain": (changed(pretrain="[1]"), ["5: pretrain: must be a mapping of keys to values, got [1]"]),
     "seed": (changed(seed="-1"), ["5: seed: must be at least 0, got -1"]),
+    "seed beyond what torch takes": (
+        changed(seed=str(2**63), data=f"{{name: fake, seed: {2**64}}}"),
+        [
+            f"3: data.seed: must be at most 9.22337e+18, got {2**64}",
+            f"5: seed: must be at most 9.22337e+18, got {2**63}",
+        ],
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from qkd import recipe as recipes
 from qkd.cli import main
 from qkd.engine.machine import Machine
 from qkd.errors import ExportError, GateError, UsageError
-from qkd.evaluate import logits
+from qkd.evaluate import logits, top1
 from qkd.export import emulate, predict
 from qkd.inscription import MARK
 from qkd.measure import Gates, measure, require_gates
-from qkd.produce import load_data, produce
+from qkd.produce import load_data, produce, reload
 from qkd.run import Run
-from qkd.ship import Sample, score, ship, test_images
+from qkd.score import Sample, score, test_images
+from qkd.ship import ship
 from tests.test_train import TINY
 
 test_images.__test__ = False  # type: ignore[attr-defined]
@@ -61,7 +63,7 @@ def test_raw_input_gives_the_logits_of_float_input_on_all_test_images(run: Run, 
     assert np.array_equal(predict(tmp_path / "raw.onnx", given), expected)
     assert np.array_equal(emulate(tmp_path / "raw.onnx", given), expected)
     assert (report["input"], report["layout"], report["equal_fraction"], report["images"]) == ("uint8", layout, 1, 32)
-    assert report["float_layers"] == () and (tmp_path / "float.onnx").stat().st_size == report["float_bytes"]
+    assert report["float_layers"] == () and (tmp_path / "raw.float.onnx").stat().st_size == report["float_bytes"]
     assert report["top1_onnxruntime"] == pytest.approx(100 * (expected.argmax(1) == labels).mean())
 
 
@@ -78,8 +80,9 @@ def test_a_raw_file_is_scored_and_timed_with_bytes(run: Run, tmp_path: Path) -> 
 
 
 def test_settings_that_make_no_file_are_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="choose another with -o"):
-        ship(run, output=tmp_path / "float.onnx")
+    for name in ("float.onnx", "s.float.onnx"):
+        with pytest.raises(ExportError, match="choose another with -o"):
+            ship(run, output=tmp_path / name)
     with pytest.raises(ExportError, match="add --input uint8"):
         ship(run, output=tmp_path / "x.onnx", layout="nhwc")
     assert not list(tmp_path.iterdir())
@@ -133,10 +136,94 @@ def test_the_program_beside_classifies_a_png_without_qkd(run: Run, kind: Any, la
     assert "qkd." not in source and "torch" not in source and len(source.splitlines()) < 30
 
 
-def test_a_program_of_ones_own_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+def test_a_program_of_ones_own_is_never_overwritten(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "infer.py").write_text("mine")
-    assert ship(run, output=tmp_path / "s.onnx")["program"] is None
+    main_or_exit(["export", str(run.folder), "-o", str(tmp_path / "student.onnx")])
+    assert "infer.py" in (out := capsys.readouterr().out) and "your own" in out
+    assert json.loads((tmp_path / "export.json").read_text())["program"] is None
     assert (tmp_path / "infer.py").read_text() == "mine" and (run.folder / "infer.py").read_text().startswith(MARK)
+
+
+def test_what_belongs_to_one_file_is_left_alone_by_the_next(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "copy")
+    copy = Run(tmp_path / "copy")
+    measure([copy.folder], batches=(1,), seconds=0.01)
+    kept = {path.name: path.read_bytes() for path in copy.folder.iterdir() if path.is_file()}
+    report = ship(copy, output=copy.folder / "x.onnx", storage="packed")
+    assert {name: (copy.folder / name).read_bytes() for name in kept} == kept
+    assert {path.name for path in copy.folder.iterdir() if path.is_file()} - set(kept) == {
+        "x.onnx",
+        "x.float.onnx",
+        "x.export.json",
+        "x.infer.py",
+    }
+    assert json.loads((copy.folder / "x.export.json").read_text())["file"] == report["file"]
+    rows = measure([copy.folder / "x.onnx"], batches=(1,), seconds=0.01)["rows"]
+    assert [Path(row["file"]).name for row in rows] == ["x.onnx", "x.float.onnx"]
+    assert (copy.folder / "bench.json").read_bytes() == kept["bench.json"]
+    (copy.folder / "x.float.onnx").unlink()
+    rows = measure([copy.folder / "x.onnx"], batches=(1,), seconds=0.01)["rows"]
+    assert [Path(row["file"]).name for row in rows] == ["x.onnx"]
+
+
+def test_a_file_that_is_not_the_verified_one_any_more_is_told(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "student.onnx"
+    said = f"warning: {file}: no longer the file that was verified; `qkd export {tmp_path / 'copy'}` again\n"
+    for changed in (False, True):
+        if changed:
+            file.write_bytes((run.folder / "float.onnx").read_bytes())
+        for command in ("compare", "report"):
+            main_or_exit([command, str(tmp_path / "copy")])
+            assert capsys.readouterr().err == said * changed
+    assert "no longer the file that was verified" in (tmp_path / "copy" / "report.html").read_text()
+
+
+def test_a_run_is_scored_on_other_data(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def recipe(name: str, **data: Any) -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**TINY, "data": {**TINY["data"], **data}}))
+        return str(path)
+
+    longer = recipe("longer", train=80, test=48)
+    found = [
+        score(which, recipe=longer, integer=integer, device="cpu")
+        for which, integer in ((run.folder, False), (run.folder, True), (run.folder / "student.onnx", False))
+    ]
+    assert found[0]["images"] == 48 and found[1] == found[2]
+    data, finished = load_data(recipes.load(longer)), reload(run)
+    trained = replace(data, mean=tuple(finished.data["mean"]), std=tuple(finished.data["std"]))
+    assert trained.mean != data.mean
+    assert found[0]["top1"] == pytest.approx(
+        top1(logits(finished.product, trained.batches("test", 16)), data.test.labels)
+    )
+    for which in (run.folder, run.folder / "student.onnx", run.folder / "float.onnx"):
+        for wrong, has in ((recipe("large", size=20), "3 x 20 x 20"), (recipe("many", classes=5), "5")):
+            with pytest.raises(UsageError, match=f"the data has .*{has}") as caught:
+                score(which, recipe=wrong, integer=False, device="cpu")
+            assert ("3 x 16 x 16" if has != "5" else "4") in str(caught.value) and "INVALID" not in str(caught.value)
+    with pytest.raises(UsageError, match="nowhere.yaml"):
+        score(run.folder, recipe=str(tmp_path / "nowhere.yaml"), integer=False, device="cpu")
+
+
+def test_a_float_student_is_exported_as_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = {**TINY, "method": {"name": "qat"}, "teachers": {}, "match": []}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**tiny, "student": {**TINY["student"], "quantize": "off"}}))
+    made = Run.create(tmp_path / "run")
+    produce(recipes.load(tmp_path / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
+    main_or_exit(["export", str(made.folder)])
+    out = capsys.readouterr().out
+    assert "a float network; agrees with PyTorch" in out and "integer emulator" not in out
+    report = json.loads((made.folder / "export.json").read_text())
+    assert report["integer_layers"] == [] and "fc" in report["float_layers"] and report["agreement"] == 100
+    assert told(made.folder / "student.onnx")["scheme"] == "float"
+    assert ship(made, input="uint8", layout="nhwc")["agreement"] == 100
+    main_or_exit(["report", str(made.folder)])
+    assert "integer emulator" not in (made.folder / "report.html").read_text()
 
 
 def test_onnxruntimes_own_quantization_beside(run: Run) -> None:

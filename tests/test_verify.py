@@ -84,6 +84,14 @@ def test_each_failure_is_named(verdict: Verdict, change: dict[str, object], mess
     assert caught.value.exit_code == 3
 
 
+def test_a_float_network_has_to_agree_with_pytorch(verdict: Verdict) -> None:
+    floating = dataclasses.replace(verdict, integer_layers=(), float_layers=("fc",), reasons={"fc": "float"})
+    require(dataclasses.replace(floating, agreement=99.5))
+    for agreement in (0.0, 98.0):
+        with pytest.raises(GateError, match="a float network, and top-1 agrees with PyTorch on"):
+            require(dataclasses.replace(floating, agreement=agreement))
+
+
 def test_announced_float_layers_pass(verdict: Verdict) -> None:
     require(dataclasses.replace(verdict, float_layers=("h",), reasons={"h": "no kernel"}, equal_fraction=0.5))
 

@@ -19,7 +19,9 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
     "--bits", type=POSITIVE, help="Budget: mean bits of the weights between first and last layer, such as 3.5."
 )
 @click.option("--mac-bits", type=POSITIVE, help="Budget: the same, each weight counted as often as it is multiplied.")
-@click.option("--kb", type=POSITIVE, help="Budget: size of the packed file in kB (1000 bytes).")
+@click.option(
+    "--kb", type=POSITIVE, help="Budget: size in kB (1000 bytes) of the whole file of `qkd export --storage packed`."
+)
 @click.option(
     "--measure",
     type=click.Choice(["loss", "logits"]),

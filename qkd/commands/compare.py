@@ -27,6 +27,8 @@ def compare(runs: tuple[Path, ...], seeds: bool, output: Path | None, as_json: b
     if output is not None:
         require_known(output)
     rows = comparing.compare(runs)
+    for warning in comparing.warnings(runs):
+        click.echo(f"warning: {warning}", err=True)
     groups = comparing.by_recipe(runs) if seeds else []
     if as_json:
         click.echo(json.dumps({"rows": rows, **({"groups": groups} if seeds else {})}))

@@ -13,7 +13,7 @@ from qkd.commands.train import on_machine
 @click.command("eval")
 @click.argument("run_or_file", type=click.Path(path_type=Path))
 @click.option(
-    "--data", "recipe", help="A recipe whose test data is used; needed for an ONNX file outside a run folder."
+    "--data", "recipe", help="A recipe whose test data is used instead; needed for an ONNX file outside a run folder."
 )
 @click.option("--integer", is_flag=True, help="Evaluate with the integer emulator: the accuracy that is deployed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -22,7 +22,7 @@ def evaluate(
     run_or_file: Path, recipe: str | None, integer: bool, as_json: bool, device: str, threads: int | None
 ) -> None:
     """Top-1 of a run's product, or of an ONNX file, on the test split."""
-    from qkd.ship import score
+    from qkd.score import score
 
     result = score(run_or_file, recipe=recipe, integer=integer, device=device, threads=threads)
     click.echo(

@@ -11,7 +11,12 @@ import click
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file. [default: RUN/student.onnx]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The file; what belongs to x.onnx becomes x.float.onnx, x.export.json, x.infer.py. [default: RUN/student.onnx]",
+)
 @click.option(
     "--storage",
     type=click.Choice(["int8", "packed"]),
@@ -72,6 +77,7 @@ def show(report: dict[str, Any]) -> None:
     """The report as a table for people."""
     from rich.table import Table
 
+    from qkd.inscription import INFER
     from qkd.progress import console
 
     table = Table(title=report["file"], show_header=False, title_justify="left")
@@ -80,15 +86,12 @@ def show(report: dict[str, Any]) -> None:
     smaller = report["float_bytes"] / report["bytes"]
     rows = [
         ("integer layers", f"{count} of {count + len(floats)}" + "".join(f"\nfloat: {f}" for f in floats)),
-        (
-            "equal to the integer emulator",
-            f"{100 * report['equal_fraction']:.2f} % of the {report['images']} test images, every logit",
-        ),
+        _proof(report, count),
         *(
             [("equal to PyTorch's fake quantization", "100.00 % of them, every logit")]
             * (report["same_as_reference"] == 1)
         ),
-        ("top-1 in PyTorch (fake quantization)", f"{report['top1_torch']:.2f} %"),
+        ("top-1 in PyTorch" + " (fake quantization)" * bool(count), f"{report['top1_torch']:.2f} %"),
         ("top-1 in onnxruntime", f"{report['top1_onnxruntime']:.2f} %"),
         (
             "size",
@@ -96,7 +99,8 @@ def show(report: dict[str, Any]) -> None:
         ),
         ("takes", _takes(report)),
         ("needs onnxruntime", f">= {report['minimum_onnxruntime']}"),
-        ("resolution", _resolution(report)),
+        *([("resolution", _resolution(report))] * bool(count)),
+        ("classifies image files", report["program"] or f"nothing: {INFER} beside it is your own and stays as it is"),
     ]
     if "openvino" in report:
         found = report["openvino"]
@@ -104,6 +108,16 @@ def show(report: dict[str, Any]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console().print(table)
+
+
+def _proof(report: dict[str, Any], integers: int) -> tuple[str, str]:
+    if not integers:
+        return (
+            "a float network; agrees with PyTorch",
+            f"on {report['agreement']:.2f} % of the {report['images']} test images",
+        )
+    equal = f"{100 * report['equal_fraction']:.2f} % of the {report['images']} test images, every logit"
+    return "equal to the integer emulator", equal
 
 
 def show_trial(report: dict[str, Any]) -> None:

@@ -11,7 +11,10 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Write RUN/report.html: one self-contained page with curves, importance, export and speed."""
+    from qkd.compare import warnings
     from qkd.report import write
     from qkd.run import Run
 
+    for warning in warnings([run]):
+        click.echo(f"warning: {warning}", err=True)
     click.echo(write(Run.open(run)))

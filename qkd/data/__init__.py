@@ -8,6 +8,7 @@ from typing import Any
 from qkd.data.augment import Changes
 from qkd.data.batches import Batch, Data, Split
 from qkd.data.digits import digits
+from qkd.data.enough import refuse_too_few
 from qkd.data.fake import fake
 from qkd.data.folder import folder
 from qkd.data.hub import huggingface
@@ -32,9 +33,9 @@ DATASETS: dict[str, Callable[..., Data]] = {
 
 
 def load(name: str, options: Mapping[str, Any]) -> Data:
-    """A data set by its name, or by ``file.py:Name``. Raises DataError."""
+    """A data set by its name, or by ``file.py:Name``. Raises DataError, also where a split holds too few images."""
     make = named(name, DATASETS, what="data set", error=DataError)
-    return own_data(name, make, options) if is_own(name) else make(**options)
+    return refuse_too_few(name, own_data(name, make, options) if is_own(name) else make(**options))
 
 
 __all__ = ["DATASETS", "Batch", "Changes", "Data", "Split", "load"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.bounds import Bounds
+from qkd.bounds import Bounds, Seed
 from qkd.data.batches import Data, Split, measure
 
 SOURCE_SIZE, SOURCE_LEVELS = 8, 16
@@ -18,7 +18,7 @@ def digits(
     *,
     size: Annotated[int, Bounds(at_least=8)] = 16,
     channels: Literal[1, 3] = 1,
-    seed: Annotated[int, Bounds(at_least=0)] = 0,
+    seed: Seed = 0,
 ) -> Data:
     """1078 images to train on, 360 to choose with, 359 to test with; each class has the same share of each.
 

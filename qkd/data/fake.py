@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.bounds import Bounds, Count
+from qkd.bounds import Bounds, Count, Seed
 from qkd.data.batches import Data, Split, measure
 
 CONTRAST, NOISE = 0.2, 0.15  # of the full range
@@ -21,7 +21,7 @@ def fake(
     classes: Annotated[int, Bounds(at_least=2)] = 10,
     train: Count = 512,
     test: Count = 128,
-    seed: Annotated[int, Bounds(at_least=0)] = 0,
+    seed: Seed = 0,
 ) -> Data:
     """``train`` images to train on, ``test`` to choose with and ``test`` others to test with; the same for one seed."""
     generator = torch.Generator().manual_seed(seed)

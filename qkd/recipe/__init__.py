@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+READ_WITH = {"milestones": ("schedule", "step"), "momentum": ("optimizer", "sgd"), "nesterov": ("optimizer", "sgd")}
+"""Settings of training that count only where another one has that value."""
+
+
 def load(path: str | Path, overrides: Sequence[str] = (), *, paths_exist: bool = True) -> Recipe:
     """The recipe in a file, or the bundled one of that name, with ``a.b=value`` overrides; all defaults filled in.
 
@@ -93,7 +97,19 @@ def warnings(recipe: Recipe) -> list[Problem]:
         if settings.warmup >= settings.epochs:
             said = f"{settings.warmup:g} of {settings.epochs} epochs: the rate is never at its full height"
             found.append(recipe.problem(f"{section}.warmup", said))
+        found += _unused(recipe, section, settings)
     return [*found, *_idle(recipe)]
+
+
+def _unused(recipe: Recipe, section: str, settings: Train) -> list[Problem]:
+    """Settings of a section that are not at their defaults and that its optimizer or its schedule never reads."""
+    found = []
+    for name, (other, value) in READ_WITH.items():
+        chosen = getattr(settings, other)
+        if chosen != value and getattr(settings, name) != type(settings).model_fields[name].default:
+            said = f"does nothing with `{other}: {chosen}`; it counts where `{other}` is {value}"
+            found.append(recipe.problem(f"{section}.{name}", said))
+    return found
 
 
 def _idle(recipe: Recipe) -> list[Problem]:

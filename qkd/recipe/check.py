@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from qkd.bounds import Bounds
+from qkd.bounds import Seed
 from qkd.recipe.entries import data, method, network
 from qkd.recipe.models import STUDENT, Origin, Pretrain, Recipe, Section, Train
 from qkd.recipe.options import checked
@@ -17,7 +17,7 @@ RESERVED = (STUDENT, "exchange", SHARED)  # names that mean something else in th
 
 
 class _Seed(Section):
-    seed: Annotated[int, Bounds(at_least=0)]
+    seed: Seed
 
 
 def recipe_of(source: Source) -> Recipe | None:

@@ -11,7 +11,7 @@ from qkd.errors import SchemeError, UsageError, nearest
 from qkd.options import Options, options_from
 from qkd.recipe.models import FLOAT, SCRATCH, DataEntry, MethodEntry, NetworkEntry
 from qkd.recipe.options import checked, model_of
-from qkd.recipe.text import Key, Source, listed, shown
+from qkd.recipe.text import Key, Source, listed, shown, under
 from qkd.user_code import is_own, named
 
 
@@ -132,7 +132,8 @@ def _scheme(source: Source, key: Key, value: Any) -> Any:
             made = checked(source, key, model_of("scheme", options_from(Scheme, keyword_only=False)), value)
             return Scheme(**dict(made)) if made is not None else None
     except SchemeError as error:
-        source.say(key, str(error))
+        for line in str(error).splitlines():
+            source.say(*under(source.places, key, line))
         return None
     source.say(
         key, f"must be off, a scheme such as w4a8, or a mapping with weights and activations, got {shown(value)}"

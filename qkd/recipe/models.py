@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qkd.bounds import Bounds, Count, NotNegative, Positive, Share
+from qkd.bounds import Bounds, Count, NotNegative, Positive, Seed, Share
 from qkd.errors import Problem
-from qkd.recipe.text import Key, Place, problem_at
+from qkd.recipe.text import Key, Place, problem_at, under
 
 if TYPE_CHECKING:
     from qkd.quantizers import Scheme
@@ -121,7 +121,7 @@ class Recipe(Section):
     data: DataEntry
     pretrain: Pretrain = Field(default_factory=Pretrain)
     train: Train
-    seed: Annotated[int, Bounds(at_least=0)] = 0
+    seed: Seed = 0
     origin: Origin = Field(default_factory=Origin, exclude=True, repr=False)
 
     @property
@@ -138,3 +138,8 @@ class Recipe(Section):
         """A mistake at a key (``teachers.four.build``), at the line it was written in."""
         words = tuple(key.split(".")) if isinstance(key, str) else key
         return problem_at(self.origin.file, dict(self.origin.places), words, message)
+
+    def problem_within(self, key: Key, message: str, *, other: str = "recipe") -> Problem:
+        """A mistake at the key below ``key`` that the message names in front; at ``other`` where that is none at all."""
+        found, said = under(self.origin.places, key, message)
+        return self.problem(found or other, said)

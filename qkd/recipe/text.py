@@ -88,6 +88,12 @@ def problem_at(file: str, places: dict[Key, Place], key: Key, message: str) -> P
     return Problem(*place, ".".join(key) or "recipe", message)
 
 
+def under(places: Collection[Key], key: Key, message: str) -> tuple[Key, str]:
+    """The key a message names in front (``first: 9 is ...``), as far as it was written below ``key``; and what is left."""
+    word, colon, rest = message.partition(": ")
+    return under(places, (*key, word), rest) if colon and (*key, word) in places else (key, message)
+
+
 def shown(value: Any) -> str:
     """A value as a message quotes it: short, and as YAML writes it."""
     words = {True: "true", False: "false", None: "null"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -77,7 +78,7 @@ def gather(run: Run) -> Evidence:
     return Evidence(
         run,
         result=_json(run, RESULT),
-        export=_json(run, EXPORT),
+        export=_of_integers(_json(run, EXPORT)),
         bench=_json(run, BENCH),
         environment=_json(run, ENVIRONMENT),
         data=_json(run, DATA),
@@ -86,6 +87,12 @@ def gather(run: Run) -> Evidence:
         original_text=_text(run, ORIGINAL),
         lines=tuple(_lines(run)),
     )
+
+
+def _of_integers(export: dict[str, Any]) -> dict[str, Any]:
+    """Without what the integer emulator found, where the file has no integer layer: it says nothing there."""
+    said = () if export.get("integer_layers") != [] else ("equal_fraction", "top1_emulator")
+    return {name: value for name, value in export.items() if name not in said}
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -153,10 +160,28 @@ def short(entry: Mapping[str, Any]) -> str:
 
 
 def shipped(evidence: Evidence) -> list[Mapping[str, Any]]:
-    """The rows of the benchmark that belong to the exported file, not to what it is compared with."""
+    """The rows of the benchmark that belong to the exported file, not to what it is compared with.
+
+    Where nothing is known of the export, those of all files but the float one.
+    """
     name = Path(str(evidence.export.get("file", ""))).name
     own = [row for row in evidence.rows if Path(row["file"]).name == name]
-    return own or [row for row in evidence.rows if Path(row["file"]).name != FLOAT_FILE]
+    return own if name else [row for row in evidence.rows if not is_float_file(row)]
+
+
+def is_float_file(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the benchmark is of the float file of the same network."""
+    return Path(row["file"]).name == FLOAT_FILE
+
+
+def outdated(evidence: Evidence) -> str:
+    """What to say where the exported file is no longer the one that was verified; empty where it is, or is not there."""
+    path = evidence.run.folder / Path(str(evidence.export.get("file", ""))).name
+    try:
+        same = evidence.export.get("sha256") in (None, hashlib.sha256(path.read_bytes()).hexdigest())
+    except OSError:
+        return ""
+    return "" if same else f"{path}: no longer the file that was verified; `qkd export {evidence.run.folder}` again"
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from qkd.report import words
 from qkd.report.charts import Bar, bar_chart
-from qkd.report.evidence import FLOAT_FILE, Evidence, is_number, mapping, short
+from qkd.report.evidence import Evidence, is_float_file, is_number, mapping, outdated, short
 from qkd.run import RECIPE
 
 MACHINE = ("--device", "--precision", "--threads")  # options of `qkd train` that change what comes out
@@ -41,11 +41,12 @@ class Part(NamedTuple):
 def steps(evidence: Evidence) -> list[Step]:
     """Top-1 on test, from the float start to onnxruntime; what was not measured is left out."""
     result, export = evidence.result, evidence.export
+    kind = "a float network" if export.get("integer_layers") == [] else "in integers"
     found = [
         ("float start", result.get("float_top1"), "the network before quantization"),
         ("before training", evidence.before_top1, "quantized and calibrated"),
         ("after training", result.get("top1"), "in PyTorch, rounding simulated"),
-        ("in onnxruntime", export.get("top1_onnxruntime"), "the exported file, in integers"),
+        ("in onnxruntime", export.get("top1_onnxruntime"), f"the exported file, {kind}"),
         ("in the integer emulator", export.get("top1_emulator"), "what the file has to equal"),
     ]
     return [Step(name, float(top1), note) for name, top1, note in found if isinstance(top1, int | float)]
@@ -105,6 +106,7 @@ def export_rows(evidence: Evidence) -> list[tuple[str, str]]:
     rows = [("layers in integers", f"{integer} of {integer + len(left)}")]
     rows += [("in float", f"{name}: {reasons[name]}" if name in reasons else str(name)) for name in left]
     rows += [
+        ("warning", outdated(evidence)),
         ("equal to the integer emulator", f"{words.share(export['equal_fraction'])} of the test images")
         if "equal_fraction" in export
         else ("", ""),
@@ -174,7 +176,7 @@ def latency_chart(evidence: Evidence) -> Markup:
 
 def _latency_bar(row: Mapping[str, Any]) -> Bar:
     name = Path(row["file"]).stem
-    theirs = Path(row["file"]).name == FLOAT_FILE
+    theirs = is_float_file(row)
     ratio = row.get("speedup")
     faster = f", {ratio:.2f}x" if ratio is not None and not theirs else ""
     return Bar(name[:9], row["p50_ms"], f"{words.milliseconds(row['p50_ms'])}{faster}", "theirs" if theirs else "ours")
