@@ -37,7 +37,7 @@ COMBINED = "method.target=combined method.beta=1"
 SEARCH = {
     "qat": ("train.rate=0.02", "train.rate=0.05", "train.rate=0.01"),
     "kd": ("method.soft=0.9", "method.soft=0.5", "method.soft=0.99"),
-    "kd, own size": ("method.soft=0.9", "method.soft=0.5"),
+    "kd, own size": ("method.soft=0.9", "method.soft=0.5", "method.soft=0.9 train.mixup=0.4"),
     "cmtkd": (
         PUBLISHED,
         f"{COMBINED} method.alpha=0.1",
@@ -54,6 +54,7 @@ SEARCH = {
         f"{COMBINED} method.alpha=0.1 method.feature=hint",
         f"{COMBINED} method.alpha=0.1 method.temperature=2",
         f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
+        f"{COMBINED} method.alpha=0.1 method.exchange=false",
     ),
     "cmtkd, large teachers": (
         PUBLISHED,

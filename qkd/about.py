@@ -47,16 +47,6 @@ class About:
         teachers = f"{count} teacher{'s' * (count != '1')}" if self.teachers else ""
         return ", ".join(filter(None, ("labels" * self.labels, teachers, "matched layers" * self.match))) or "nothing"
 
-    def idle(self, options: Mapping[str, Any]) -> dict[str, str]:
-        """The options that do nothing beside the others as they are, and what would make them do something."""
-        found = {}
-        for option, (other, values) in self.only_with.items():
-            value = options[other]
-            if value not in values and not (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0):
-                wanted = " or ".join(map(_shown, values))
-                found[option] = f"does nothing with `{other}: {_shown(value)}`; it counts where `{other}` is {wanted}"
-        return found
-
     def check(self, name: str, cast: Cast) -> None:
         """Raises PlanError naming what to add to the recipe."""
         if len(cast.teachers) < self.teachers:
@@ -72,6 +62,17 @@ class About:
             )
         if self.match and not cast.stages:
             raise PlanError(f"{name} needs matched layers: name them under `match:`, for example [layer1, layer2]")
+
+
+def idle(only_with: Only, options: Mapping[str, Any]) -> dict[str, str]:
+    """The options that do nothing beside the others as they are, and what would make them do something."""
+    found = {}
+    for option, (other, values) in only_with.items():
+        value = options[other]
+        if value not in values and not (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0):
+            wanted = " or ".join(map(_shown, values))
+            found[option] = f"does nothing with `{other}: {_shown(value)}`; it counts where `{other}` is {wanted}"
+    return found
 
 
 def _shown(value: object) -> str:

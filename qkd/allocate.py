@@ -166,7 +166,7 @@ def packed_size(network: nn.Module, scheme: Scheme, images: Tensor, told: Mappin
     calibrate(module, [images])
     channels, height, width = images.shape[1:]
     with torch.no_grad():
-        return int(emit(module.eval(), (channels, height, width), storage="packed", metadata=told).model.ByteSize())
+        return int(emit(module, (channels, height, width), storage="packed", metadata=told).model.ByteSize())
 
 
 def reserved(recipe: Recipe, data: Data, scheme: Scheme) -> Mapping[str, str]:

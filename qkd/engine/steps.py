@@ -96,9 +96,9 @@ def _give_up(
     """
     name, value = next((name, value) for name, value in values.items() if not math.isfinite(value))
     what = name if name.startswith("norm") else f"loss {name}"
-    fabric, forward = training.fabric, _outside_of_fabric(training)
-    if fabric.world_size > 1:
-        raise TrainingError(f"the {what} is {value}, seen on rank {fabric.global_rank}")
+    if training.fabric.world_size > 1:
+        raise TrainingError(f"the {what} is {value}, seen on rank {training.fabric.global_rank}")
+    forward = _outside_of_fabric(training)
     where = first_broken(training.parts, lambda: _losses(action, forward, batch, progress)[1])
     raise TrainingError(f"the {what} is {value}: {where}")
 

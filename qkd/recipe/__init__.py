@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qkd.about import about
+from qkd.about import Only, about, idle
 from qkd.errors import Problem, RecipeError, nearest
 from qkd.options import options_from
 from qkd.recipe.check import recipe_of
@@ -34,7 +34,11 @@ __all__ = [
 ]
 
 
-READ_WITH = {"milestones": ("schedule", "step"), "momentum": ("optimizer", "sgd"), "nesterov": ("optimizer", "sgd")}
+READ_WITH: Only = {
+    "milestones": ("schedule", ("step",)),
+    "momentum": ("optimizer", ("sgd",)),
+    "nesterov": ("optimizer", ("sgd",)),
+}
 """Settings of training that count only where another one has that value."""
 
 
@@ -98,29 +102,32 @@ def warnings(recipe: Recipe) -> list[Problem]:
             said = f"{settings.warmup:g} of {settings.epochs} epochs: the rate is never at its full height"
             found.append(recipe.problem(f"{section}.warmup", said))
         found += _unused(recipe, section, settings)
-    return [*found, *_idle(recipe)]
+    return [*found, *_unused_options(recipe)]
 
 
 def _unused(recipe: Recipe, section: str, settings: Train) -> list[Problem]:
     """Settings of a section that are not at their defaults and that its optimizer or its schedule never reads."""
-    found = []
-    for name, (other, value) in READ_WITH.items():
-        chosen = getattr(settings, other)
-        if chosen != value and getattr(settings, name) != type(settings).model_fields[name].default:
-            said = f"does nothing with `{other}: {chosen}`; it counts where `{other}` is {value}"
-            found.append(recipe.problem(f"{section}.{name}", said))
-    return found
+    defaults = {name: known.default for name, known in type(settings).model_fields.items()}
+    return _idle(recipe, section, READ_WITH, dict(settings), defaults)
 
 
-def _idle(recipe: Recipe) -> list[Problem]:
+def _unused_options(recipe: Recipe) -> list[Problem]:
     """Options of the method that are not at their defaults and do nothing beside the others."""
     from qkd.methods import METHODS
 
     method = named(recipe.method.name, METHODS, what="method")
-    known, options = about(method), recipe.method.options
+    known = about(method)
     defaults = {name: parameter.default for name, parameter in options_from(method).parameters.items()}
-    idle = known.idle(options) if known else {}
-    return [recipe.problem(f"method.{name}", said) for name, said in idle.items() if options[name] != defaults[name]]
+    return _idle(recipe, "method", known.only_with if known else {}, recipe.method.options, defaults)
+
+
+def _idle(
+    recipe: Recipe, section: str, only_with: Only, options: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[Problem]:
+    found = idle(only_with, options)
+    return [
+        recipe.problem(f"{section}.{name}", said) for name, said in found.items() if options[name] != defaults[name]
+    ]
 
 
 def _fewer(teacher: Any, student: Any) -> bool:
