@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,15 +55,22 @@ def first_of_each_class(size: Size, out: Path) -> Path:
     return shorter
 
 
-def float_start(build: str, size: Size, options: argparse.Namespace) -> None:
+def starts_of(names: Sequence[str], size: Size) -> list[str]:
+    """The float starts that the rows ask for: a build, or ``build-seed``."""
+    words = " ".join(word for name in names for word in rows(size)[name])
+    return list(dict.fromkeys([size.student, *re.findall(r"<start>/([\w-]+)\.safetensors", words)]))
+
+
+def float_start(name: str, size: Size, options: argparse.Namespace) -> None:
     """Train a float network once, and keep its weights where the rows look for them."""
-    place = options.starts / f"{build}.safetensors"
+    place = options.starts / f"{name}.safetensors"
     if place.is_file():
         return
+    build, _, seed = name.partition("-")
     folder = place.with_suffix("")
     words = ["cifar10_qat_w2a2", *shared(replace(size, of_class=None, batch=128, val=0.1), options)]
     words += [f"student={{build: {build}, start_from: scratch}}"]
-    words += [f"train={{epochs: {size.float_epochs}, rate: 0.1, weight_decay: 0.0005}}"]
+    words += [f"train={{epochs: {size.float_epochs}, rate: 0.1, weight_decay: 0.0005}}", f"seed={seed or 0}"]
     train(words, folder, options)
     place.write_bytes((folder / "product.safetensors").read_bytes())
 
@@ -131,7 +139,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of training, instead of the size's; take another --out for them")
     parser.add_argument("--rate", type=float, help="of training, instead of the size's")
     parser.add_argument("--bits", default="w2a2", help="scheme of the student")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument(
         "--search", action="store_true", help="try the settings of SEARCH on the validation split instead"
     )
@@ -145,16 +153,16 @@ def main() -> None:
     options.starts = options.starts or options.out / "float"
     options.out.mkdir(parents=True, exist_ok=True)
     options.starts.mkdir(parents=True, exist_ok=True)
-    names = options.only or list(rows(size))
-    for build in dict.fromkeys([size.student, size.teacher, size.assistant]):
-        float_start(build, size, options)
+    names = options.only or list(SEARCH if options.search else rows(size))
+    for start_name in starts_of(names, size):
+        float_start(start_name, size, options)
     if options.search:
         print("| row | setting | val top-1 | CPU s |\n| --- | --- | ---: | ---: |")
-        for name in options.only or SEARCH:
+        for name in names:
             search(name, size, options)
         return
     found: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(options.first, options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         for name in names:
             try:
                 found.setdefault(name, []).append(one(name, seed, size, options))

@@ -62,6 +62,11 @@ SEARCH = {
         f"{COMBINED} method.alpha=0.1",
         f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
     ),
+    "cmtkd, three starts": (
+        f"{COMBINED} method.alpha=0.1",
+        f"{COMBINED} method.alpha=0.1 method.exchange=false",
+        f"{COMBINED} method.alpha=0.1 method.exchange=false method.feature=none method.importance=uniform",
+    ),
     "ctkd": ("method.attention=100",),
     "ctkd, own size": ("method.attention=100",),
     "ctkd, own size, both trained": ("method.attention=100",),
@@ -111,8 +116,10 @@ def _network(build: str, bits: str = "off", start: str = "") -> str:
     return f"{{build: {build}, quantize: {bits}, start_from: {start or '<start>/' + build + '.safetensors'}}}"
 
 
-def _three(build: str) -> str:
-    return _teachers(**{n: _network(build, f"w{b}a{b}") for n, b in (("four", 4), ("six", 6), ("eight", 8))})
+def _three(build: str, *starts: str) -> str:
+    """CMT-KD's teachers; from one float start, or each from its own."""
+    named = zip(("four", "six", "eight"), (4, 6, 8), starts or [build] * 3, strict=True)
+    return _teachers(**{n: _network(build, f"w{b}a{b}", f"<start>/{start}.safetensors") for n, b, start in named})
 
 
 def _sized(build: str, assistant: str) -> dict[str, list[str]]:
@@ -137,6 +144,7 @@ def _cmtkd(size: Size) -> dict[str, list[str]]:
         "cmtkd, as published": [*own, *published],
         "cmtkd, as published, large teachers": [*large, *published],
         "cmtkd, large teachers": large,
+        "cmtkd, three starts": [own[0], _three(size.student, *(f"{size.student}{seed}" for seed in ("", "-1", "-2")))],
         "cmtkd, frozen teachers": [*own, "method.teachers=frozen"],
         "cmtkd, uniform importance": [*own, "method.importance=uniform"],
         "cmtkd, no exchange": [*own, "method.exchange=false"],

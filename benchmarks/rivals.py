@@ -9,15 +9,17 @@ onnxruntime are those of the environment this runs in, which it sees. All files 
 top-1 on the whole test split in PyTorch and in onnxruntime, how often the two agree, convolutions that onnxruntime runs in
 integers, latency of one image on one thread beside the float file, in turns with it. Training time is the processor's.
 Each tool's folder below --out is done once: started again, the script goes on; delete a folder to have it again. A tool
-that fails is a row that says what it said.
+that fails is a row that says what it said. With --seeds those that train do so once per seed (folders NAME, NAME-seed1,
+...): accuracies are then mean ± standard deviation, the file and its speed are those of the first seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from interleaved import table
-from seeds import Failed, exported, trained
+from seeds import Failed, cell, exported, trained
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE / "rivals"))
@@ -40,25 +42,26 @@ class Rival:
     title: str
     tool: str = ""
     script: str = ""
+    trains: bool = False
 
 
 RIVALS = {
     "float": Rival("float"),
-    "float_on": Rival("float, trained on for as long", "torch", "float_on"),
-    "ours": Rival("**qkd, QAT W8A8**"),
+    "float_on": Rival("float, trained on for as long", "torch", "float_on", trains=True),
+    "ours": Rival("**qkd, QAT W8A8**", trains=True),
     "ort_default": Rival("onnxruntime PTQ, defaults"),
     "ort_u8s8": Rival("onnxruntime PTQ, U8S8 per channel"),
     "nncf_ptq": Rival("NNCF PTQ of the ONNX file", "nncf", "nncf_ptq"),
     "aimet_ptq": Rival("AIMET PTQ of the ONNX file", "aimet-onnx", "aimet_ptq"),
-    "brevitas_qat": Rival("Brevitas QAT, QCDQ", "brevitas", "brevitas_qat"),
-    "aimet_qat": Rival("AIMET QAT", "aimet-torch", "aimet_qat"),
-    "torchao_qat": Rival("torchao pt2e QAT", "torchao", "torchao_qat"),
-    "nncf_qat": Rival("NNCF QAT, stripped", "nncf", "nncf_qat"),
-    "modelopt_qat": Rival("ModelOpt QAT", "nvidia-modelopt", "modelopt_qat"),
+    "brevitas_qat": Rival("Brevitas QAT, QCDQ", "brevitas", "brevitas_qat", trains=True),
+    "aimet_qat": Rival("AIMET QAT", "aimet-torch", "aimet_qat", trains=True),
+    "torchao_qat": Rival("torchao pt2e QAT", "torchao", "torchao_qat", trains=True),
+    "nncf_qat": Rival("NNCF QAT, stripped", "nncf", "nncf_qat", trains=True),
+    "modelopt_qat": Rival("ModelOpt QAT", "nvidia-modelopt", "modelopt_qat", trains=True),
 }
 
 
-def recipe_words(options: argparse.Namespace, bits: str) -> list[str]:
+def recipe_words(options: argparse.Namespace, bits: str, seed: int) -> list[str]:
     """The recipe that has the same data, start and settings as the rivals'."""
     only = f", only: {options.only_images.resolve()}" if options.only_images else ""
     return [
@@ -66,7 +69,7 @@ def recipe_words(options: argparse.Namespace, bits: str) -> list[str]:
         f"student={{build: {options.network}, quantize: {bits}, start_from: {options.start.resolve()}}}",
         f"data={{name: folder, root: {options.root.resolve()}, batch: 128{only}}}",
         f"train={{epochs: {options.epochs}, optimizer: sgd, rate: {options.rate}, weight_decay: 0.0001}}",
-        f"seed={options.seed}",
+        f"seed={seed}",
         *("--threads", "1", "--device", "cpu"),
     ]
 
@@ -95,30 +98,30 @@ def prepare(options: argparse.Namespace) -> Path:
     return place
 
 
-def make(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def make(name: str, folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The student of one row: its file in its folder, and what is known of it."""
-    rival, folder = RIVALS[name], options.out / name
+    rival = RIVALS[name]
     floating = options.out / "float" / "student.onnx"
     if rival.script:
         paths = {"data": options.out / "arrays.npz", "start": options.start, "floating": floating}
         given = {key: str(path.absolute()) for key, path in paths.items()}
-        settings = {key: getattr(options, key) for key in ("network", "epochs", "rate", "seed")}
+        settings = {key: getattr(options, key) for key in ("network", "epochs", "rate")} | {"seed": seed}
         return run(rival.script, rival.tool, folder, options.venvs, task="student", **given, **settings)
     if name == "ours":
-        return ours(folder, options)
+        return ours(folder, seed, options)
     if name.startswith("ort_"):
         return onnxruntime_ptq(name, folder, floating, options)
     return {}
 
 
-def ours(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def ours(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """qkd's own road: `qkd train`, `qkd export --storage packed`; what PyTorch predicts is read off the run."""
     from qkd.evaluate import logits
     from qkd.produce import load_data, reload
     from qkd.run import Run
 
     try:
-        trained(recipe_words(options, "w8a8"), folder)
+        trained(recipe_words(options, "w8a8", seed), folder)
         found = exported(folder, "--storage", "packed")
     except Failed as error:
         return {"error": str(error).strip().splitlines()[-1]}
@@ -174,12 +177,28 @@ HEAD = (
 )
 
 
-def row_of(title: str, found: Mapping[str, Any]) -> list[object]:
-    agree = f"{found['agree']:.2f} %" if "agree" in found else ""
-    keys = ("torch", "onnxruntime", "", "convs", "kB", "speed", "training_seconds")
-    cells = [found.get(key, "") for key in keys]
-    cells[2] = agree
-    return [title, *cells, found.get("error", "")[:160].replace("|", "/")]
+def found_of(name: str, folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One file, made or read back, and measured."""
+    found = make(name, folder, seed, options)
+    try:
+        found = {**found, **measure(folder, options)}
+    except Exception as error:  # a file that onnxruntime refuses is a result
+        found = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}", **found}
+    print(folder.name, found, file=sys.stderr, flush=True)
+    return found
+
+
+def row_of(title: str, seeds: Sequence[Mapping[str, Any]]) -> list[object]:
+    first, errors = seeds[0], [found["error"] for found in seeds if "error" in found]
+    agree = [found["agree"] for found in seeds if "agree" in found]
+    return [
+        title,
+        *(cell([found.get(key) for found in seeds]) for key in ("torch", "onnxruntime")),
+        f"{statistics.mean(agree):.2f} %" if agree else "",
+        *(first.get(key, "") for key in ("convs", "kB", "speed")),
+        cell([found.get("training_seconds") for found in seeds]),
+        (errors or [""])[0][:160].replace("|", "/"),
+    ]
 
 
 def main() -> None:
@@ -191,7 +210,7 @@ def main() -> None:
     parser.add_argument("--only", help="names of rows, separated by commas; all of them if left out")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rate", type=float, default=0.01)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="of those that train: 0, 1, ...")
     parser.add_argument("--seconds", type=float, default=4.0, help="for which each file is timed")
     parser.add_argument("--out", type=Path, default=Path("runs/rivals/students"))
     parser.add_argument("--venvs", type=Path, default=Path("runs/rivals/venvs"))
@@ -200,12 +219,9 @@ def main() -> None:
     prepare(options)
     rows = []
     for name in options.only.split(",") if options.only else RIVALS:
-        found = make(name, options)
-        try:
-            found = {**found, **measure(options.out / name, options)}
-        except Exception as error:  # a file that onnxruntime refuses is a result
-            found = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}", **found}
-        print(name, found, file=sys.stderr, flush=True)
+        seeds = range(options.seeds if RIVALS[name].trains else 1)
+        folders = [options.out / (f"{name}-seed{seed}" if seed else name) for seed in seeds]
+        found = [found_of(name, folder, seed, options) for folder, seed in zip(folders, seeds, strict=True)]
         rows.append(row_of(RIVALS[name].title, found))
     print(table(HEAD, rows))
 

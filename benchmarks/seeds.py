@@ -21,6 +21,7 @@ from typing import Any
 COLUMNS = {
     "float": "float_top1",
     "before": "before_top1",
+    "validation": "val_top1",
     "fake-quantized": "top1",
     "onnxruntime": "onnx_top1",
     "training s": "training_seconds",
@@ -73,7 +74,8 @@ def cell(values: list[float | None]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", help="recipes, and a.b=value overrides for all of them")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--threads", default="1")
     options = parser.parse_intermixed_args()
@@ -83,7 +85,10 @@ def main() -> None:
     failed = False
     for recipe in (word for word in options.words if "=" not in word):
         try:
-            rows = [one(recipe, seed, options.out, overrides, options.threads) for seed in range(options.seeds)]
+            rows = [
+                one(recipe, seed, options.out, overrides, options.threads)
+                for seed in range(options.first, options.first + options.seeds)
+            ]
         except Failed as error:
             failed = True
             print(f"| {Path(recipe).stem} | failed |", flush=True)
