@@ -1,7 +1,8 @@
 """How a trained product leaves PyTorch: emitted as ONNX in integers, proven equal to an emulator, timed.
 
-``emit`` and ``emit_float`` write models, ``save`` a file; ``verify`` and ``require`` prove and judge it; ``emulate`` and
-``predict`` run it; ``census`` says what onnxruntime makes of it; ``bench`` times it.
+``emit`` and ``emit_float`` write models, ``save`` a file; ``likeness`` holds it against the network it was made from,
+``verify`` and ``require`` prove what onnxruntime makes of it; ``emulate`` and ``predict`` run it; ``census`` says what
+onnxruntime makes of it; ``bench`` times it.
 """
 
 from qkd.export.bench import Row, bench
@@ -9,6 +10,7 @@ from qkd.export.census import census
 from qkd.export.emit import Emitted, emit, emit_float
 from qkd.export.emulate import Divergence, emulate, first_divergence
 from qkd.export.graph import INPUT, save
+from qkd.export.likeness import Likeness, float_likeness, likeness, require_likeness
 from qkd.export.literal import Trial, attempt, literal_logits, require_agreement
 from qkd.export.openvino import OpenVino, require_openvino
 from qkd.export.ptq import SETTINGS, quantize_file
@@ -26,6 +28,7 @@ __all__ = [
     "Divergence",
     "Emitted",
     "Layout",
+    "Likeness",
     "OpenVino",
     "RawImages",
     "Row",
@@ -40,11 +43,14 @@ __all__ = [
     "emit_float",
     "emulate",
     "first_divergence",
+    "float_likeness",
+    "likeness",
     "literal_logits",
     "predict",
     "quantize_file",
     "require",
     "require_agreement",
+    "require_likeness",
     "require_openvino",
     "save",
     "suited_to",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +20,7 @@ from qkd.export.pack import Storage, require_storage
 from qkd.export.pooling import POOLS
 from qkd.export.raw import RawImages, require_exact
 from qkd.export.resolution import Resolution, resolutions
+from qkd.export.roundings import Rounding
 from qkd.export.targets import ONNXRUNTIME, Target
 from qkd.export.views import VIEWS
 from qkd.export.walk import Handler, Walk
@@ -35,7 +36,8 @@ class Emitted:
     integer_layers: names of layers that onnxruntime runs in integers. float_layers: (name, reason) of those that it
     cannot, in the order of the graph. minimum_onnxruntime: the oldest version that reads the file. resolution: how finely
     each integer layer counts. coarsened: tensors that the target takes in fewer bits than they were trained in. averaged:
-    average pools, and of how many pixels they take the mean.
+    average pools, and of how many pixels they take the mean. roundings: by the names of the traced network's nodes, where
+    its quantizers are in the file; unrounded: how far rounding its bias may move the logits.
     """
 
     model: onnx.ModelProto
@@ -45,6 +47,8 @@ class Emitted:
     resolution: tuple[Resolution, ...] = ()
     coarsened: tuple[str, ...] = ()
     averaged: tuple[tuple[str, int], ...] = ()
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
+    unrounded: float = 0.0
 
 
 def emit(
@@ -79,6 +83,8 @@ def emit(
         resolutions(model, walk.weights),
         tuple(walk.coarsened),
         tuple(walk.averaged.items()),
+        walk.roundings.found,
+        walk.roundings.unfollowed,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx, nn
 
 from qkd.errors import ExportError
-from qkd.export.fold import Affine, IntegerWeight, array, fold, normalization, to_integers, trained_codes
+from qkd.export.fold import Affine, IntegerWeight, across, array, fold, normalization, to_integers, trained_codes
 from qkd.export.grid import is_on
 from qkd.export.nodes import label
 from qkd.export.pack import store
@@ -36,7 +36,7 @@ def convolution(walk: Walk, node: fx.Node) -> Value:
         "group": module.groups,
     }
     reason = _not_integer(module, value) or walk.no_quantizer_behind(node)
-    return _weighted(walk, "Conv", module, value, norm, name, reason, **attributes)
+    return _weighted(walk, node, "Conv", value, norm, reason, **attributes)
 
 
 def linear(walk: Walk, node: fx.Node) -> Value:
@@ -45,9 +45,9 @@ def linear(walk: Walk, node: fx.Node) -> Value:
     module, name, value, norm = _layer(walk, node, axis=len(outer))
     reason = _not_integer(module, value)
     if len(outer) == 1:
-        return _weighted(walk, "Gemm", module, value, norm, name, reason, transB=1)
+        return _weighted(walk, node, "Gemm", value, norm, reason, transB=1)
     value = walk.move(value, "Reshape", f"{name}.rows", walk.graph.constant(np.array([-1, module.in_features])))
-    result = _weighted(walk, "Gemm", module, value, norm, name, reason, transB=1)
+    result = _weighted(walk, node, "Gemm", value, norm, reason, transB=1)
     grid = walk.grid_behind(node)
     result = result if grid is None else walk.quantize(result, grid)
     return walk.move(result, "Reshape", f"{name}.back", walk.graph.constant(np.array([-1, *outer[1:], features])))
@@ -118,29 +118,40 @@ def _not_integer(module: Any, value: Value) -> str:
 
 
 def _weighted(
-    walk: Walk, kind: str, module: Any, value: Value, norm: Affine | None, name: str, reason: str, **attributes: Any
+    walk: Walk, node: fx.Node, kind: str, value: Value, norm: Affine | None, reason: str, **attributes: Any
 ) -> Value:
+    module: Any = walk.submodule(node)
+    name = label(node)
     if walk.note(name, reason) and value.grid is not None:
         weight = fold(module, norm, value.grid.scale, walk.headroom, name)
         if kind == "Conv" and module.groups == 1 and walk.target.direct:
             value, weight = _by_fours(walk, value, weight, name)
         return _integer(walk, kind, value, weight, name, **attributes)
-    weights, bias = _float_weights(walk, module, name)
-    if norm is not None:
-        weights = weights * norm.multiplier.reshape(-1, *[1] * (weights.ndim - 1))
-        bias = bias * norm.multiplier + norm.offset
-    named = {"weight": weights, "bias": bias}
-    constants = [walk.graph.constant(part.astype(np.float32), f"{name}.{what}") for what, part in named.items()]
-    return Value(walk.graph.node(kind, [value.name, *constants], name, **attributes))
+    norm = norm or Affine(np.ones(len(module.weight)), np.zeros(len(module.weight)))
+    bias = norm.offset if module.bias is None else array(module.bias) * norm.multiplier + norm.offset
+    weights = _float_weights(walk, node, norm), walk.graph.constant(bias.astype(np.float32), f"{name}.bias")
+    return Value(walk.graph.node(kind, [value.name, *weights], name, **attributes))
 
 
-def _float_weights(walk: Walk, module: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The master weights, or for a layer that only has to stay float the values its weight quantizer gives."""
-    weights = array(module.weight)
-    if walk.integer and is_on(getattr(module, "weight_quant", None)):
-        codes, scales = trained_codes(module, name)
-        weights = codes * scales.reshape(-1, *[1] * (codes.ndim - 1))
-    return weights, np.zeros(len(weights)) if module.bias is None else array(module.bias)
+def _float_weights(walk: Walk, node: fx.Node, norm: Affine) -> str:
+    """The master weights, or for a layer that only has to stay float the values its weight quantizer gives.
+
+    Those are in the file as codes where a quantizer follows: onnxruntime would round floats to int8 anew, with one scale
+    for all channels, wherever it finds or makes a quantizer directly behind such a layer.
+    """
+    module: Any = walk.submodule(node)
+    name = label(node)
+    if not walk.integer or not is_on(getattr(module, "weight_quant", None)):
+        weights = array(module.weight)
+        return walk.graph.constant((weights * across(norm.multiplier, weights)).astype(np.float32), f"{name}.weight")
+    codes, scales = trained_codes(module, name)
+    if not walk.quantized_later(node):
+        weights = codes * across(scales * norm.multiplier, codes)
+        return walk.graph.constant(weights.astype(np.float32), f"{name}.weight")
+    codes = codes * across(np.where(norm.multiplier < 0, -1, 1), codes)
+    parts = (scales * np.abs(norm.multiplier)).astype(np.float32), np.zeros(len(scales), np.int8)
+    kept = walk.graph.constant(codes.astype(np.int8), f"{name}.weight")
+    return walk.graph.step("DequantizeLinear", [kept, *map(walk.graph.constant, parts)], axis=0)
 
 
 def _integer(walk: Walk, kind: str, value: Value, weight: IntegerWeight, name: str, **attributes: Any) -> Value:

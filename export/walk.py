@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,15 +20,17 @@ from qkd.export.grid import Grid, is_on, read_grid, require_calibrated
 from qkd.export.nodes import BATCH, constants, is_tensor, label, measure, passes_through, traced, word
 from qkd.export.pack import Storage
 from qkd.export.raw import RawImages, front
+from qkd.export.roundings import Roundings
 from qkd.export.targets import ONNXRUNTIME, Target, coarsened
 from qkd.quantizers.quiet import qnn
 
-MOVING_LAYERS = (nn.Flatten, nn.MaxPool2d, nn.ChannelShuffle)
+MOVING_LAYERS = (nn.Flatten, nn.Unflatten, nn.MaxPool2d, nn.ChannelShuffle)
 MOVING = {
-    *(torch.flatten, torch.reshape, torch.permute, torch.transpose, F.max_pool2d),
-    *("flatten", "reshape", "view", "permute", "transpose", "contiguous"),
+    *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze),
+    *(F.max_pool2d, F.pad, F.channel_shuffle),
+    *("flatten", "unflatten", "reshape", "view", "permute", "transpose", "contiguous", "squeeze", "unsqueeze"),
 }
-"""What only moves or picks values, between a result and the quantizer that rounds it."""
+"""What only moves or picks values or adds zeros, between a result and the quantizer that rounds it."""
 QUANTIZERS = (qnn.QuantReLU, qnn.QuantIdentity)
 
 
@@ -73,6 +76,7 @@ class Walk:
         self.kept_float: dict[str, str] = {}
         self.in_integers: list[str] = []
         self.averaged: dict[str, int] = {}
+        self.roundings = Roundings(self.weights)
         self._calls: Counter[str] = Counter()
 
     def run(self, handlers: Mapping[Any, Handler]) -> Value:
@@ -86,6 +90,7 @@ class Walk:
                 self.values[node] = self._constant(node)
             elif is_tensor(self.results[node]):
                 self.values[node] = self._rounded_early(node, self._handler(node, handlers)(self, node))
+                self._record(node, self.values[node])
             else:
                 self.values[node] = self.results[node]  # a size, a number: known, since the image size is
         raise ExportError(f"{type(self.module).__name__}: the network returns nothing; return its logits")
@@ -134,6 +139,14 @@ class Walk:
             return None
         return self.grid_of(quantizer)
 
+    def quantized_later(self, node: fx.Node) -> bool:
+        """Whether a quantizer reads a node's result, at once or behind nodes that are no layers."""
+        modules = [self.submodule(reader) if reader.op == "call_module" else None for reader in self.readers(node)]
+        return any(
+            isinstance(module, QUANTIZERS) or (not hasattr(module, "weight_quant") and self.quantized_later(reader))
+            for reader, module in zip(self.readers(node), modules, strict=True)
+        )
+
     def grid_of(self, quantizer: fx.Node) -> Grid:
         module, name = self.submodule(quantizer), label(quantizer)
         grid = read_grid(module.act_quant, name, at_least_zero=isinstance(module, qnn.QuantReLU))
@@ -151,6 +164,8 @@ class Walk:
     def _moves(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self.submodule(node), MOVING_LAYERS)
+        if node.target is operator.getitem:
+            return isinstance(self.results[node.args[0]], torch.Tensor)  # type: ignore[index]
         return node.op in ("call_function", "call_method") and node.target in MOVING
 
     def _rounded_early(self, node: fx.Node, value: Any) -> Any:
@@ -182,7 +197,12 @@ class Walk:
             codes = self.graph.step(
                 "Clip", [codes, *(self.graph.constant(grid.code(end)) for end in (grid.low, grid.high))]
             )
+        self.roundings.follow(value.name, codes, grid)
         return self.dequantize(codes, grid)
+
+    def _record(self, node: fx.Node, value: Any) -> None:
+        if self.integer and node.op == "call_module" and isinstance(self.submodule(node), QUANTIZERS) and value.grid:
+            self.roundings.record(node.name, label(node), value.codes, value.grid)
 
     def dequantize(self, codes: str, grid: Grid) -> Value:
         return Value(self.graph.step("DequantizeLinear", [codes, *self._constants(grid)]), grid, codes)
@@ -193,6 +213,7 @@ class Walk:
         if value.grid is None:
             return Value(moved)
         codes = self.graph.step("QuantizeLinear", [moved, *self._constants(value.grid)])
+        self.roundings.move(value.codes, codes)
         return self.dequantize(codes, value.grid)
 
     def _constants(self, grid: Grid) -> tuple[str, str]:

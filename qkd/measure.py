@@ -48,34 +48,41 @@ def measure(
 ) -> dict[str, Any]:
     """Time the files, interleaved with what they are compared with. -> what `qkd bench --json` prints.
 
-    With ``openvino`` the same files also run there. ``against`` "ptq" also times two quantizations that onnxruntime makes
-    of the float file itself. The result for a run's own file is kept as its ``bench.json``.
-    Raises ExportError for a missing file.
+    Of several runs each file stands beside its own float file, and its accuracy is that on its own run's images; files of
+    no run are taken for the first one's. With ``openvino`` the same files also run there. ``against`` "ptq" also times two
+    quantizations that onnxruntime makes of the first float file itself. What was found of a run's own file is kept as its
+    ``bench.json``. Raises ExportError for a missing file.
     """
     if openvino:
         require_openvino()
     paths = [_file(path) for path in files]
-    float_file = _against(paths[0], against)
-    run = Run(paths[0].parent) if (paths[0].parent / RECIPE).is_file() else None
-    sample = test_images(run) if run else None
-    rivals = _rivals(run, float_file) if against == "ptq" else []
-    images, raw, labels = sample if sample else (None, None, None)
-    rows = bench(
-        [*paths, *rivals],
-        against=float_file,
-        batches=batches,
-        threads=threads,
-        seconds=seconds,
-        images=images,
-        raw=raw,
-        labels=labels,
-        memory=memory,
-        openvino=openvino,
-    )
-    report = {"processor": processor(), "rows": [row.as_dict() for row in rows], "judged": [str(p) for p in paths]}
-    if run and run.folder / STUDENT_FILE in paths:  # of another file in the folder the run's page knows nothing
-        run.write(BENCH, json.dumps(report, indent=2) + "\n")
+    beside = _counterparts(paths, against)
+    runs = {path: Run(path.parent) for path in [*paths, *beside.values()] if (path.parent / RECIPE).is_file()}
+    samples = {run.folder: test_images(run) for run in {run.folder: run for run in runs.values()}.values()}
+    rivals = _rivals(runs.get(paths[0]), beside.get(paths[0])) if against == "ptq" else []
+    beside |= {rival: beside[paths[0]] for rival in rivals}
+    first = samples.get(paths[0].parent)
+    given = {path: samples.get(path.parent, first) for path in [*paths, *rivals, *beside.values()]}
+    settings: dict[str, Any] = {"batches": batches, "threads": threads, "seconds": seconds, "memory": memory}
+    own = {path: sample for path, sample in given.items() if sample is not None}
+    rows = [row.as_dict() for row in bench([*paths, *rivals], against=beside, own=own, openvino=openvino, **settings)]
+    report = {"processor": processor(), "rows": rows, "judged": [str(path) for path in paths]}
+    for run in (runs[path] for path in paths if path in runs and path.name == STUDENT_FILE):
+        _keep(run, report, {other.folder for other in runs.values()} - {run.folder})
     return report
+
+
+def _keep(run: Run, report: dict[str, Any], others: set[Path]) -> None:
+    """Write what was found into the run, without the files of other runs."""
+    rows = [row for row in report["rows"] if Path(row["file"]).parent not in others]
+    judged = [file for file in report["judged"] if Path(file).parent not in others]
+    run.write(BENCH, json.dumps({**report, "rows": rows, "judged": judged}, indent=2) + "\n")
+
+
+def _counterparts(paths: Sequence[Path], against: str) -> dict[Path, Path]:
+    """What each file is compared with; one that has no float file beside it, with that of the first."""
+    found = {path: _against(path, against) or _against(paths[0], against) for path in paths}
+    return {path: beside for path, beside in found.items() if beside is not None and beside != path}
 
 
 def require_gates(report: dict[str, Any], gates: Gates) -> None:
@@ -116,10 +123,10 @@ def _missed(row: dict[str, Any], beside: dict[str, Any] | None, gates: Gates) ->
 
 
 def _beside(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of the file compared with, at the same batch size and number of threads: the last of them."""
+    """The row of the file compared with, at the same batch size and number of threads."""
     setting = ("runtime", "batch", "threads")
-    same = [each for each in rows if all(each[name] == row[name] for name in setting)]
-    return same[-1] if row["speedup"] is not None and same[-1] is not row else None
+    same = [each for each in rows if each["file"] == row["beside"] and all(each[name] == row[name] for name in setting)]
+    return same[-1] if same and same[-1] is not row else None
 
 
 def _rivals(run: Run | None, float_file: Path | None) -> list[Path]:

@@ -13,10 +13,22 @@ from qkd.atomic import on_trial, place
 from qkd.data import Data
 from qkd.errors import GateError
 from qkd.evaluate import logits
-from qkd.export import ONNXRUNTIME, RawImages, Target, attempt, emit, literal_logits, require_agreement, save
+from qkd.export import (
+    ONNXRUNTIME,
+    RawImages,
+    Target,
+    attempt,
+    emit,
+    likeness,
+    literal_logits,
+    require_agreement,
+    require_likeness,
+    save,
+)
 from qkd.inscription import metadata
 from qkd.produce import Finished, load_data, reload
 from qkd.run import Run
+from qkd.ship import EXPORT, companion
 
 COMPARED = 64
 """Images for which a file that only shifts codes is held against onnxruntime's, both taken literally."""
@@ -45,14 +57,17 @@ def ship_for(
     shape, given = finished.facts.shape, raw if raw_input else None
     emitted = emit(finished.product, shape, storage=storage, metadata=told, raw=given, target=target)
     images = raw.arranged(data.test.images[:].numpy()) if raw_input else data.normalize(data.test.images).numpy()
+    ours = emit(finished.product, shape, raw=given, target=replace(ONNXRUNTIME, direct=False))
+    floats = data.normalize(data.test.images[:COMPARED]).numpy()
+    require_likeness(likeness(finished.product, ours, images[:COMPARED], floats), path)
     if not target.symmetric:
-        _require_shifted(finished, emitted.model, images[:COMPARED], given, target)
+        _require_shifted(ours.model, emitted.model, images[:COMPARED], target)
     with on_trial(path) as beside:
         save(emitted.model, beside)
         trial = attempt(emitted, beside, images, data.test.labels.numpy(), _reference(finished, data))
         require_agreement(replace(trial, file=str(path)), target.name)
     report = {**replace(trial, file=str(path)).as_dict(), "target": target.name, "storage": storage}
-    place(path.with_suffix(".json"), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    place(companion(path, EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
     return report
 
 
@@ -61,9 +76,8 @@ def _reference(finished: Finished, data: Data) -> np.ndarray:
     return found
 
 
-def _require_shifted(finished: Finished, model: Any, images: np.ndarray, raw: RawImages | None, target: Target) -> None:
+def _require_shifted(ours: Any, model: Any, images: np.ndarray, target: Target) -> None:
     """Raises GateError unless the codes are onnxruntime's but for the shift: literally, both files give equal logits."""
-    ours = emit(finished.product, finished.facts.shape, raw=raw, target=replace(ONNXRUNTIME, direct=False)).model
     same = (literal_logits(model, images) == literal_logits(ours, images)).all(axis=1).mean()
     if same < 1:
         raise GateError(

@@ -13,7 +13,7 @@ import torch
 
 from qkd import recipe as recipes
 from qkd.data import Data
-from qkd.errors import DataError
+from qkd.errors import DataError, UsageError
 from qkd.evaluate import top1
 from qkd.export import emulate, predict, suited_to, told
 from qkd.produce import Machine, load_data, reload, test_top1
@@ -44,17 +44,27 @@ def score(
 
     ``recipe`` names whose test images; of a run, or a file in its folder, the run's own by default. They are normalised
     as those of training were, where the file says how. ``integer`` evaluates the ONNX file with the integer emulator.
-    Raises DataError if no test data is known, or it does not fit.
+    Raises DataError if no test data is known, or it does not fit; UsageError for a file and a device other than the CPU.
     """
-    if run_or_file.is_dir() and not integer:
+    path = file_of(run_or_file, integer)
+    if path is None:
         return _of_product(Run.open(run_or_file), recipe, Machine(device, threads=threads))
-    path = run_or_file / STUDENT_FILE if run_or_file.is_dir() else run_or_file
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--device {device}: an ONNX file runs on the CPU here; leave it out")
     if not path.is_file():
         raise DataError(f"{path}: no such file; `qkd export` writes one")
     data = _as_trained(_data_for(path, recipe), json.loads(told(path).get("preprocessing", "{}")))
     sample = _sample(data)
-    outputs = (emulate if integer else predict)(path, suited_to(path, sample.images, sample.raw, data.classes))
+    images = suited_to(path, sample.images, sample.raw, data.classes)
+    outputs = emulate(path, images) if integer else predict(path, images, threads=threads)
     return {"top1": top1(torch.from_numpy(outputs), torch.from_numpy(sample.labels)), "images": len(sample.labels)}
+
+
+def file_of(run_or_file: Path, integer: bool) -> Path | None:
+    """The ONNX file that is scored; None where it is a run's product in PyTorch."""
+    if not run_or_file.is_dir():
+        return run_or_file
+    return run_or_file / STUDENT_FILE if integer else None
 
 
 def _of_product(run: Run, recipe: str | None, machine: Machine) -> dict[str, Any]:

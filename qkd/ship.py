@@ -23,8 +23,11 @@ from qkd.export import (
     Verdict,
     emit,
     emit_float,
+    float_likeness,
+    likeness,
     predict,
     require,
+    require_likeness,
     require_openvino,
     save,
     target_of,
@@ -36,8 +39,8 @@ from qkd.run import Run
 
 STUDENT_FILE, FLOAT_FILE, EXPORT = "student.onnx", "float.onnx", "export.json"
 Input = Literal["float", "uint8"]
-COMPARED = 256
-"""Images for which a file with raw input is held against the one with float input."""
+COMPARED, LIKENED = 256, 32
+"""Images for which a file with raw input is held against the one with float input, and a file against the network."""
 
 
 def ship(
@@ -70,18 +73,19 @@ def ship(
     with on_trial(path) as beside:
         save(emitted.model, beside)
         given = raw if input == "uint8" else None
+        like = _like(finished, emitted, path, data, given)
         verdict = _verify(finished, beside, data, given)
         if second is not None:
             verdict["openvino"] = {"version": second.__version__, **_on_openvino(beside, data, given)}
         if input == "uint8":
             _require_same(finished, storage, beside, data, raw)
-        network = float_network(finished) or finished.product
-        floating = save(emit_float(network, finished.facts.shape), companion(path, FLOAT_FILE))
+        floating = save(_float_model(finished, path, data), companion(path, FLOAT_FILE))
         facts = {"file": str(path), "bytes": beside.stat().st_size, "float_bytes": floating.stat().st_size}
         digest = hashlib.sha256(beside.read_bytes()).hexdigest()
     report = {
         **verdict,
         **facts,
+        **like,
         "sha256": digest,
         "target": target,
         "storage": storage,
@@ -103,7 +107,21 @@ def companion(path: Path, name: str) -> Path:
     return path.with_name(name if path.name == STUDENT_FILE else f"{path.name.removesuffix('.onnx')}.{name}")
 
 
+def altered(path: Path) -> str:
+    """What to say of a file that is no longer the one that was verified; empty where it is, or nothing is known of it."""
+    try:
+        report = json.loads(companion(path, EXPORT).read_text())
+        told = report.get("sha256") if Path(report["file"]).name == path.name else None
+        same = told in (None, hashlib.sha256(path.read_bytes()).hexdigest())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return "" if same else f"{path}: no longer the file that was verified; export it again"
+
+
 def _require(path: Path, input: str, layout: str) -> None:
+    if path.suffix != ".onnx" or path.is_dir():
+        what = "is a folder" if path.is_dir() else "does not end with .onnx"
+        raise ExportError(f"{path}: {what}; -o names the file to write, such as {path.with_name('student.onnx')}")
     if path.name == FLOAT_FILE or path.name.endswith(f".{FLOAT_FILE}"):
         raise ExportError(f"{path}: float files beside exported ones get such names; choose another with -o")
     if layout != "nchw" and input != "uint8":
@@ -124,6 +142,26 @@ def _verify(finished: Finished, path: Path, data: Data, raw: RawImages | None) -
     require(verdict)
     _require_exact(finished, verdict)
     return verdict.as_dict()
+
+
+def _like(finished: Finished, emitted: Emitted, path: Path, data: Data, raw: RawImages | None) -> dict[str, Any]:
+    """What the report says of PyTorch beside the file, layer by layer. Raises GateError where it is another network."""
+    images = data.test.images[:LIKENED]
+    floats = data.normalize(images).numpy()
+    given = floats if raw is None else raw.arranged(images.numpy())
+    found = likeness(finished.product, emitted, given, floats)
+    require_likeness(found, path)
+    return {"same_integers": found.same, "compared_quantizers": found.quantizers}
+
+
+def _float_model(finished: Finished, path: Path, data: Data) -> Any:
+    """The float file beside. Raises GateError if it is not the float network."""
+    network = float_network(finished) or finished.product
+    model = emit_float(network, finished.facts.shape)
+    wrong = float_likeness(network, model, data.normalize(data.test.images[:LIKENED]).numpy())
+    if wrong:
+        raise GateError(f"{companion(path, FLOAT_FILE)}: is not the float network: {wrong}")
+    return model
 
 
 def _given(data: Data, raw: RawImages | None) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from qkd.allocate import COMMIT, NAME, allocate, choose, costs, packed_size, sensitivity, under_size
+from qkd.cli import main
 from qkd.errors import SchemeError
 from qkd.produce import Machine, produce, reload
 from qkd.quantizers import Scheme, calibrate, insert, quantizers
@@ -114,3 +115,22 @@ def test_the_block_is_what_a_recipe_trains_with(tmp_path: Path, unit: Any) -> No
     assert len(set(found["bits"].values())) > 1
     exported = ship(run, storage="packed")["bytes"] / 1000  # a commit is only written inside a git tree
     assert exported <= found["kb"] < exported + (NAME + COMMIT + 40) / 1000
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--bits", "nan"], "--bits nan: give a number"),
+        (["--kb", "inf"], "--kb inf: give a number"),
+        (["--bits", "3", "--out", "./r.yaml"], "is the recipe itself"),
+    ],
+)
+def test_a_budget_is_a_number_and_the_recipe_is_not_overwritten(
+    asked: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text("a recipe")
+    with pytest.raises(SystemExit) as end:
+        main(["allocate", "r.yaml", *asked])
+    assert end.value.code == 2 and said in capsys.readouterr().err
+    assert (tmp_path / "r.yaml").read_text() == "a recipe"

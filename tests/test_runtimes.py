@@ -170,7 +170,7 @@ def test_a_run_is_exported_tried_and_told(run: Run, target: str, capsys: pytest.
     out = capsys.readouterr().out
     assert "not run there" in out and "top-1 agreement" in out
     file = run.folder / f"student.{target}.onnx"
-    report = json.loads(file.with_suffix(".json").read_text())
+    report = json.loads(file.with_suffix(".export.json").read_text())
     assert report["target"] == target and report["agreement"] > 93 and report["bytes"] == file.stat().st_size
     assert bool(report["coarsened"]) == (target == "tensorrt") and report["file"] == str(file)
     assert {entry.key: entry.value for entry in onnx.load(str(file)).metadata_props}["target"] == target

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
 import shutil
 import subprocess
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from qkd import recipe as recipes
 from qkd.cli import main
+from qkd.commands.bench import show
 from qkd.engine.machine import Machine
 from qkd.errors import ExportError, GateError, UsageError
 from qkd.evaluate import logits, top1
@@ -86,6 +90,14 @@ def test_settings_that_make_no_file_are_refused(run: Run, tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="add --input uint8"):
         ship(run, output=tmp_path / "x.onnx", layout="nhwc")
     assert not list(tmp_path.iterdir())
+    before = (run.folder / "recipe.yaml").read_bytes()
+    with pytest.raises(ExportError, match=r"recipe.yaml: does not end with .onnx; -o names the file to write, such as"):
+        ship(run, output=run.folder / "recipe.yaml")
+    assert (run.folder / "recipe.yaml").read_bytes() == before
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ExportError, match="folder.onnx: is a folder"):
+        ship(run, output=tmp_path / "folder.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
 
 
 def test_a_file_that_fails_is_not_left_behind(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +108,41 @@ def test_a_file_that_fails_is_not_left_behind(run: Run, tmp_path: Path, monkeypa
     with pytest.raises(GateError, match="100 % of raw images give other logits"):
         ship(run, output=tmp_path / "raw.onnx", input="uint8")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "litert"])
+def test_a_file_of_another_network_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    right = importlib.import_module("qkd.export.layers").normalization
+
+    def without_offset(norm: Any, where: str) -> Any:
+        found = right(norm, where)
+        return replace(found, offset=found.offset + 0.5)
+
+    monkeypatch.setattr("qkd.export.layers.normalization", without_offset)
+    with pytest.raises(GateError, match="x.onnx: is not the network that was trained: relu: .* integers are not what"):
+        ship(run, output=tmp_path / "x.onnx", target=target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_float_file_of_another_network_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = importlib.import_module("qkd.ship").emit_float
+
+    def other(network: Any, shape: Any) -> Any:
+        network = copy.deepcopy(network)
+        next(part for part in network.modules() if isinstance(part, torch.nn.Linear)).bias.data += 1
+        return right(network, shape)
+
+    monkeypatch.setattr("qkd.ship.emit_float", other)
+    with pytest.raises(GateError, match="x.float.onnx: is not the float network: logits: off by up to 1"):
+        ship(run, output=tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_report_tells_how_many_integers_are_pytorchs_own(run: Run) -> None:
+    report = json.loads((run.folder / "export.json").read_text())
+    assert 98 < report["same_integers"] <= 100 and report["compared_quantizers"] > 10
 
 
 def test_a_file_tells_what_it_is(run: Run) -> None:
@@ -183,6 +230,30 @@ def test_a_file_that_is_not_the_verified_one_any_more_is_told(
     assert "no longer the file that was verified" in (tmp_path / "copy" / "report.html").read_text()
 
 
+def test_a_changed_file_is_timed_and_scored_with_a_warning(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "student.onnx"
+    commands = [["eval", str(file)], ["eval", str(file.parent), "--integer"], ["bench", str(file), "--seconds", "0.01"]]
+    for command in commands:
+        main_or_exit(command)
+    assert "warning" not in capsys.readouterr().err
+    changed = onnx.load(str(file))
+    changed.doc_string = "changed"
+    onnx.save(changed, str(file))
+    for command in commands:
+        main_or_exit(command)
+        assert capsys.readouterr().err == f"warning: {file}: no longer the file that was verified; export it again\n"
+    main_or_exit(["eval", str(file.parent)])  # the product in PyTorch is another thing
+    assert not capsys.readouterr().err
+
+
+def test_a_file_is_scored_on_the_cpu_alone(run: Run) -> None:
+    with pytest.raises(UsageError, match="--device cuda: an ONNX file runs on the CPU here"):
+        score(run.folder / "student.onnx", recipe=None, integer=False, device="cuda")
+
+
 def test_a_run_is_scored_on_other_data(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def recipe(name: str, **data: Any) -> str:
         path = tmp_path / f"{name}.yaml"
@@ -237,8 +308,36 @@ def test_onnxruntimes_own_quantization_beside(run: Run) -> None:
     require_gates(report, Gates(max_drop=100, max_p50_ms=1e6))
 
 
+def test_files_of_two_runs_stand_on_their_own_images_beside_their_own_float_files(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipes.load(run.folder / "recipe.yaml", ("data.seed=7", "train.epochs=1"))
+    other = Run.create(tmp_path / "other run")
+    produce(recipe, other, Machine("cpu", threads=1))
+    ship(other)
+    shutil.copy(run.folder / "student.onnx", tmp_path / "alone.onnx")
+    files = [run.folder, other.folder, tmp_path / "alone.onnx"]
+    report = measure(files, batches=(1,), seconds=0.01)
+    found = {Path(each["file"]): each for each in report["rows"]}
+    for each in (run, other):
+        student, floating = (found[each.folder / name] for name in ("student.onnx", "float.onnx"))
+        assert student["top1"] == score(each.folder / "student.onnx", recipe=None, integer=False)["top1"]
+        assert student["beside"] == floating["beside"] == floating["file"] and floating["speedup"] == 1
+        assert student["speedup"] == pytest.approx(floating["p50_ms"] / student["p50_ms"])
+        kept = json.loads((each.folder / "bench.json").read_text())
+        assert str(each.folder / "student.onnx") in kept["judged"] and floating in kept["rows"]
+        assert not any(Path(row["file"]).parent == (run, other)[each is run].folder for row in kept["rows"])
+    alone = found[tmp_path / "alone.onnx"]
+    assert alone["top1"] == found[run.folder / "student.onnx"]["top1"] and alone["beside"] == str(
+        run.folder / "float.onnx"
+    )
+    show(report)
+    said = capsys.readouterr().out
+    assert "other run/student.onnx beside other run/float.onnx: " in said and "│ run/student.onnx" in said
+
+
 def row(**changes: Any) -> dict[str, Any]:
-    where = {"file": "s.onnx", "runtime": "onnxruntime", "agreement": None}
+    where = {"file": "s.onnx", "runtime": "onnxruntime", "agreement": None, "beside": "f.onnx"}
     return {**where, "batch": 1, "threads": 1, "p50_ms": 2.0, "top1": 90.0, "speedup": 1.5, **changes}
 
 
@@ -276,7 +375,7 @@ def test_a_missed_gate_is_exit_code_3_behind_the_table(run: Run, capsys: pytest.
 
 
 def test_a_gate_on_what_is_not_known_is_no_pass() -> None:
-    report = {"rows": [row(top1=None, speedup=None)], "judged": ["s.onnx"]}
+    report = {"rows": [row(top1=None, speedup=None, beside=None)], "judged": ["s.onnx"]}
     for gates in (Gates(min_top1=1), Gates(min_speedup=1), Gates(max_drop=1)):
         with pytest.raises(UsageError, match="is known; it is measured"):
             require_gates(report, gates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -58,6 +59,12 @@ def allocate(
     if len(budgets) != 1:
         raise click.UsageError("give one budget: --bits, --mac-bits or --kb")
     ((unit, budget),) = budgets
+    if not math.isfinite(budget):
+        raise click.UsageError(f"--{unit} {budget}: give a number")
+    if out is not None and out.resolve() == Path(recipe).resolve():
+        raise click.UsageError(
+            f"--out {out}: is the recipe itself, and only the block would be left of it; name another"
+        )
     machine = Machine(device=device, threads=threads)
     found = choose(recipes.load(recipe, overrides), budget, unit=unit, measure=measure, machine=machine)  # type: ignore[arg-type]
     block = f"quantize: {json.dumps(found['quantize'])}\n"  # JSON is YAML

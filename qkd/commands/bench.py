@@ -53,9 +53,12 @@ def bench(
 ) -> None:
     """Time ONNX FILES (or run folders) on onnxruntime, interleaved with their float counterpart."""
     from qkd.measure import Gates, measure, require_gates
+    from qkd.ship import altered
 
     settings: dict[str, Any] = {"batches": batch, "threads": threads, "seconds": seconds, "memory": memory}
     report = measure(files, against=against, openvino=openvino, **settings)
+    for warning in filter(None, (altered(Path(file)) for file in report["judged"])):
+        click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -70,6 +73,7 @@ def show(report: dict[str, Any]) -> None:
     from qkd.progress import console
 
     table = Table(title=f"onnxruntime on {report['processor']}", title_justify="left")
+    names = called(report["rows"])
     memory = any(row["peak_mb"] is not None for row in report["rows"])
     for name in (
         "file",
@@ -87,7 +91,7 @@ def show(report: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
     for row in report["rows"]:
         table.add_row(
-            Path(row["file"]).name + (" (openvino)" if row["runtime"] == "openvino" else ""),
+            names[row["file"]] + (" (openvino)" if row["runtime"] == "openvino" else ""),
             str(row["batch"]),
             str(row["threads"]),
             f"{row['p50_ms']:.3f}",
@@ -114,18 +118,30 @@ def about(instructions: str) -> list[str]:
     ]
 
 
+def called(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """What each file is called in the table: its name, with the folder before it where another has the same name."""
+    files = [Path(file) for file in dict.fromkeys(row["file"] for row in rows)]
+    names = [file.name for file in files]
+    return {str(file): str(Path(*file.parts[-2:])) if names.count(file.name) > 1 else file.name for file in files}
+
+
 def verdict(rows: list[dict[str, Any]]) -> list[str]:
-    """What the first row that is compared with another says, in words."""
-    first = next((row for row in rows if row["speedup"] not in (None, 1.0)), None)
-    other = next((row for row in rows if row["speedup"] == 1.0), None)
-    if first is None or other is None:
-        return []
+    """What the first row beside each file that others are compared with says, in words."""
+    lines: list[str] = []
+    names, others = called(rows), {row["file"]: row for row in reversed(rows) if row["file"] == row["beside"]}
+    for file, other in reversed(others.items()):
+        first = next((row for row in rows if row["beside"] == file != row["file"]), None)
+        lines += [] if first is None else _said(first, other, rows, names)
+    return lines
+
+
+def _said(first: dict[str, Any], other: dict[str, Any], rows: list[dict[str, Any]], names: dict[str, str]) -> list[str]:
     speed, size = first["speedup"], other["bytes"] / first["bytes"]
     faster = f"{speed:.2f}x as fast" if speed >= 1 else f"SLOWER, {speed:.2f}x the speed"
+    smaller = f"{size:.1f}x smaller" if size >= 1 else f"LARGER, {1 / size:.1f}x the size"
     accuracy = f", top-1 {first['top1']:.2f} % ({other['top1']:.2f} %)" if first["top1"] is not None else ""
     elsewhere = [row for row in rows if row["agreement"] is not None and row["file"] == first["file"]][:1]
     return [
-        f"{Path(first['file']).name} beside {Path(other['file']).name}: {faster} at batch {first['batch']}, "
-        f"{size:.1f}x smaller{accuracy}",
+        f"{names[first['file']]} beside {names[other['file']]}: {faster} at batch {first['batch']}, {smaller}{accuracy}",
         *(f"openvino's top-1 is onnxruntime's on {row['agreement']:.2f} % of the images" for row in elsewhere),
     ]

@@ -87,6 +87,7 @@ def show(report: dict[str, Any]) -> None:
     rows = [
         ("integer layers", f"{count} of {count + len(floats)}" + "".join(f"\nfloat: {f}" for f in floats)),
         _proof(report, count),
+        *_likeness(report),
         *(
             [("equal to PyTorch's fake quantization", "100.00 % of them, every logit")]
             * (report["same_as_reference"] == 1)
@@ -118,6 +119,14 @@ def _proof(report: dict[str, Any], integers: int) -> tuple[str, str]:
         )
     equal = f"{100 * report['equal_fraction']:.2f} % of the {report['images']} test images, every logit"
     return "equal to the integer emulator", equal
+
+
+def _likeness(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the file's integers stand to PyTorch's, where there are any."""
+    if not report["compared_quantizers"]:
+        return []
+    share = f"{report['same_integers']:.2f} % of the integers, the rest within rounding"
+    return [("what PyTorch computes, layer by layer", share)]
 
 
 def show_trial(report: dict[str, Any]) -> None:
