@@ -176,9 +176,8 @@ def reserved(recipe: Recipe, data: Data, scheme: Scheme) -> Mapping[str, str]:
     student = recipe.student.model_copy(update={"quantize": scheme})
     whole = recipe.model_copy(update={"student": student})
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
-    facts = {name: getattr(data, name) for name in ("shape", "labels", "mean", "std")}
     unknown = {"name": "-" * NAME, "commit": "-" * COMMIT}
-    return inscribed(whole, facts, RawImages(scale, shift), "float32", text=recipes.dump(whole), **unknown)
+    return inscribed(whole, data.facts, RawImages(scale, shift), "float32", text=recipes.dump(whole), **unknown)
 
 
 __all__ = ["Allocation", "Unit", "allocate", "choose", "costs", "packed_size", "reserved", "sensitivity", "under_size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,10 +96,23 @@ def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts, *
     _check_views(parts, plan)
     if plan.product not in parts.networks and plan.head(plan.product) is None:
         raise PlanError(f"the product {plan.product!r} is neither a network nor a head; there are {_known(parts)}")
+    _check_phases(plan)
     for phase in plan.phases:
         for step in phase.steps:
             _check_names(parts, plan, phase, step)
             _check_step(parts, plan, phase, step, facts, mixed)
+
+
+def _check_phases(plan: Plan) -> None:
+    if not plan.phases:
+        raise PlanError("the plan has no phases; it needs at least one, such as Phase('train', (Step(...),))")
+    for phase in plan.phases:
+        if not phase.steps or not all(step.terms and step.learners for step in phase.steps):
+            raise PlanError(
+                f"phase {phase.name}: needs a step, and each step learners and terms for them to learn from"
+            )
+        if not phase.share > 0:
+            raise PlanError(f"phase {phase.name}: its share of the epochs is {phase.share}; it must be above zero")
 
 
 def _check_heads(plan: Plan, networks: Mapping[str, Staged]) -> None:
@@ -148,6 +162,9 @@ def _check_names(parts: Parts, plan: Plan, phase: Phase, step: Step) -> None:
             raise PlanError(
                 f"phase {phase.name}: no part {part!r} to learn{nearest(part, names)}; there are {_known(parts)}"
             )
+    twice = [name for name, count in Counter(term.name for term in step.terms).items() if count > 1]
+    if twice:
+        raise PlanError(f"phase {phase.name}: two terms of one step are named {twice[0]}; each needs a name of its own")
     for term in step.terms:
         for tap in term.reads:
             if tap.part not in {*names, SHARED}:
@@ -190,7 +207,7 @@ def _rehearse(phase: Phase, term: Term, outputs: Outputs, batch: Batch) -> Tenso
             f"there are {', '.join(map(str, outputs))}"
         )
     try:
-        return term(outputs, batch)
+        return _number(term(outputs, batch))
     except PlanError as error:
         raise PlanError(f"phase {phase.name}, term {term.name}: {error}") from error
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -198,6 +215,16 @@ def _rehearse(phase: Phase, term: Term, outputs: Outputs, batch: Batch) -> Tenso
             raise
         said = "it needs one label for each image; train.mixup and train.cutmix make shares of two: leave them out"
         raise PlanError(f"phase {phase.name}, term {term.name}: {said}") from error
+
+
+def _number(loss: object) -> Tensor:
+    """A loss, if it is one. Raises PlanError."""
+    if not isinstance(loss, Tensor) or loss.dim():
+        found = f"a tensor of {'x'.join(map(str, loss.shape))}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise PlanError(
+            f"its loss is {found}, not one number as a tensor without dimensions; take its mean, for example"
+        )
+    return loss
 
 
 def _reached(modules: Iterable[nn.Module]) -> bool:

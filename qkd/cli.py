@@ -66,8 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         code = _fail(f"{where}{(error.strerror or str(error)).lower()}", 1, verbose)
     except Exception as error:
+        if found := _beyond_memory(error):
+            sys.exit(_fail(found, 1, verbose))
         code = _fail(f"{type(error).__name__}: {error} (-v shows where; please report it with `qkd env`)", 1, verbose)
     sys.exit(code)
+
+
+def _beyond_memory(error: Exception) -> str:
+    """What to say where the machine, or its device, has too little memory; empty where that is not the matter."""
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    known = isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
+    advice = "a smaller data.size or data.batch, data.memory: false or train.recompute: true take less"
+    return f"too little memory: {said}; {advice}" if known else ""
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:

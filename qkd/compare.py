@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkd.report.evidence import Evidence, gather, headline, is_float_file, mapping, outdated, shipped, short
+from qkd.report.evidence import Evidence, gather, headline, is_float_file, mapping, shipped, short
 from qkd.run import Run
 
 NUMBERS = (
@@ -28,12 +28,17 @@ def compare(runs: Sequence[Path]) -> list[dict[str, Any]]:
     Accuracies in %, ``bytes`` of the exported file, ``p50_ms`` and ``speedup`` at the smallest batch that was measured,
     ``seconds`` of training. Raises RunError for a folder that is no run.
     """
-    return [_row(gather(Run.open(Path(folder)))) for folder in runs]
+    return rows(gathered(runs))
 
 
-def warnings(runs: Sequence[Path]) -> list[str]:
-    """A line for each run whose exported file is no longer the one that its figures are of."""
-    return [line for folder in runs if (line := outdated(gather(Run(Path(folder)))))]
+def gathered(runs: Sequence[Path]) -> list[Evidence]:
+    """What run folders hold, in the order given, each read once. Raises RunError for a folder that is no run."""
+    return [gather(Run.open(Path(folder))) for folder in runs]
+
+
+def rows(found: Sequence[Evidence]) -> list[dict[str, Any]]:
+    """The rows of ``compare`` for runs that were read."""
+    return [_row(evidence) for evidence in found]
 
 
 def _row(evidence: Evidence) -> dict[str, Any]:
@@ -60,15 +65,15 @@ def _row(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def by_recipe(runs: Sequence[Path]) -> list[dict[str, Any]]:
+def by_recipe(found: Sequence[Evidence]) -> list[dict[str, Any]]:
     """Runs whose recipes differ in nothing but the seed, as one row each: mean and sample standard deviation.
 
     Every name of ``NUMBERS`` holds ``{"mean": ..., "std": ..., "count": ...}``; std is None for one run alone.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for folder, row in zip(runs, compare(runs), strict=True):
-        groups.setdefault(_but_seed(gather(Run(Path(folder)))), []).append(row)
-    return [_group(rows) for rows in groups.values()]
+    for evidence in found:
+        groups.setdefault(_but_seed(evidence), []).append(_row(evidence))
+    return [_group(alike) for alike in groups.values()]
 
 
 def _but_seed(evidence: Evidence) -> str:

@@ -14,7 +14,7 @@ from qkd.networks.build import build
 from qkd.networks.staged import Staged, cut
 from qkd.plan import Shape
 from qkd.quantizers import disabled, insert
-from qkd.taps import Tap
+from qkd.taps import LOGITS, Tap
 from qkd.trace import trace
 
 if TYPE_CHECKING:
@@ -156,12 +156,15 @@ def measure(networks: Mapping[str, Staged], facts: Facts) -> dict[Tap, Shape]:
             for stage in network.names:
                 try:
                     flow = network.advance(stage, flow)
-                except RuntimeError as error:
-                    size = "x".join(map(str, facts.shape))
+                except Exception as error:  # layers of the user's own may raise anything
+                    size, kind = "x".join(map(str, facts.shape)), type(error).__name__
+                    said = next(iter(str(error).splitlines()), "")
+                    why = said if isinstance(error, RuntimeError) and said else f"{kind}: {said}"
                     raise NetworkError(
-                        f"{part}: fails on images of {size} before {stage}: {str(error).splitlines()[0]}; "
-                        f"choose another data size or network"
+                        f"{part}: fails on images of {size} before {stage}: {why}; choose another data size or network"
                     ) from error
+                if stage == LOGITS:
+                    _require_logits(part, network, flow)
                 if not isinstance(flow[0], Tensor):
                     raise NetworkError(f"{part}: {stage} gives {type(flow[0]).__name__}, not one tensor; cut elsewhere")
                 shapes[Tap(part, stage)] = tuple(flow[0].shape[1:])
@@ -171,3 +174,15 @@ def measure(networks: Mapping[str, Staged], facts: Facts) -> dict[Tap, Shape]:
                 f"{part}: its output has shape (batch, {found}); the data needs (batch, {facts.classes})"
             )
     return shapes
+
+
+def _require_logits(part: str, network: Staged, flow: tuple) -> None:
+    """Raises NetworkError for a network that returns anything but one tensor."""
+    alone = len(flow) == 1 and isinstance(network.result, fx.Node)
+    made = flow[0] if len(flow) == 1 and (alone or not isinstance(flow[0], Tensor)) else flow
+    if not isinstance(made, Tensor):
+        count = f" of {len(made)}" if isinstance(made, tuple | list) else ""
+        raise NetworkError(
+            f"{part}: its output is a {type(made).__name__}{count}; a network returns one tensor of logits, (batch, classes): "
+            f"return that alone, if need be from a class around it"
+        )

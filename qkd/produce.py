@@ -24,16 +24,18 @@ from qkd.engine.guard import alarmed
 from qkd.engine.lowering import lowered
 from qkd.engine.machine import Machine
 from qkd.engine.position import Cursor, snapshot
+from qkd.engine.ranks import align, connected, release
 from qkd.engine.tracking import tracked
 from qkd.engine.train import Listener, Training, finished, train
 from qkd.engine.validation import settle
-from qkd.errors import ExportError
+from qkd.errors import DataError, ExportError
 from qkd.evaluate import ece, logits, top1, top1_of_parts
 from qkd.foresee import foreseen
 from qkd.quantizers import calibrate
-from qkd.reopen import FLOAT, Finished, float_network, latest, refuse_changed, reload
+from qkd.reopen import FLOAT, Finished, ended, float_network, latest, moved, refuse_changed, reload
 from qkd.run import DATA, ENVIRONMENT, METRICS, RECIPE, RESULT, Run, environment
 from qkd.starts import Starts
+from qkd.unheard import unheard
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
@@ -43,8 +45,12 @@ CALIBRATION_IMAGES = 1024
 
 
 def load_data(recipe: Recipe) -> Data:
-    """The data set of a recipe. Raises DataError."""
-    return data_sets.load(recipe.data.name, recipe.data.options)
+    """The data set of a recipe. Raises DataError where it stands in the recipe."""
+    try:
+        return data_sets.load(recipe.data.name, recipe.data.options)
+    except DataError as error:
+        said = str(error).removeprefix("data: ").removeprefix("data.")
+        raise DataError(str(recipe.problem_within(("data",), said))) from error
 
 
 def facts_of(data: Data) -> Facts:
@@ -67,14 +73,15 @@ def produce(
     signal asked for the end.
     """
     fabric = machine.fabric()
-    folder = Path(fabric.broadcast(str(run.folder) if run else ""))
-    if not fabric.is_global_zero:
-        run, listen = Run(folder, writes=False), lambda event, values: None
-    assert run is not None
-    if resume and fabric.broadcast(run.writes and run.finished):
-        listen("finished", {"run": str(folder)})
-        return run.read_json(RESULT)
     with contextlib.ExitStack() as held:
+        held.enter_context(connected(fabric))
+        folder = Path(fabric.broadcast(str(run.folder) if run else ""))
+        if not fabric.is_global_zero:
+            run, listen = Run(folder, writes=False), lambda event, values: None
+        assert run is not None
+        if resume and fabric.broadcast(run.writes and ended(run)):
+            listen("finished", {"run": str(folder)})
+            return run.read_json(RESULT)
         if run.writes:
             held.enter_context(claimed(folder))
             listen = held.enter_context(tracked(machine.loggers, folder, recipe.model_dump(mode="json"), listen))
@@ -95,15 +102,18 @@ class _Production:
         start, data = time.perf_counter(), load_data(self.recipe)
         if self.machine.workers is not None:
             data = replace(data, workers=self.machine.workers)
+        _require_batches(data, self.recipe.data.batch, self.fabric.world_size)
         if self.run.writes:
             sweep(self.run.folder)
-        _write_facts(self.run, self.recipe, data)
+        facts = environment(**self.machine.facts(self.fabric))
+        changed = moved(self.run, facts)
+        _write_facts(self.run, self.recipe, data, facts)
         found = self.run.checkpoints.load(LAST) if self.resume and self.run.writes else None
         saved = self.fabric.broadcast(found)
         training, assembly, cursor = self._go_on(data) if saved else self._begin(data)
         self._state_ranks()
         if saved:
-            self.listen("resumed", {"steps": saved["cursor"]["steps"]})
+            self.listen("resumed", {"steps": saved["cursor"]["steps"], "changed": changed})
         cursor = train(training, cursor, saved)
         result = _finish(training, assembly, data)
         result["finished"] = finished(training, cursor)
@@ -136,13 +146,14 @@ class _Production:
         return training, assembly, cursor
 
     def _foresee(self, data: Data) -> None:
-        """Before anything is trained, say what will stay float. Raises SchemeError for what cannot be bit-exact."""
+        """Before training, say what does nothing and what will stay float. Raises SchemeError for what cannot be exact."""
         with torch.random.fork_rng(devices=[]):
             assembly = assemble(self.recipe, facts_of(data))
+        lines = [str(problem) for problem in unheard(self.recipe, assembly)]
         try:
-            lines = foreseen(self.recipe, assembly)
+            lines += foreseen(self.recipe, assembly)
         except ExportError as error:
-            lines = [f"the product will not be exported: {error}"]
+            lines.append(f"the product will not be exported: {error}")
         if lines:
             self.listen("foreseen", {"lines": lines})
 
@@ -167,6 +178,13 @@ class _Production:
         )
 
 
+def _require_batches(data: Data, batch: int, ranks: int) -> None:
+    if not data.length(batch, ranks):
+        held = f"{len(data.train.labels)} training images in batches of {batch}"
+        said = f"data.batch: {held} give {ranks} ranks nothing to learn from; take a larger batch or fewer ranks"
+        raise DataError(said)
+
+
 def _start(run: Run, starts: Starts, part: str, entry: Any, network: nn.Module) -> None:
     """Give a network its float weights; those of the student are kept, to compare the product with."""
     starts(part, entry, network)
@@ -187,7 +205,9 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
     if assembly.plan.deployed():
         calibrate(assembly.product(), images, under="heads.")
     if training.reestimate:
+        align(training.fabric, training.parts)  # over the images of all ranks, as in training
         settle(training)
+        release(training.parts)
     before = test_top1(assembly.product(), data, training.batch, training.device)
     assert training.run is not None
     training.run.log({"phase": BEFORE, "steps": 0, "test/top1": before})
@@ -238,19 +258,11 @@ def _report(run: Run, recipe: Recipe, cursor: Cursor, result: Mapping[str, Any],
     return values
 
 
-def _write_facts(run: Run, recipe: Recipe, data: Data) -> None:
+def _write_facts(run: Run, recipe: Recipe, data: Data, facts: Mapping[str, Any]) -> None:
     run.write(RECIPE, recipes.dump(recipe))
-    run.write_json(ENVIRONMENT, environment())
-    run.write_json(
-        DATA,
-        {
-            "shape": data.shape,
-            "labels": data.labels,
-            "mean": data.mean,
-            "std": data.std,
-            "images": {name: len(getattr(data, name).labels) for name in ("train", "val", "test")},
-        },
-    )
+    run.write_json(ENVIRONMENT, facts)
+    images = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
+    run.write_json(DATA, {**data.facts, "images": images})
 
 
 __all__ = [

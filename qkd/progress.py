@@ -43,7 +43,7 @@ class Reporter:
         self.bars.stop()
 
     def __call__(self, event: str, values: Mapping[str, Any]) -> None:
-        if self.quiet:
+        if self.quiet and event not in WARNINGS:
             return
         if event == "step":
             self._advance(values)
@@ -72,12 +72,19 @@ def _epoch(values: Mapping[str, Any]) -> str:
     return f"{head}  val {values['val/top1']:6.2f} %  {values['images_per_second']:.0f} images/s  {losses}"
 
 
+def _resumed(values: Mapping[str, Any]) -> str:
+    line = f"going on behind step {values['steps']}"
+    changed = "; ".join(values.get("changed", ()))
+    return f"{line}\nwarning: not to the same bits as without a break: {changed}" if changed else line
+
+
+WARNINGS = ("foreseen", "alarms")  # told without progress too
 LINES = {
     "epoch": _epoch,
     "cached": lambda v: f"{v['part']}: float {v['build']} taken from the cache",
     "pretrain": lambda v: f"{v['part']}: training float {v['build']} for {v['epochs']} epochs (kept for later runs)",
     "finished": lambda v: f"{v['run']}: finished already; nothing to resume",
-    "resumed": lambda v: f"going on behind step {v['steps']}",
+    "resumed": _resumed,
     "ranks": lambda v: f"{v['ranks']} ranks: batches of {v['batch']} in all, {v['each']} each, rate {v['rate']:g}",
     "compiling": lambda v: f"compiling {v['stages']} stages; the first steps take longer",
     "foreseen": lambda v: "\n".join(f"warning: {line}" for line in v["lines"]),

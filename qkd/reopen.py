@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,15 @@ from torch import nn
 
 from qkd import recipe as recipes
 from qkd.assemble import STUDENT, Assembly, Facts, assemble
+from qkd.checkpoints import LAST
 from qkd.errors import RunError
-from qkd.run import CHECKPOINTS, DATA, ORIGINAL, RECIPE, Run
+from qkd.run import CHECKPOINTS, DATA, ENVIRONMENT, ORIGINAL, RECIPE, Run
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
 
 FLOAT = "float.safetensors"
+DECIDES = ("device", "precision", "compile", "threads", "ranks", "torch")  # facts of the environment that change bits
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,31 @@ def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, A
         names = list(dict.fromkeys([*before, *now]))
         return [d for n in names for d in _differences(before.get(n), now.get(n), f"{key}.{n}" if key else n)]
     return [] if before == now else [(key, before, now)]
+
+
+def ended(run: Run) -> bool:
+    """Whether there is nothing left of a run to go on with; a damaged result is named in a warning, and there is.
+
+    Raises RunError where no checkpoint is left to make that result from again.
+    """
+    try:
+        return run.finished
+    except RunError as error:
+        if not run.checkpoints.files(LAST):
+            advice = f"there is no checkpoint to make it again from; `qkd eval {run.folder}` measures the product"
+            raise RunError(f"{error}; {advice}") from error
+        logging.getLogger("qkd").warning("%s; it is made again from the last checkpoint", error)
+        return False
+
+
+def moved(run: Run, now: Mapping[str, Any]) -> list[str]:
+    """In what the environment differs from that in which a run was last trained, of what its numbers depend on."""
+    try:
+        before = run.read_json(ENVIRONMENT)
+    except RunError:
+        return []
+    changed = [name for name in DECIDES if name in before and before[name] != now.get(name)]
+    return [f"{name} was {before[name]}, is {now.get(name)}" for name in changed]
 
 
 def to_go_on(folder: Path) -> Run:

@@ -63,11 +63,12 @@ class Run:
 
         Of the folder only what a run writes is removed: what somebody else put there is not ours.
         """
-        learned = (self.folder / METRICS).exists() or any((self.folder / CHECKPOINTS).glob("*.pt"))
+        metrics = self.folder / METRICS  # begun, empty, before the plan is looked at
+        learned = (metrics.is_file() and metrics.stat().st_size) or any((self.folder / CHECKPOINTS).glob("*.pt"))
         if not learned:
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
             with contextlib.suppress(OSError):
-                for name in (RECIPE, ORIGINAL, ENVIRONMENT, DATA):
+                for name in (RECIPE, ORIGINAL, ENVIRONMENT, DATA, METRICS):
                     (self.folder / name).unlink(missing_ok=True)
                 self.folder.rmdir()
 
@@ -85,10 +86,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end, product and all."""
-        return (self.folder / PRODUCT).is_file() and bool(self._result().get("finished", True))
+        """Whether the run came to its end, product and all. Raises RunError where what it says of its end is damaged."""
+        return (self.folder / PRODUCT).is_file() and bool(self.result().get("finished", True))
 
-    def _result(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
+        """What the run says of its end, ``{"finished": False}`` before. Raises RunError where that is damaged."""
         return self.read_json(RESULT) if (self.folder / RESULT).is_file() else {"finished": False}
 
     def write(self, name: str, content: bytes | str) -> Path:
@@ -102,13 +104,17 @@ class Run:
         return self.write(name, json.dumps(content, indent=2, sort_keys=False) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
+        """The object that a file holds. Raises RunError where it is missing or damaged."""
         path = self.folder / name
         try:
-            return dict(json.loads(path.read_text()))
+            content = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise RunError(f"{path}: missing; the run did not get that far") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}: not readable as JSON: {error}") from error
+            raise RunError(f"{path}: damaged, not readable as JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path}: damaged: it holds a {type(content).__name__}, not an object")
+        return content
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line to the metrics."""

@@ -95,10 +95,11 @@ def search(
         with busy:  # the same values may be proposed twice
             failure = None if point.finished else train(point)
         with turn:
-            study.tell(trial, None if failure else point.result().get(SCORE))
-            if failure:
-                failures[point.name] = failure
-            listen(point, f"failed: {failure}" if failure else f"{SCORE} {point.result().get(SCORE):.2f}")
+            score = None if failure else point.result().get(SCORE)
+            if score is None:
+                failures[point.name] = failure or f"no {SCORE}: it ended before the product was compared (--max-steps)"
+            study.tell(trial, score)
+            listen(point, f"{SCORE} {score:.2f}" if score is not None else f"failed: {failures[point.name]}")
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, range(left)))

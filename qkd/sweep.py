@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qkd.errors import QkdError, UsageError
+from qkd.errors import QkdError, RunError, UsageError
 from qkd.launchers import Launch
+from qkd.run import Run
 
-RESULT = "result.json"
 Listener = Callable[["Point", str], None]  # (point, "finished already" | "done" | "failed: why")
 
 
@@ -38,15 +37,21 @@ class Point:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end."""
-        return bool(self.result().get("finished", True))
+        """Whether it came to its end, and what it says of that can be read."""
+        return not self.damage and bool(self.result().get("finished", True))
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with what the run says of its end; empty where it is sound, or not there yet."""
+        try:
+            self.result()
+        except RunError as error:
+            return str(error)
+        return ""
 
     def result(self) -> dict[str, Any]:
-        """What the run says of its end; nothing where it has not come there."""
-        try:
-            return dict(json.loads((self.folder / RESULT).read_text()))
-        except (OSError, ValueError):
-            return {"finished": False}
+        """What the run says of its end, ``{"finished": False}`` before. Raises RunError where that is damaged."""
+        return Run(self.folder).result()
 
 
 def axis(text: str) -> tuple[str, tuple[str, ...]]:
@@ -120,8 +125,10 @@ def sweep(
         if point.finished:
             listen(point, "finished already")
             return point.name, None
+        damage = point.damage
         failure = train(recipe, point, overrides, options, launch)
-        listen(point, f"failed: {failure}" if failure else "done")
+        state = f"failed: {failure}" if failure else "done"
+        listen(point, f"{state} (before, {damage})" if damage else state)
         return point.name, failure
 
     grid[0].folder.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +167,7 @@ def rows(grid: Sequence[Point]) -> list[dict[str, Any]]:
     """
     from qkd.compare import compare
 
-    there = [point for point in grid if "top1" in point.result()]
+    there = [point for point in grid if not point.damage and "top1" in point.result()]
     return [
         {"changes": list(point.changes), "finished": point.finished, **row}
         for point, row in zip(there, compare([point.folder for point in there]), strict=True)

@@ -32,6 +32,26 @@ class Halved(nn.Module):
 """
 
 
+NETWORK = """\
+from torch import nn
+
+class Raises(nn.Module):
+    is_leaf = True
+
+    def forward(self, x):
+        raise KeyError("odd")
+
+class Odd(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.fc, self.odd = nn.Conv2d(3, 4, 3), nn.Linear(4, classes), Raises()
+
+    def forward(self, images):
+        scores = self.fc(self.conv(images).mean((2, 3)))
+        return {}
+"""
+
+
 def told(folder: Path, text: str) -> list[str]:
     """What is said about a recipe, each up to its first semicolon, and without its folder."""
     path = folder / "many.yaml"
@@ -86,6 +106,22 @@ def test_networks_that_cannot_be_built_or_do_not_fit_the_data_are_told_together(
     first, second = told(tmp_path, changed(student="{build: ./mine.py:Halved}", teachers=teachers))[:2]
     assert first == "many.yaml:2: student.build: its output has shape (batch, 7)"
     assert second.startswith("many.yaml:5: teachers.four.build: torchvision:resnet18: cannot be built")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{'out': scores}", "its output is a dict"),
+        ("(scores, images)", "its output is a tuple of 2"),
+        ("(scores,)", "its output is a tuple of 1"),
+        ("scores.chunk(2, 1)", "its output is a tuple of 2"),
+        ("self.odd(scores)", "fails on images of 3x16x16 before logits: KeyError: 'odd'"),
+    ],
+)
+def test_a_network_that_gives_anything_but_logits_is_told_at_its_line(tmp_path: Path, given: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(NETWORK.format(given))
+    text = changed(method="{name: kd}", teachers="{two: {build: ./mine.py:Odd}}", match="[]")
+    assert told(tmp_path, text) == [f"many.yaml:5: teachers.two.build: {said}"]
 
 
 def test_nothing_is_trained_for_a_recipe_that_will_be_refused(tmp_path: Path) -> None:

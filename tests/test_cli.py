@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -137,9 +138,23 @@ def test_an_unreadable_image_is_named_and_leaves_no_run_behind(tmp_path: Path) -
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": {"name": "folder", "root": "images"}}))
     done = qkd("train", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 2
-    assert "images/train/cat/broken.png" in done.stderr
+    assert re.match(r"error: tiny.yaml:\d+: data: 1 unreadable .*images/train/cat/broken.png", done.stderr)
     assert not list((tmp_path / "runs").iterdir())
     assert (tmp_path / "images/train/cat/broken.png").read_text() == "no image"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), MemoryError()]
+)
+def test_too_little_memory_is_no_bug(tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checked(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qkd.explain.checked", checked)
+    done = qkd("check", "digits_qat_w2a2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: too little memory: .*; a smaller data.size .*\n", done.stderr)
+    assert "report" not in done.stderr
 
 
 def test_a_run_whose_images_are_gone_has_none_to_show(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from qkd import compare as comparing
 from qkd.commands.compare import compare as command
-from qkd.compare import by_recipe, compare
+from qkd.compare import by_recipe, compare, gathered
 from qkd.errors import RunError, UsageError
 from qkd.report.comparison import render, write
+from qkd.report.evidence import gather
 from qkd.report.pareto import PANELS, frontier, spots
+from qkd.report.verdict import sentence
 from qkd.run import Run
 
 RECIPE = """\
@@ -92,6 +95,16 @@ def test_a_run_that_has_not_come_far_has_a_row_too(tmp_path: Path) -> None:
     assert (row["method"], row["bits"], row["seed"]) == ("cmtkd", "w4a4", 1)
 
 
+@pytest.mark.parametrize("content", ["{half", "[1, 2]"])
+def test_a_damaged_result_is_named_and_not_taken_for_none(tmp_path: Path, content: str) -> None:
+    sound, damaged = run_of(tmp_path / "sound"), run_of(tmp_path / "damaged")
+    (damaged / "result.json").write_text(content)
+    done = call(sound, damaged)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert f"{damaged}/result.json: damaged" in line
+    assert "result.json: damaged" in sentence(gather(Run(damaged)))
+
+
 def test_another_files_figures_are_nobodys(tmp_path: Path) -> None:
     run = Run(run_of(tmp_path / "a"))
     rows = run.read_json("bench.json")["rows"]
@@ -112,7 +125,7 @@ def test_seeds_of_one_recipe_are_put_together(tmp_path: Path) -> None:
     scores = {0: 94.0, 1: 95.0, 2: 99.0}
     runs = [run_of(tmp_path / f"kd-s{seed}", seed=seed, top1=top1) for seed, top1 in scores.items()]
     runs.insert(1, run_of(tmp_path / "other", bits=4, seed=0, top1=97.0))
-    together, alone = by_recipe(runs)
+    together, alone = by_recipe(gathered(runs))
     assert together["seeds"] == [0, 1, 2]
     assert together["top1"] == {"mean": 96.0, "std": pytest.approx(7**0.5), "count": 3}
     assert alone["runs"] == [str(tmp_path / "other")]
@@ -121,7 +134,7 @@ def test_seeds_of_one_recipe_are_put_together(tmp_path: Path) -> None:
 
 def test_runs_that_are_not_finished_do_not_pull_the_mean_down(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / f"s{seed}", seed=seed, top1=90.0, shipped=seed < 1) for seed in (0, 1)]
-    (group,) = by_recipe(runs)
+    (group,) = by_recipe(gathered(runs))
     assert group["speedup"] == {"mean": 2.0, "std": None, "count": 1}
     assert group["top1"]["count"] == 2
 
@@ -160,7 +173,19 @@ def test_page_loads_nothing_and_escapes(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=|@import|<link", page)
     assert page.count('role="img"') == 2
-    assert "the most accurate is a with 94.5 %" in page
+    assert "a and 1 other are the most accurate with 94.5 %" in page
+    best = run_of(tmp_path / "best", top1=96.0)
+    assert "best is the most accurate with 95.5 %" in render(compare([best, run_of(tmp_path / "c")]))
+
+
+def test_a_network_of_ones_own_is_called_by_its_file_not_by_its_folders(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a")
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(text.replace("resnet8", "/home/me/a/long/way/net.py:Net"))
+    rows = compare([run])
+    assert rows[0]["network"] == "/home/me/a/long/way/net.py:Net"
+    assert "  net.py:Net w2a2  " in call(run).stdout
+    assert "/home/me" not in render(rows)
 
 
 def test_page_without_measurements_says_how_to_get_them(tmp_path: Path) -> None:
@@ -191,7 +216,7 @@ def test_json_is_one_object_and_lines_of_the_table_are_whole(tmp_path: Path) -> 
     said = json.loads(call(*runs, "--seeds", "--json").stdout)
     assert set(said) == {"rows", "groups"}
     assert said["rows"] == compare(runs)
-    assert said["groups"] == by_recipe(runs)
+    assert said["groups"] == by_recipe(gathered(runs))
     table = call(*runs).stdout
     assert re.search(
         r"a_rather_long_name_of_a_run_s1 +kd +resnet8 w2a2 +98\.0 +50\.0 +95\.0 +94\.5 +90\.0 +0\.250 +2\.00 +30 +1",
@@ -199,6 +224,14 @@ def test_json_is_one_object_and_lines_of_the_table_are_whole(tmp_path: Path) -> 
     )
     seeds = call(*runs, "--seeds").stdout
     assert re.search(r"a_rather_long_name_of_a_run \(2 runs\) .* 95\.0 ± 0\.0 .* 0, 1", seeds)
+
+
+def test_every_run_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(comparing, "gather", lambda run: read.append(run.folder) or gather(run))
+    runs = [run_of(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
+    call(*runs, "--seeds", "-o", tmp_path / "all.html")
+    assert read == runs
 
 
 def test_page_holds_groups_too(tmp_path: Path) -> None:

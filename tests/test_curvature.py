@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qkd import recipe as recipes
 from qkd.engine import deltas
+from qkd.engine.loop import Loop
+from qkd.engine.ranks import is_first
 from qkd.errors import DataError, SchemeError
 from qkd.produce import Machine, produce
 from qkd.quantizers import Scheme, calibrate, compile_cores, curvature, curved, estimate_deltas, insert, quantizers
 from qkd.quantizers.core import FakeQuant
 from qkd.quantizers.ewgs import DELTA, EwgsQuant
 from qkd.run import Run
+from tests.pairing import paired
 from tests.test_train import TINY, recipe_in
 from tests.tiny_wirings import Residual, images, made, settled
 
@@ -209,3 +214,50 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, steps: int, monkeypat
     one, two = kept(whole), kept(broken)
     assert any(name.endswith("delta") for name in one)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def watched() -> None:
+    """Train in this folder, and keep what this process had: deltas as it found them, its parts behind every epoch."""
+    kind = os.environ.get("RANK", "alone")
+    found: dict[str, list[Any]] = {"deltas": [], "parts": []}
+    estimate, keep = deltas.estimate_deltas, Loop.keep
+
+    def estimated(*arguments: Any) -> dict[str, float]:
+        found["deltas"].append(estimate(*arguments))
+        return found["deltas"][-1]
+
+    def kept(self: Loop, running: Any) -> None:
+        found["parts"].append({name: tensor.clone() for name, tensor in self.training.parts.state_dict().items()})
+        keep(self, running)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curvature, "PROBES", 1)
+        patch.setattr(deltas, "BATCHES", 1)
+        patch.setattr(deltas, "EVERY", 1)
+        patch.setattr(deltas, "estimate_deltas", estimated)
+        patch.setattr(Loop, "keep", kept)
+        produce(recipes.load("tiny.yaml"), Run.create(Path(f"run-{kind}")) if is_first() else None, ONE)
+    torch.save(found, f"{kind}.pt")
+
+
+PAIR = """
+from pathlib import Path
+from tests.pairing import ranks
+from tests.test_curvature import watched
+print(*ranks(watched, Path()))
+"""
+
+
+def test_two_ranks_estimate_what_one_does_and_stay_equal(in_tmp: Path) -> None:
+    student = {**ewgs(in_tmp).student.model_dump(mode="json", exclude={"options"}), "width": 4, "start_from": "scratch"}
+    settings = {"epochs": 2, "rate": 0.05, "reestimate": False}
+    recipe_in(in_tmp, method={"name": "qat"}, teachers={}, match=[], student=student, train=settings)
+    assert paired(in_tmp, script=PAIR)[0] == [0, 0]
+    watched()
+    one, other, alone = (torch.load(f"{kind}.pt", weights_only=True) for kind in ("0", "1", "alone"))
+    assert len(one["deltas"]) == len(one["parts"]) == 2
+    assert any(value > 0 for value in alone["deltas"][0].values())
+    assert one["deltas"][0] == other["deltas"][0] == alone["deltas"][0]  # from the same images, to the last bit
+    assert one["deltas"] == other["deltas"]
+    for mine, theirs in zip(one["parts"], other["parts"], strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)

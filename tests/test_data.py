@@ -68,6 +68,15 @@ def test_a_batch_size_of_one_is_kept() -> None:
     assert len(list(ramp(3).batches("train", 1, shuffle_seed=0))) == 3
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_number_of_batches_is_known_before_they_are_made(ranks: int) -> None:
+    for count in range(2, 14):
+        data = ramp(count)
+        for size in range(1, 8):
+            made = [len(list(data.batches("train", size, shuffle_seed=0, shard=(r, ranks)))) for r in range(ranks)]
+            assert made == [data.length(size, ranks)] * ranks, (count, size)
+
+
 def test_order_and_augmentation_depend_on_the_seed_alone() -> None:
     data = ramp(count=32)
     first = list(data.batches("train", 8, shuffle_seed=5, augment=True))

@@ -40,6 +40,7 @@ def test_pieces_are_the_batch_and_none_is_a_lone_image() -> None:
     assert sum(share for _, share in pieces) == pytest.approx(1)
     assert [len(piece.labels) for piece, _ in _pieces(batch, 2)] == [5, 4]
     assert [len(piece.labels) for piece, _ in _pieces(batch, 8)] == [2, 2, 2, 2]
+    assert sum(share for _, share in _pieces(batch, 8)) == pytest.approx(1)  # of those that count
     assert list(_pieces(batch, 1)) == [(batch, 1)]
 
 
@@ -96,7 +97,9 @@ def test_the_result_tells_calibration_and_cost(plain: tuple[Run, dict[str, Any]]
 @pytest.mark.parametrize("setting", [{"ema": 0.9}, {"accumulate": 2}])
 def test_settings_change_what_they_say(tmp_path: Path, plain: tuple[Run, Any], setting: dict[str, Any]) -> None:
     run = Run.create(tmp_path / "run")
-    produce(recipe_in(tmp_path, **ALONE, train={"epochs": 3, "rate": 0.05, **setting}), run, Machine("cpu", threads=1))
+    recipe = recipe_in(tmp_path, **ALONE, train={"epochs": 3, "rate": 0.05, **setting})
+    result = produce(recipe, run, Machine("cpu", threads=1))
+    assert result["cost"]["batch"] == 16 // setting.get("accumulate", 1)  # no more than training had memory for
     found, expected = losses(run), losses(plain[0])
     if "ema" in setting:  # training is the same, what is deployed is not
         assert [line["train/loss/label/student"] for line in found[1:]] == [
@@ -171,9 +174,10 @@ def test_teachers_are_asked_once_only_where_images_stay_the_same(
             assert all(torch.allclose(tensor, said[tap], atol=1e-5) for tap, tensor in found.of(batch.ids).items())
 
 
-def test_a_machine_that_is_not_there_is_named() -> None:
-    with pytest.raises(UsageError, match="--device cuda:99"):
-        Machine("cuda:99").fabric()
+@pytest.mark.parametrize("device", ["cuda:99", "cpu:0", "tpu", "abacus"])
+def test_a_machine_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {device}"):
+        Machine(device).fabric()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,12 +100,24 @@ def test_everything_wrong_with_a_folder_is_said(root: Path, tmp_path: Path) -> N
     half.unlink()
     deep = root / "train" / "cat" / "deep.png"
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(deep)
-    assert "more than 8 bits per channel" in said()
+    assert "more than 8 bits per channel (mode I;16), save it with 8" in said()
+    test = broken("test/dog/half.png")
+    assert re.search(
+        r"image\(s\): ROOT/train/cat/deep.png \(.*; 1 unreadable image\(s\): ROOT/test/dog/half.png", said()
+    )
+    test.unlink()
     deep.unlink()
     stray = broken("train/lonely.png")
     assert said().startswith("ROOT/train: not an image in a folder of its class: lonely.png (known: .png .jpg")
     stray.unlink()
     (root / "train" / "fox").mkdir()
+    strays = [broken("train/lonely.png"), broken("test/notes.txt")]
+    assert re.fullmatch(
+        r"ROOT/train: not .*: lonely.png \(.*\); no images of class fox; .*; ROOT/test: not .*: notes.txt \(.*\)",
+        said(),
+    )
+    for path in strays:
+        path.unlink()
     assert said() == "ROOT/train: no images of class fox; remove the folder or fill it"
     image(root / "train" / "fox" / "0.png", 1)
     assert said() == "ROOT: train and test hold different classes: test lacks fox"

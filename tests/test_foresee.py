@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from qkd import recipe as recipes
+from qkd.commands.look import check
 from qkd.commands.train import _print as shown
-from qkd.errors import SchemeError
+from qkd.errors import RecipeError, SchemeError
 from qkd.produce import Machine, produce
+from qkd.progress import Reporter
 from qkd.run import Run
 
 NETWORKS = """\
@@ -64,6 +67,13 @@ def test_layers_that_stay_float_are_named_before_anything_is_trained(tmp_path: P
     assert found["lines"][0].startswith("stays float: 2: onnxruntime has no integer SiLU")
 
 
+def test_warnings_are_told_without_progress_too(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter(quiet=True)
+    reporter("foreseen", {"lines": ["stays float: 2: why"]})
+    reporter("before", {"top1": 50.0})
+    assert capsys.readouterr().err == "warning: stays float: 2: why\n"
+
+
 def test_nothing_is_said_of_a_product_that_becomes_integer(tmp_path: Path) -> None:
     assert "foreseen" not in told(tmp_path, "Straight")[0]
 
@@ -81,6 +91,23 @@ def test_what_cannot_be_exact_is_not_trained(tmp_path: Path) -> None:
     with pytest.raises(SchemeError, match="exact: .* averages 36 pixels"):
         told(tmp_path, "Straight", exact, drawn)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ("{build: ./mine.py:Sorted, quantize: w4a4}", "student.build: the product will not be exported: sort"),
+        (
+            "{build: ./mine.py:Straight, quantize: {weights: 4, activations: 4, family: pot, exact: true}}",
+            r"student.quantize.exact: .* averages 36 pixels",
+        ),
+    ],
+)
+def test_check_says_at_its_line_what_export_would_refuse(in_tmp: Path, student: str, said: str) -> None:
+    Path("mine.py").write_text(NETWORKS)
+    words = ["digits_qat_w2a2", "data={name: fake, size: 12, classes: 4}", f"student={student}"]
+    with pytest.raises(RecipeError, match=rf"^<override>:2: {said}"):
+        CliRunner().invoke(check, words, catch_exceptions=False)
 
 
 @pytest.mark.parametrize(("before", "worse"), [(97.0, True), (95.0, False), (None, False)])

@@ -12,6 +12,7 @@ from torch import nn
 
 from qkd.engine import loop
 from qkd.engine.guard import first_broken
+from qkd.engine.steps import worst
 from qkd.errors import TrainingError
 from qkd.produce import Machine, produce
 from qkd.progress import LINES
@@ -78,6 +79,32 @@ def test_a_broken_run_names_layer_and_step_and_keeps_what_was_good(tmp_path: Pat
     assert kept["cursor"]["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in kept["parts"].values() if tensor.is_floating_point())
     assert produce(recipe, run, ONE, resume=True)["finished"]
+
+
+def test_a_step_that_spoils_a_weight_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, steps = loop.do, []
+
+    def do(training: Any, *arguments: Any, **options: Any) -> Any:
+        losses = real(training, *arguments, **options)
+        steps.append(0)
+        if len(steps) == 4:  # the last of the first epoch: all losses were finite, the gradient was not
+            training.parts.networks["student"].network.get_submodule("fc").weight.data[0] = float("inf")
+        return losses
+
+    monkeypatch.setattr(loop, "do", do)
+    student = {"build": "resnet8", "width": 4, "quantize": "w2a2", "start_from": "scratch"}
+    recipe = recipe_in(tmp_path, method={"name": "qat"}, student=student, teachers={}, match=[])
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"epoch 1, batch 4: student.fc.weight is not finite behind this step"):
+        produce(recipe, run, ONE)
+    assert [path.name[:15] for path in run.checkpoints.files("last")] == ["last-000000000-"]
+    assert not run.checkpoints.files("best")
+
+
+def test_a_sum_that_is_not_finite_where_every_loss_is_has_a_name(tmp_path: Path) -> None:
+    losses = {"a": torch.tensor(3e38), "b": torch.tensor(1.0)}
+    assert worst(losses, losses["a"] * 10) == "weighted sum of losses is inf"
+    assert worst({**losses, "b": torch.tensor(float("nan"))}, losses["a"]) == "loss b is nan"
 
 
 def test_dead_quantizers_are_heard_of_once_and_stand_in_the_results(tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ def nothing(*, classes):
 
 def broken(*, classes):
     raise ValueError("no such width")
+
+def unknown(*, classes):
+    return undefined(classes)
 """
 
 
@@ -181,11 +184,12 @@ def test_timm_networks_get_the_data_s_channels(monkeypatch: pytest.MonkeyPatch) 
         (
             "my_net.py:Smal",
             {},
-            "my_net.py: no 'Smal' in it (did you mean 'Small'?); it has: Small, fixed, nothing, broken",
+            "my_net.py: no 'Smal' in it (did you mean 'Small'?); it has: Small, fixed, nothing, broken, unknown",
         ),
         ("my_net.py:SIZE", {}, "my_net.py:SIZE: is int, not something to call"),
         ("my_net.py:nothing", {}, "my_net.py:nothing: gave NoneType, not a torch.nn.Module"),
         ("my_net.py:broken", {}, "my_net.py:broken: cannot be built: ValueError: no such width"),
+        ("my_net.py:unknown", {}, "my_net.py:unknown: cannot be built: NameError: name 'undefined' is not defined"),
         ("my_net.py:Small", {"activation": 1}, "my_net.py:Small: no option 'activation'; known: depth"),
         ("wrong.py:Net", {}, "wrong.py: importing it failed: SyntaxError: "),
     ],

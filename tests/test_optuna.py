@@ -131,6 +131,16 @@ def test_a_search_goes_on_to_the_number_it_was_told(tmp_path: Path, optuna: Any)
         search(tmp_path, [Range("train.rate", 0.1, 1.0)], 5, trained(calls), check=nothing_wrong)
 
 
+def test_a_run_without_a_score_is_a_failure_with_a_reason(tmp_path: Path, optuna: Any) -> None:
+    def short(point: Point) -> None:
+        point.folder.mkdir(parents=True, exist_ok=True)
+        (point.folder / "result.json").write_text('{"finished": false, "val_top1": null}')
+
+    _, failures = search(tmp_path, RANGES, 1, short, check=nothing_wrong)
+    (why,) = failures.values()
+    assert "no val_top1" in why
+
+
 def test_what_was_broken_off_is_taken_up_first(tmp_path: Path, optuna: Any) -> None:
     class Killed(BaseException):
         pass

@@ -39,6 +39,9 @@ def test_the_rate_falls_at_the_milestones() -> None:
     settings = recipes.load("cifar100_resnet18_cmtkd_w2a2", [fake("cifar100")]).train
     rates = [rate_at(epoch / 120, settings, 120) for epoch in (0, 49, 51, 99, 101, 119)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    warm = settings.model_copy(update={"warmup": 20.0, "milestones": (0.5, 0.75)})
+    rates = [rate_at(epoch / 100, warm, 100) for epoch in (10, 20, 49, 50, 74, 75)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.1, 0.1, 0.01])  # of all epochs, those of the warm-up included
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +18,7 @@ from qkd.networks.staged import Staged, cut
 from qkd.plan import Phase, Plan, Step, needed, rounds
 from qkd.taps import Tap
 from qkd.targets import one
-from qkd.terms import attend, hint, imitate, label
+from qkd.terms import Term, attend, hint, imitate, label
 
 FACTS = Facts((3, 16, 16), 4)
 
@@ -57,6 +60,34 @@ def test_epochs_are_shared_out(shares: tuple[float, ...], epochs: int, expected:
 def test_a_typo_in_a_part_is_refused_with_a_suggestion() -> None:
     with pytest.raises(PlanError, match=r"phase train, term imitate/student<techer: .*\(did you mean 'teacher'\?\)"):
         checked(plan_of(imitate("student", one(Tap("techer")), temperature=4.0)), teacher=staged())
+
+
+def test_terms_of_one_name_are_refused() -> None:
+    with pytest.raises(PlanError, match="phase train: two terms of one step are named label/student"):
+        checked(plan_of(label("student"), label("student") * 0.5))
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ((), "the plan has no phases"),
+        ((Phase("first", ()),), "phase first: needs a step"),
+        ((Phase("first", (Step(["student"], []),)),), "phase first: needs a step, and each step learners and terms"),
+        ((Phase("first", (Step([], [label("student")]),)),), "phase first: needs a step, and each step learners"),
+        ((Phase("first", (Step(["student"], [label("student")]),), 0.0),), "phase first: its share .* is 0.0"),
+    ],
+)
+def test_a_plan_without_anything_to_do_is_refused(phases: tuple[Phase, ...], said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        checked(Plan(phases))
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"), [(lambda logits, batch: logits.mean(0), "a tensor of 4"), (lambda logits, batch: 0.5, "float")]
+)
+def test_a_loss_that_is_not_one_number_is_refused(loss: Callable[..., Any], found: str) -> None:
+    with pytest.raises(PlanError, match=f"phase train, term mine: its loss is {found}, not one number"):
+        checked(plan_of(Term("mine", (Tap("student"),), loss)))
 
 
 def test_a_learner_that_is_nobody_is_refused() -> None:

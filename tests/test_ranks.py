@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,10 +16,15 @@ import torch
 import yaml
 from torch import nn
 
+from qkd.checkpoints import LAST
+from qkd.data.fake import fake
 from qkd.engine.ranks import BatchNormOfAll
+from qkd.errors import DataError
+from qkd.produce import _require_batches
 from qkd.run import Run
+from tests.pairing import paired
 from tests.test_cli import qkd
-from tests.test_train import TINY
+from tests.test_train import TINY, losses
 
 ROOT = Path(__file__).parent.parent
 PAIR = """
@@ -54,6 +60,126 @@ KINDS = {
     "dgkd": "a phase for each network, terms that chance leaves out",
     "kdcl": "a target made of everybody",
 }
+
+
+SPOILT = """
+import torch
+from qkd.plan import Cast, Phase, Plan, Step
+from qkd.taps import Tap
+from qkd.terms import Term, label
+
+seen = []  # batches, those of the rehearsal included
+
+def method(cast: Cast) -> Plan:
+    def loss(logits, batch):
+        seen.append(0)
+        here = 7 in batch.ids.tolist()
+        WHEN
+        return logits.square().mean()
+
+    terms = [label(cast.student), Term("odd", (Tap(cast.student),), loss)]
+    return Plan((Phase("train", (Step([cast.student], terms),)),))
+"""
+ALONE: dict[str, Any] = {
+    **TINY,
+    "method": {"name": "./mine.py:method"},
+    "student": {**TINY["student"], "start_from": "scratch"},
+    "teachers": {},
+    "match": [],
+    "train": {"epochs": 2, "rate": 0.02},
+}
+TRAIN = ("train", "tiny.yaml", "--threads", "1", "--device", "cpu", "--out", "run", "-q")
+
+
+FULL = f"""
+import errno, os
+from pathlib import Path
+import qkd.produce
+from qkd import atomic
+from qkd.cli import main
+from tests.pairing import ranks
+
+real = atomic.Hashing.write
+
+def full(self, data):
+    if "best" in str(self.file.name):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return real(self, data)
+
+atomic.Hashing.write = full
+print(*ranks(lambda: main({list(TRAIN)}), Path()))
+"""
+
+
+def spoilt(folder: Path, when: str, *words: str) -> tuple[list[int], list[str]]:
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(ALONE))
+    (folder / "mine.py").write_text(SPOILT.replace("WHEN", when))
+    codes, said = paired(folder, *TRAIN, *words)
+    return codes, ["\n".join(line for line in each.splitlines() if "error: " in line) for each in said]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all_alike(tmp_path: Path) -> None:
+    codes, (one, other) = spoilt(tmp_path, "if here and len(seen) > 8: return logits.mean() * float('nan')")
+    assert codes == [1, 1]
+    assert one == other
+    assert re.fullmatch(r"error: phase train, epoch 2, batch \d: the loss odd is nan on rank [01]; the last .*", one)
+    kept = Run(tmp_path / "run").checkpoints.load(LAST)
+    assert kept is not None
+    assert kept["cursor"]["epoch"] == 1
+
+
+def test_a_rank_that_breaks_is_not_taken_for_a_fault_of_the_others(tmp_path: Path) -> None:
+    codes, said = spoilt(tmp_path, "if here and len(seen) > 8: raise ArithmeticError('odd')")
+    assert codes == [1, 1]
+    mine, others = sorted(said, key=lambda words: "ArithmeticError: odd" not in words)
+    assert "ArithmeticError: odd" in mine
+    assert re.fullmatch(r"error: rank [01]: another rank ended; what it said is why", others)
+
+
+def test_ranks_that_would_have_nothing_to_learn_from_are_refused() -> None:
+    data = fake(size=8, train=9, test=8, classes=2)
+    _require_batches(data, 9, 2)
+    for batch, ranks in ((1, 2), (10, 9)):
+        with pytest.raises(DataError, match=rf"batches of {batch} give {ranks} ranks nothing to learn from"):
+            _require_batches(data, batch, ranks)
+
+
+@pytest.mark.slow
+def test_before_training_two_ranks_have_the_statistics_of_one(tmp_path: Path) -> None:
+    recipe = {**ALONE, "method": {"name": "qat"}, "train": {"epochs": 1}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    words = (*TRAIN, "--max-steps", "1", "--out")
+    assert paired(tmp_path, *words, "two")[0] == [0, 0]
+    assert qkd(*words, "one", cwd=tmp_path).returncode == 0
+    found = []
+    for name in ("one", "two"):
+        files = Run(tmp_path / name).checkpoints.files(LAST)
+        (first,) = [path for path in files if path.name.startswith("last-000000000-")]
+        found.append(torch.load(first, weights_only=True)["parts"])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)  # half of the images differ in the first digit
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_to_what_they_would_have_been(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**ALONE, "method": {"name": "qat"}}))
+    words = TRAIN[: TRAIN.index("--out")]
+    assert paired(tmp_path, *words, "--out", "whole")[0] == [0, 0]
+    assert paired(tmp_path, *words, "--out", "broken", "--max-steps", "6")[0] == [0, 0]
+    assert paired(tmp_path, *words, "--out", "broken", "--resume")[0] == [0, 0]
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    assert losses(whole) == losses(broken)  # of the half epoch each rank kept its own
+    one, other = whole.load_product(), broken.load_product()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_ranks_with_the_same_words(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**ALONE, "method": {"name": "qat"}}))
+    codes, (one, other) = paired(tmp_path, script=FULL)
+    assert codes == [2, 2]
+    line = r"error: run/checkpoints/best: cannot write: No space left on device; what was there before is untouched"
+    assert line in one.splitlines()
+    assert line in other.splitlines()
 
 
 def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

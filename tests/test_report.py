@@ -26,7 +26,7 @@ from qkd.heads import Head
 from qkd.methods import METHODS
 from qkd.plan import Cast, Phase, Plan, Step
 from qkd.report import curves, evidence, page, tables, verdict, weights, words, write
-from qkd.report.charts import MOST_POINTS, Bar, Chart, Series, Stack, bar_chart, line_chart, stack_chart, thinned
+from qkd.report.charts import MOST_POINTS, WIDTH, Bar, Chart, Series, Stack, bar_chart, line_chart, stack_chart, thinned
 from qkd.report.evidence import bits, gather
 from qkd.report.layout import lay_out
 from qkd.report.picture import draw
@@ -191,7 +191,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def content(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     copy = Path(shutil.copytree(finished, tmp_path_factory.mktemp("page") / "demo"))
-    return write(Run(copy)).read_text()
+    return write(gather(Run(copy))).read_text()
 
 
 class Reader(HTMLParser):
@@ -335,7 +335,7 @@ def test_what_comes_from_files_stays_text(folder: Path) -> None:
     run.write_json("export.json", {**EXPORT, "float_layers": [bad], "reasons": {bad: bad}, "census": {bad: 3}})
     run.write_json("bench.json", {"processor": bad, "rows": [{**bench_row("student.onnx", 1, 1.0, 1.0), "file": bad}]})
     (folder / "recipe.yaml").write_text(f"method: {{name: '{bad[:20]}'}}\nstudent: {{build: \"{bad}\"}}\n")
-    written = write(run).read_text()
+    written = write(gather(run)).read_text()
     assert {tag for tag, _ in Reader(written).tags}.isdisjoint({"script", "img"})
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in written  # the comment of the recipe
     assert html.escape(bad, quote=False) in written.replace("&#39;", "'")
@@ -344,7 +344,7 @@ def test_what_comes_from_files_stays_text(folder: Path) -> None:
 @pytest.mark.parametrize("name", [*FILES, "product.safetensors"])
 def test_a_missing_file_leaves_out_its_section_only(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    read = Reader(write(Run(folder)).read_text())
+    read = Reader(write(gather(Run(folder))).read_text())
     assert not read.open
     headings = {
         "export.json": "layers in integers",
@@ -362,7 +362,7 @@ def test_a_missing_file_leaves_out_its_section_only(folder: Path, name: str) -> 
 
 
 def test_an_empty_folder_has_a_page_too(tmp_path: Path) -> None:
-    read = Reader(write(Run(tmp_path)).read_text())
+    read = Reader(write(gather(Run(tmp_path))).read_text())
     assert "not trained yet" in read.text
     assert "cannot be drawn" in read.text
 
@@ -376,7 +376,7 @@ def test_a_damaged_file_is_only_absent(
 ) -> None:
     monkeypatch.setattr(page, "assembled", lambda found: "not asked for")
     (folder / name).write_bytes(rubbish)
-    assert not Reader(write(Run(folder)).read_text()).open
+    assert not Reader(write(gather(Run(folder))).read_text()).open
 
 
 def test_half_a_line_of_metrics_is_skipped(folder: Path) -> None:
@@ -388,7 +388,7 @@ def test_half_a_line_of_metrics_is_skipped(folder: Path) -> None:
 def test_a_recipe_whose_code_is_gone_is_told(folder: Path) -> None:
     text = (folder / "recipe.yaml").read_text().replace("build: resnet8", "build: ./gone.py:Net", 1)
     (folder / "recipe.yaml").write_text(text)
-    shown = Reader(write(Run(folder)).read_text()).text
+    shown = Reader(write(gather(Run(folder))).read_text()).text
     assert "cannot be drawn" in shown
     assert "gone.py" in shown
     assert "2-bit Net: 95.6 % on test" in shown
@@ -568,6 +568,24 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert four == pytest.approx(4 * one)
 
 
+def test_what_stands_behind_a_bar_stays_in_the_picture() -> None:
+    shown = "0.0262 ms, 12.68x"  # the longest bar has the longest note where the exported file is the slower one
+    drawing = bar_chart("a", {"g": [Bar("student", 4.0, shown, "ours"), Bar("float", 1.0, "1.0 ms", "theirs")]})
+    begins = max(float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*class="note"', drawing))
+    assert begins + 7 * len(shown) <= WIDTH
+
+
+@pytest.mark.parametrize("wide", [8, 12])
+def test_what_an_exchange_learns_ends_before_its_arrows(recipe: recipes.Recipe, wide: int) -> None:
+    teachers = {**recipe.teachers, "eight": recipe.teachers["eight"].model_copy(update={"options": {"width": wide}})}
+    assembly = assemble(recipe.model_copy(update={"teachers": teachers}), Facts((1, 16, 16), 10))
+    (step,) = assembly.plan.phases[0].steps
+    lanes = scene_of(recipe, assembly, step, top1={"shared": 100.0}).lanes
+    shared = next(lane for lane in lanes if lane.part == "shared")
+    assert shared.about == "fuse · 100.0 %"
+    assert shared.state.startswith("learns") and len(shared.state) <= len("learns importance")
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.36), (-5, 5e6), (1e-9, 2e-9), (97.1, 99.9)])
 def test_ticks_are_round_few_and_within_the_range(low: float, high: float) -> None:
     ticks = Scale(low, high, 0, 100).ticks()
@@ -594,7 +612,7 @@ def test_a_long_table_of_numbers_is_shortened_but_keeps_its_end(folder: Path) ->
     assert table is not None
     assert len(table.rows) <= curves.MOST_ROWS + 1
     assert table.rows[-1][:3] == ["399", "train", "93.99"]
-    assert len(write(run).read_bytes()) < 3e6
+    assert len(write(gather(run)).read_bytes()) < 3e6
 
 
 def test_words_claim_no_more_than_was_measured() -> None:
@@ -612,7 +630,12 @@ def test_words_claim_no_more_than_was_measured() -> None:
         "1 h 2 min",
         "2 h 0 min",
     ]
-    assert [words.milliseconds(v) for v in (0.035472, 1.0, 120.4)] == ["0.0355 ms", "1.00 ms", "120 ms"]
+    assert [words.milliseconds(v) for v in (0.035472, 1.0, 99.96, 1234.5)] == [
+        "0.0355 ms",
+        "1.00 ms",
+        "100 ms",
+        "1,234 ms",
+    ]
 
 
 def test_schemes_are_read_long_and_short() -> None:

@@ -10,19 +10,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning_fabric.plugins import MixedPrecision
 
 from qkd import atomic
 from qkd.checkpoints import BEST, KEPT, LAST, Checkpoints, Name, sound
 from qkd.engine.interrupt import Interrupted
+from qkd.engine.position import take_up
 from qkd.errors import RunError
 from qkd.methods import METHODS
 from qkd.produce import Machine, produce
-from qkd.progress import Reporter
+from qkd.progress import LINES, Reporter
 from qkd.reopen import latest, to_go_on
 from qkd.run import ORIGINAL, Run
 from tests.test_cli import qkd
@@ -92,6 +95,9 @@ def test_an_interrupted_run_keeps_its_step_and_goes_on_from_it(tmp_path: Path) -
     with pytest.raises(Interrupted, match="step 5 is kept"):
         produce(recipe, broken, ONE, listen=interrupt)
     assert broken.checkpoints.files(LAST)[0].name.startswith("last-000000005-part-")
+    kept = broken.checkpoints.load(LAST)
+    assert kept is not None
+    assert kept["cursor"]["seconds"] > broken.metrics()[-1]["seconds"] > 0  # the step behind the epoch counts
     assert not broken.finished
     produce(recipe, broken, ONE, resume=True)
     assert same(whole, broken)
@@ -109,6 +115,49 @@ def test_stopped_by_max_steps_it_can_go_on_to_the_same_end(tmp_path: Path, whole
     assert losses(whole) == losses(short)
 
 
+def test_going_on_in_another_way_is_said(tmp_path: Path) -> None:
+    recipe, run = recipe_in(tmp_path, **ALONE), Run.create(tmp_path / "run")
+    heard: list[str] = []
+
+    def hear(event: str, values: Any) -> None:
+        if event == "resumed":
+            heard.append(LINES[event](values))
+
+    produce(recipe, run, ONE, max_steps=1)
+    produce(recipe, run, ONE, max_steps=2, resume=True, listen=hear)
+    produce(recipe, run, Machine("cpu", "bf16", threads=1), max_steps=3, resume=True, listen=hear)
+    assert heard[0] == "going on behind step 1"
+    assert heard[1].startswith("going on behind step 2\nwarning: not to the same bits")
+    assert heard[1].endswith(": precision was fp32, is bf16")
+
+
+def test_a_run_of_another_precision_has_no_loss_scale_to_take_over() -> None:
+    scaled = MixedPrecision("16-mixed", "cpu")
+    fabric: Any = SimpleNamespace(strategy=SimpleNamespace(precision=scaled), world_size=1, global_rank=0)
+    fabric.device = torch.device("cpu")
+    begun = {"optimizers": [], "average": None, "precision": {}, "running": None}
+    random = {"random": [torch.get_rng_state()], "random_cuda": [torch.empty(0)]}
+    assert take_up(fabric, {**begun, **random}, [], None) is None
+    assert scaled.scaler is not None and scaled.scaler.get_scale() == 2.0**16
+
+
+def test_an_epoch_that_leaves_out_a_lone_image_is_not_cut_short(tmp_path: Path) -> None:
+    lone = {**TINY["data"], "train": 65}  # four batches of 16, and one image
+    recipe = recipe_in(tmp_path, **ALONE, data=lone, train={"epochs": 2, "rate": 0.05})
+    run = Run.create(tmp_path / "run")
+    done: dict[str, float] = {}
+
+    def hear(event: str, values: Any) -> None:
+        if event == "step":
+            done[values["phase"]] = values["done"]
+
+    produce(recipe, run, ONE, max_steps=4, listen=hear)
+    [newest, *_] = run.checkpoints.files(LAST)
+    assert newest.name.startswith("last-000000004-whole-")
+    assert done["train"] == 3 / 4 / 2  # the last batch of the first of two epochs
+    assert produce(recipe, run, ONE, resume=True, max_steps=8)["finished"] is True
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, whole: Run, caplog: pytest.LogCaptureFixture) -> None:
     recipe, broken = recipe_in(tmp_path), Run(tmp_path / "broken")
     shutil.copytree(whole.folder, broken.folder)
@@ -124,6 +173,24 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, whole: Run, caplog:
         path.write_bytes(b"")
     with pytest.raises(RunError, match="every checkpoint is damaged"):
         broken.checkpoints.load(LAST)
+
+
+@pytest.mark.parametrize("content", ["{half", "[1, 2]"])
+def test_a_damaged_result_is_named_and_made_again(
+    tmp_path: Path, whole: Run, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    recipe, broken = recipe_in(tmp_path), Run(tmp_path / "broken")
+    shutil.copytree(whole.folder, broken.folder)
+    (broken.folder / "result.json").write_text(content)
+    produce(recipe, broken, ONE, resume=True)
+    assert f"{broken.folder / 'result.json'}: damaged" in caplog.text
+    assert broken.result()["top1"] == whole.result()["top1"]
+    assert same(whole, broken)
+    (broken.folder / "result.json").write_text(content)
+    shutil.rmtree(broken.checkpoints.folder)
+    with pytest.raises(RunError, match=r"result\.json: damaged.*no checkpoint to make it again from; `qkd eval"):
+        produce(recipe, broken, ONE, resume=True)
+    assert same(whole, broken)
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:

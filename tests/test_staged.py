@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from qkd.errors import NetworkError
 from qkd.networks import NETWORKS
 from qkd.networks.staged import cut
+from qkd.quantizers import Scheme, insert
 from qkd.trace import trace
 
 CUTS = [
@@ -103,6 +104,22 @@ def test_a_module_called_twice_is_no_place_to_cut() -> None:
 
     with pytest.raises(NetworkError, match="called 2 times"):
         cut(Twice(), ["relu"])
+
+
+def test_a_module_called_twice_is_none_either_where_each_call_has_a_quantizer_of_its_own() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.relu, self.last = nn.ReLU(), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.relu(self.two(self.relu(self.one(x)))))
+
+    quantized = insert(Shared(), Scheme(4, 4))
+    with pytest.raises(NetworkError, match="'relu' is called 2 times"):
+        cut(quantized, ["relu"])
+    assert cut(quantized, ["one", "two"]).names == ("one", "two", "logits")
 
 
 class Branch(nn.Module):

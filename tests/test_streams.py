@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -215,6 +216,20 @@ def test_a_list_says_which_images_to_train_on(root: Path) -> None:
             folder(root=root, only=text)
     with pytest.raises(DataError, match="nothing.txt: No such file"):
         folder(root=root, only=root / "nothing.txt")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_workers_do_not_notice_a_signal(root: Path, sent: signal.Signals) -> None:
+    """Terminals and schedulers send it to every process; when to end is for the one that trains to say."""
+    data, before = streamed(root), set(multiprocessing.active_children())
+    batches = data.batches("train", 2, shuffle_seed=0)
+    seen = [next(batches), next(batches)]  # one of each worker: both have begun
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, sent)
+    assert len([*seen, *batches]) == data.length(2)
 
 
 def test_ctrl_c_reaches_the_workers_and_breaks_nothing(root: Path, tmp_path: Path) -> None:

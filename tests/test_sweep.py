@@ -114,10 +114,34 @@ def test_a_sweep_ends_in_a_table_and_goes_on(tmp_path: Path) -> None:
 def test_a_point_knows_whether_it_is_finished(tmp_path: Path) -> None:
     point = Point(tmp_path, ())
     assert not point.finished
-    (tmp_path / "result.json").write_text("{half")
-    assert not point.finished
+    assert not point.damage
     (tmp_path / "result.json").write_text('{"finished": false}')
     assert not point.finished
+    assert not point.damage
+
+
+@pytest.mark.parametrize("content", ["{half", "[1, 2]", "", "\x00\xff", '"words"'])
+def test_a_damaged_result_is_named_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    (point,) = points(tmp_path / "sweep", [], 1)
+    point.folder.mkdir(parents=True)
+    result = point.folder / "result.json"
+    result.write_bytes(content.encode("latin-1"))
+    assert not point.finished
+    assert f"{result}: damaged" in point.damage
+    assert sweeping.rows([point]) == []
+
+    def run(words: list[str], **keywords: Any) -> subprocess.CompletedProcess[str]:
+        assert "--resume" in words
+        result.write_text(json.dumps({"finished": True}))
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    said: list[str] = []
+    assert not sweeping.sweep("r.yaml", [point], listen=lambda point, state: said.append(state))
+    assert said[0].startswith(f"done (before, {result}: damaged")
+    assert point.finished
 
 
 class Calls:

@@ -157,6 +157,11 @@ def test_a_folder_with_anything_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     run = Run.create(tmp_path / "empty")
     assert run.folder == tmp_path / "empty"
+    run.write("metrics.jsonl", "")  # begun, and then the plan was refused
     run.abandon()
     assert not run.folder.exists()
+    run = Run.create(tmp_path / "learned")
+    run.log({"phase": "before"})
+    run.abandon()
+    assert (run.folder / "metrics.jsonl").exists()
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"

@@ -120,6 +120,18 @@ def few():
 def nothing():
     return 3
 
+class Missing(Squares):
+    def __getitem__(self, number):
+        raise KeyError("no such tape")
+
+class Named(Squares):
+    def __getitem__(self, number):
+        return super().__getitem__(number)[0], "cat"
+
+class Endless(Dataset):
+    def __init__(self, split):
+        pass
+
 def broken():
     raise FileNotFoundError("no tape in the drive")
 '''
@@ -153,6 +165,9 @@ def test_a_function_that_gives_arrays(tmp_path: Path) -> None:
         ("nothing", "gives int; expected Data, or a mapping with train and test"),
         ("broken", "FileNotFoundError: no tape in the drive"),
         ("missing", "no 'missing' in it"),
+        ("Missing", "own.py:Missing: train, item 0: KeyError: 'no such tape'; an item is"),
+        ("Named", "own.py:Named: train, item 0: ValueError: .*'cat'; an item is .* the label a whole number"),
+        ("Endless", "own.py:Endless: train: how many images are there"),
     ],
 )
 def test_mistakes_of_ones_own_are_named(tmp_path: Path, name: str, message: str) -> None:

@@ -26,10 +26,10 @@ def compare(runs: tuple[Path, ...], seeds: bool, output: Path | None, as_json: b
 
     if output is not None:
         require_known(output)
-    rows = comparing.compare(runs)
-    for warning in comparing.warnings(runs):
+    found = comparing.gathered(runs)
+    for warning in (line for evidence in found for line in evidence.warnings):
         click.echo(f"warning: {warning}", err=True)
-    groups = comparing.by_recipe(runs) if seeds else []
+    rows, groups = comparing.rows(found), comparing.by_recipe(found) if seeds else []
     if as_json:
         click.echo(json.dumps({"rows": rows, **({"groups": groups} if seeds else {})}))
     else:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from qkd.assemble import Assembly
+    from qkd.recipe import Recipe
 
 
 @click.command()
@@ -17,11 +22,11 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
     from qkd import recipe as recipes
     from qkd.errors import RecipeError, UsageError
     from qkd.explain import checked
-    from qkd.foresee import foreseen
+    from qkd.unheard import unheard
 
     try:
         loaded, assembly = checked(recipe, overrides)
-        floating = foreseen(loaded, assembly)
+        floating = _foreseen(loaded, assembly)
     except RecipeError as error:
         if as_json:
             click.echo(json.dumps({"problems": [problem._asdict() for problem in error.problems], "plan": None}))
@@ -31,7 +36,7 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
             problem = {"file": recipe, "line": 0, "key": "", "message": str(error)}
             click.echo(json.dumps({"problems": [problem], "plan": None}))
         raise
-    for warning in (*recipes.warnings(loaded), *floating):
+    for warning in (*recipes.warnings(loaded), *unheard(loaded, assembly), *floating):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({"problems": [], "plan": [phase.name for phase in assembly.plan.phases]}))
@@ -39,6 +44,20 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
         click.echo(recipes.dump(loaded), nl=False)
     else:
         click.echo(f"{recipe}: nothing wrong; `qkd explain {recipe}` shows what it will do")
+
+
+def _foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
+    """What export will say. Raises RecipeError for a product that has no exported form, or not the one asked for."""
+    from qkd.errors import ExportError, RecipeError, SchemeError
+    from qkd.foresee import foreseen
+
+    try:
+        return foreseen(recipe, assembly)
+    except ExportError as error:
+        said = f"the product will not be exported: {error}"
+        raise RecipeError([recipe.problem("student.build", said)]) from error
+    except SchemeError as error:
+        raise RecipeError([recipe.problem_within(("student", "quantize"), str(error))]) from error
 
 
 @click.command()

@@ -11,10 +11,10 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Write RUN/report.html: one self-contained page with curves, importance, export and speed."""
-    from qkd.compare import warnings
-    from qkd.report import write
+    from qkd.report import gather, write
     from qkd.run import Run
 
-    for warning in warnings([run]):
+    evidence = gather(Run.open(run))
+    for warning in evidence.warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(write(Run.open(run)))
+    click.echo(write(evidence))

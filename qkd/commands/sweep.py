@@ -125,6 +125,8 @@ def _end(grid: Sequence[Point], failures: dict[str, str], *, as_json: bool) -> N
     from qkd.commands.compare import show
 
     rows = sweeping.rows(grid)
+    for damage in filter(None, (point.damage for point in grid)):
+        click.echo(f"warning: {damage}; the same command makes it again", err=True)
     if as_json:
         click.echo(json.dumps({"rows": rows, "failed": failures}))
     elif rows:

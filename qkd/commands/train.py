@@ -63,7 +63,7 @@ def on_machine(function: Any) -> Any:
     "--dry-run", is_flag=True, help="Everything once, quickly: build, two batches, export, verify. Nothing is kept."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, warnings only.")
 @on_machine
 def train(
     recipe: str,

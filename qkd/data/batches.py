@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,16 @@ class Data:
     @property
     def classes(self) -> int:
         return len(self.labels)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run, and an exported file, have to know of the data without its images."""
+        return {"shape": self.shape, "labels": self.labels, "mean": self.mean, "std": self.std}
+
+    def length(self, batch_size: int, ranks: int = 1) -> int:
+        """How many batches one pass of `batches` over the training split gives each rank, with a seed."""
+        whole, rest = divmod(len(self.train.labels), batch_size)
+        return sum(count for images, count in ((batch_size, whole), (rest, 1)) if _each(images, batch_size, ranks))
 
     def at_hand(self) -> Data:
         """The same with the test split in memory: all of it, or of images in files at most 4096, spread evenly."""
@@ -205,7 +215,11 @@ def _parts(order: Tensor, batch_size: int, shard: tuple[int, int], *, training: 
             if len(part):
                 yield part
             continue
-        each = len(ids) // ranks
-        if each == 0 or (each == 1 and len(ids) < batch_size):
-            continue
-        yield ids[rank * each : (rank + 1) * each]
+        if each := _each(len(ids), batch_size, ranks):
+            yield ids[rank * each : (rank + 1) * each]
+
+
+def _each(images: int, batch_size: int, ranks: int) -> int:
+    """How many images of a batch each rank learns from; 0 where it is left out: a lone one, of a smaller batch."""
+    each = images // ranks
+    return 0 if each == 1 and images < batch_size else each

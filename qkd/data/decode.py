@@ -62,7 +62,7 @@ def cut(path: str | Path, size: int, numbers: Sequence[float]) -> np.ndarray:
 def _opened(path: str | Path) -> Image.Image:
     with Image.open(path) as opened:
         if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"more than 8 bits per channel (mode {opened.mode})")
+            raise ValueError(f"more than 8 bits per channel (mode {opened.mode}), save it with 8")
         ImageOps.exif_transpose(opened, in_place=True)
         return opened.convert("RGB")
 

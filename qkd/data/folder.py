@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from qkd.bounds import Bounds, Count
 from qkd.data.batches import Data, Split, measure
@@ -14,6 +15,7 @@ from qkd.data.listing import Files, at_most, flat, listed, named_in, same_classe
 from qkd.data.stream import Pictures
 from qkd.errors import DataError
 
+Made = TypeVar("Made")
 Memory = Literal["auto", True, False]
 HELD = Annotated[float, Bounds(at_least=0, below=1)]
 LIMIT = 2**32
@@ -46,7 +48,7 @@ def folder(
     """
     root = Path(root)
     names = [name for name in ("train", "val", "test") if name != "val" or (root / "val").is_dir()]
-    splits = {name: listed(root / name) for name in names}
+    splits = _each(names, lambda name: listed(root / name))
     same_classes(root, splits)
     if only is not None:
         splits["train"] = named_in(splits["train"], only, root / "train")
@@ -71,13 +73,26 @@ def data_of(
     ``normal`` is the mean and the standard deviation, where they need not be measured.
     """
     kept = _in_memory(memory, crop, sum(len(some) for files in splits.values() for some in files.values()), size)
-    found = {name: _split(files, root, size, crop, kept) for name, files in splits.items()}
+    found = _each(splits, lambda name: _split(splits[name], root, size, crop, kept))
     if "val" not in found:
         found["train"], found["val"] = _hold_back(found["train"], val, root)
     mean, std = normal or measure(found["train"].images)
     how = "resized+flip" if crop == "resized" else "crop+flip"
     names = labels or tuple(splits["train"])
     return Data(found["train"], found["val"], found["test"], names, mean, std, how if augment else "none")  # type: ignore[arg-type]
+
+
+def _each(names: Iterable[str], make: Callable[[str], Made]) -> dict[str, Made]:
+    """What is made of each split. Raises DataError with what is wrong with any of them."""
+    found, wrong = {}, []
+    for name in names:
+        try:
+            found[name] = make(name)
+        except DataError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise DataError("; ".join(wrong))
+    return found
 
 
 def _in_memory(memory: Memory, crop: Crop, count: int, size: int) -> bool:

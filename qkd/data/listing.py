@@ -28,13 +28,13 @@ def listed(place: Path, expected: str = "", *, ignored: str = "") -> Files:
     if not place.is_dir():
         raise _missing(place, expected)
     found, strays = _walk(place, ignored)
-    if strays:
-        raise DataError(f"{place}: not an image in a folder of its class: {few(strays)} (known: {' '.join(SUFFIXES)})")
-    if not found:
-        raise DataError(f"{place}: no class folders in it; expected: {place}/<class>/ with images")
     empty = [label for label, files in found.items() if not files]
-    if empty:
-        raise DataError(f"{place}: no images of class {few(empty)}; remove the folder or fill it")
+    wrong = [f"not an image in a folder of its class: {few(strays)} (known: {' '.join(SUFFIXES)})"] if strays else []
+    wrong += [f"no images of class {few(empty)}; remove the folder or fill it"] if empty else []
+    if not found and not strays:
+        wrong = [f"no class folders in it; expected: {place}/<class>/ with images"]
+    if wrong:
+        raise DataError(f"{place}: {'; '.join(wrong)}")
     return found
 
 

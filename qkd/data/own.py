@@ -75,13 +75,26 @@ def _split(where: str, given: Any) -> Split:
 
 def _collected(where: str, dataset: Any) -> tuple[Tensor, Tensor]:
     images, labels = [], []
-    for number in range(len(dataset)):
-        image, label = dataset[number]
-        images.append(_image(f"{where}, item {number}", image))
-        labels.append(int(label))
+    for number in range(_length(where, dataset)):
+        try:
+            image, label = dataset[number]
+            images.append(_image(f"{where}, item {number}", image))
+            labels.append(int(label))
+        except DataError:
+            raise
+        except Exception as error:  # it is code of the user's own
+            said = f"{type(error).__name__}: {error}; an item is (image, label), the label a whole number"
+            raise DataError(f"{where}, item {number}: {said}") from error
     if len({image.shape for image in images}) != 1:
         raise DataError(f"{where}: images of one size are needed, found {_few({tuple(i.shape) for i in images})}")
     return torch.stack(images), torch.tensor(labels)
+
+
+def _length(where: str, dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except Exception as error:
+        raise DataError(f"{where}: how many images are there? {type(error).__name__}: {error}") from error
 
 
 def _few(things: set[Any]) -> str:

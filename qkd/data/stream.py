@@ -114,6 +114,8 @@ def _together(items: list[np.ndarray | str]) -> Tensor | list[str]:
 
 
 def _deaf(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; when to end is for the one that trains to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches every process of a terminal, a scheduler's SIGTERM often every process of a job; when to end is for
+    the one that trains to say."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -20,12 +20,14 @@ REPEATS = 3
 
 def cost(training: Training) -> dict[str, Any]:
     """``peak_memory_mb`` of the process (of the GPU, where there is one), and per network of the plan its parameters and
-    the milliseconds of one batch forward, and forward and backward. Networks are timed alone, in evaluation mode and not
-    compiled; nothing about them changes.
+    the milliseconds of one batch forward, and forward and backward: of a rank's part of it and of one piece, as training
+    computed it, for there may be no memory for more. Networks are timed alone, in evaluation mode and not compiled; nothing
+    about them changes.
     """
-    batch = next(iter(training.data.batches("train", training.batch, shuffle_seed=0, device=training.device)), None)
+    size = max(1, training.batch // (training.fabric.world_size * training.settings.accumulate))
+    seen = training.data.batches("train", size, shuffle_seed=0, device=training.device)
     networks = {name: staged.network for name, staged in training.parts.networks.items()}
-    images = batch.images if batch is not None else torch.zeros(0)
+    images = next((batch.images for batch in seen), torch.zeros(0))
     return {
         "peak_memory_mb": peak_memory(training.device),
         "batch": len(images),

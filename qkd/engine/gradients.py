@@ -29,16 +29,18 @@ def gradient_shares(
     parts.learn(step.learners)
     buffers = {name: buffer.clone() for name, buffer in parts.named_buffers()}
     devices = [batch.images.device] if batch.images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        outputs = forward()
-        shares: dict[str, float] = {}
-        for learner in sorted(step.learners):
-            parameters = [p for m in parts.modules_of(learner) for p in m.parameters() if p.requires_grad]
-            norms = {term.name: _norm(term, outputs, batch, parameters, progress, scale) for term in step.terms}
-            total = sum(norms.values()) or 1.0
-            shares |= {f"gradient/{learner}/{name}": round(norm / total, 4) for name, norm in norms.items() if norm}
-    for name, buffer in parts.named_buffers():
-        buffer.copy_(buffers[name])
+    shares: dict[str, float] = {}
+    try:
+        with torch.random.fork_rng(devices=devices):
+            outputs = forward()
+            for learner in sorted(step.learners):
+                parameters = [p for m in parts.modules_of(learner) for p in m.parameters() if p.requires_grad]
+                norms = {term.name: _norm(term, outputs, batch, parameters, progress, scale) for term in step.terms}
+                total = sum(norms.values()) or 1.0
+                shares |= {f"gradient/{learner}/{name}": round(norm / total, 4) for name, norm in norms.items() if norm}
+    finally:  # what cannot be compiled fails halfway, and training goes on without
+        for name, buffer in parts.named_buffers():
+            buffer.copy_(buffers[name])
     return shares
 
 

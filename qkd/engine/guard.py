@@ -46,6 +46,11 @@ def first_broken(parts: Parts, compute: Callable[[], Tensor]) -> str:
     )
 
 
+def broken_parameter(parts: nn.Module) -> str:
+    """The first parameter that is not finite; empty where all are."""
+    return next((_short(name) for name, parameter in parts.named_parameters() if not finite(parameter)), "")
+
+
 def _leaves(parts: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that compute something: layers with their quantizers as one, quantizers between layers."""
     for name, module in parts.named_modules():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +15,13 @@ from qkd.checkpoints import BEST, LAST
 from qkd.engine.average import Average
 from qkd.engine.compiling import tried
 from qkd.engine.deltas import estimate
-from qkd.engine.guard import alarmed
+from qkd.engine.guard import alarmed, broken_parameter
 from qkd.engine.interrupt import Interrupted, Interruption
 from qkd.engine.known import learn_of
 from qkd.engine.lowering import at_last, epochs_done, lowered
 from qkd.engine.optimize import optimizer_for
 from qkd.engine.position import Cursor, Running, order, snapshot, take_up
-from qkd.engine.ranks import anywhere, reduced
+from qkd.engine.ranks import anywhere, by_first, reduced
 from qkd.engine.steps import ADVICE, CHECK_EVERY, Action, check_finite, do, look, place, scaler
 from qkd.engine.validation import survey, validate
 from qkd.errors import TrainingError
@@ -56,6 +57,7 @@ class Loop:
         self.actions: list[Action] = []
         self.deciding = deciding(training.plan)
         self.heard: set[str] = set()
+        self.clock = (0.0, 0.0)
 
     def phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
         training, cursor = self.training, self.cursor
@@ -90,7 +92,8 @@ class Loop:
 
     def epoch(self, phase: Phase, epochs: int, running: Running) -> None:
         """One epoch, its evaluation, its line of metrics and its checkpoint."""
-        training, cursor, start, spent = self.training, self.cursor, time.perf_counter(), time.process_time()
+        training, cursor = self.training, self.cursor
+        self.clock = (time.perf_counter(), time.process_time())
         self.lower()
         if not running.batches:
             survey(training, first=cursor.epoch == 0)
@@ -102,8 +105,7 @@ class Loop:
         cursor.epoch += 1
         with self.average.applied() if self.average else contextlib.nullcontext():
             val = validate(training)
-            cursor.seconds += time.perf_counter() - start
-            cursor.cpu_seconds += time.process_time() - spent
+            self.tick()
             self.keep_best(val)
         values: dict[str, Any] = {
             "phase": phase.name,
@@ -117,13 +119,19 @@ class Loop:
             **self.alarms(epochs),
         }
         if training.run is not None:
-            training.run.log(values)
+            by_first(training.fabric, partial(training.run.log, values))
         if cut_short:
             cursor.epoch -= 1  # it was evaluated, but it is not over
         else:
             self.keep(None)
         training.listen("epoch", values)
         self.end_if_asked(kept=True)
+
+    def tick(self) -> None:
+        """Count the time that went by."""
+        before, self.clock = self.clock, (time.perf_counter(), time.process_time())
+        self.cursor.seconds += self.clock[0] - before[0]
+        self.cursor.cpu_seconds += self.clock[1] - before[1]
 
     def lower(self) -> None:
         """Fewer bits from this epoch on, where the scheme of a network says so."""
@@ -150,6 +158,7 @@ class Loop:
         looks = cursor.epoch % max(1, epochs // 10) == 0  # shares cost a backward pass per term: ten looks are enough
         images, start, begun, count = 0, time.perf_counter(), running.batches, self.length
         training.parts.learn(phase.steps[0].learners)
+        training.parts.at((cursor.epoch + max(begun - 1, 0) / count) / epochs)  # none may be left of a resumed epoch
         for number, batch in enumerate(self.batches_of_epoch(begun), begun):
             progress = (cursor.epoch + number / count) / epochs
             for action in self.actions:
@@ -168,13 +177,13 @@ class Loop:
             cursor.steps += 1
             running.batches = number + 1
             if number % CHECK_EVERY == 0 or number == count - 1:
-                check_finite(running.losses, cursor.epoch, phase)
+                check_finite(training.fabric, running.losses, cursor.epoch, phase)
                 values = {"phase": phase.name, "done": progress, "epoch": cursor.epoch, "epochs": epochs}
                 training.listen("step", values)
             if training.exhausted(cursor):
                 break
             self.pause(running, phase)
-        check_finite(running.losses, cursor.epoch, phase)
+        self.check(running, phase)
         mean = {f"train/loss/{name}": torch.stack(seen).mean() for name, seen in running.losses.items()}
         means = reduced(training.fabric, torch.stack(list(mean.values()))).tolist()
         speed = training.fabric.world_size * images / (time.perf_counter() - start)
@@ -182,8 +191,8 @@ class Loop:
 
     @property
     def length(self) -> int:
-        """Batches of an epoch, or one more where the last would be a lone image."""
-        return max(1, -(-len(self.training.data.train.labels) // self.training.batch))
+        """Batches of an epoch."""
+        return self.training.data.length(self.training.batch, self.training.fabric.world_size)
 
     def batches_of_epoch(self, begun: int) -> Iterator[Batch]:
         training, cursor = self.training, self.cursor
@@ -197,11 +206,18 @@ class Loop:
             return  # to agree costs a message
         asked, due = anywhere(self.training.fabric, self.interruption.asked, self.interruption.due)
         if asked or due:
-            check_finite(running.losses, self.cursor.epoch, phase)
+            self.check(running, phase)
             self.keep(running)
         if asked:
             self.interruption.asked = True
             self.end_if_asked(kept=True)
+
+    def check(self, running: Running, phase: Phase) -> None:
+        """Raises TrainingError where what is about to be kept is not finite: the last step may have spoilt it."""
+        check_finite(self.training.fabric, running.losses, self.cursor.epoch, phase)
+        if name := broken_parameter(self.training.parts):
+            where = place(phase, self.cursor.epoch, running.batches - 1)
+            raise TrainingError(f"{where}: {name} is not finite behind this step; {ADVICE}")
 
     def end_if_asked(self, *, kept: bool) -> None:
         training = self.training
@@ -211,16 +227,18 @@ class Loop:
 
     def keep(self, running: Running | None) -> None:
         """A checkpoint to go on from, inside an epoch or behind a whole one."""
-        training = self.training
+        training, checkpoints = self.training, self.training.checkpoints
         optimizers = [action.optimizer for action in self.actions]
-        if training.checkpoints is None:
+        if checkpoints is None:
             return
+        self.tick()
         state = snapshot(
             training.fabric, training.parts, self.cursor, optimizers=optimizers, running=running, average=self.average
         )
+        save = partial(checkpoints.save, LAST, state, steps=self.cursor.steps, whole=running is None)
+        by_first(training.fabric, save)
         if training.fabric.is_global_zero:
-            training.checkpoints.save(LAST, state, steps=self.cursor.steps, whole=running is None)
-            training.checkpoints.prune()
+            checkpoints.prune()
         self.interruption.kept()
 
     def keep_best(self, val: float) -> None:
@@ -233,6 +251,6 @@ class Loop:
         ):
             return
         cursor.best = val
-        if training.checkpoints is not None and training.choose and training.fabric.is_global_zero:
+        if training.checkpoints is not None and training.choose:
             state = {"parts": training.parts.state_dict(), "cursor": {**vars(cursor), "facts": dict(cursor.facts)}}
-            training.checkpoints.save(BEST, state, steps=cursor.steps)
+            by_first(training.fabric, partial(training.checkpoints.save, BEST, state, steps=cursor.steps))

@@ -51,13 +51,19 @@ class Machine:
             settings |= {"devices": here, "num_nodes": ranks // here, "strategy": Averaging()}
         else:
             settings["devices"] = [int(index)] if index else 1
+        wrong = lightning_fabric.utilities.exceptions.MisconfigurationException
         try:
             fabric = lightning_fabric.Fabric(**settings)
             fabric.launch()
-        except (RuntimeError, ValueError, lightning_fabric.utilities.exceptions.MisconfigurationException) as error:
+        except (RuntimeError, ValueError, TypeError, ImportError, wrong) as error:
             words = next(iter(str(error).splitlines()), type(error).__name__)
             raise UsageError(f"--device {self.device} --precision {self.precision}: {words}") from error
         return fabric
+
+    def facts(self, fabric: Any) -> dict[str, Any]:
+        """What of it the numbers of a run depend on, beside the threads."""
+        device = {"device": fabric.device.type, "ranks": fabric.world_size}
+        return {**device, "precision": self.precision, "compile": self.compile}
 
 
 def keep_memory() -> None:

@@ -69,11 +69,11 @@ def rate_at(progress: float, settings: Train, epochs: int) -> float:
     warm = settings.warmup / epochs
     if progress < warm:
         return max(progress / warm, 1e-3)
-    along = (progress - warm) / max(1 - warm, 1e-9)
     if settings.schedule == "cosine":
+        along = (progress - warm) / max(1 - warm, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
     if settings.schedule == "step":
-        return 0.1 ** sum(along >= at for at in settings.milestones)
+        return 0.1 ** sum(progress >= at for at in settings.milestones)
     return 1.0
 
 

@@ -40,14 +40,23 @@ class Running:
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
 
-    def state(self) -> dict[str, Any]:
-        losses = {name: torch.stack(seen).cpu() for name, seen in self.losses.items() if seen}
+    def state(self, fabric: Fabric) -> dict[str, Any]:
+        """Of several ranks the losses of each, (ranks, batches); else (batches,). To be called on every rank."""
+        seen = {name: torch.stack(each) for name, each in self.losses.items() if each}
+        losses = {name: torch.stack(gathered(fabric, each)).squeeze(0).cpu() for name, each in seen.items()}
         return {"batches": self.batches, "losses": losses, "values": dict(self.values)}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], device: torch.device) -> Running:
-        losses = {name: list(seen.to(device).unbind()) for name, seen in state["losses"].items()}
-        return cls(state["batches"], losses, dict(state["values"]))
+    def of(cls, state: Mapping[str, Any], fabric: Fabric) -> Running:
+        """What this rank had; where there were other ranks, the mean of what those had."""
+        losses = {name: _own(seen, fabric).to(fabric.device) for name, seen in state["losses"].items()}
+        return cls(state["batches"], {name: list(own.unbind()) for name, own in losses.items()}, dict(state["values"]))
+
+
+def _own(seen: Tensor, fabric: Fabric) -> Tensor:
+    if seen.dim() == 1:
+        return seen
+    return seen[fabric.global_rank] if len(seen) == fabric.world_size else seen.mean(0)
 
 
 def snapshot(
@@ -67,7 +76,7 @@ def snapshot(
         "parts": parts.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "cursor": {**vars(cursor), "facts": dict(cursor.facts)},
-        "running": running.state() if running else None,
+        "running": running.state(fabric) if running else None,
         "average": average.state() if average else None,
         "precision": fabric.strategy.precision.state_dict(),  # the loss scale of fp16
         "random": gathered(fabric, torch.get_rng_state()),
@@ -86,13 +95,14 @@ def take_up(
         optimizer.load_state_dict(state)
     if average is not None and saved["average"] is not None:
         average.load(saved["average"])
-    fabric.strategy.precision.load_state_dict(saved["precision"])
+    if saved["precision"]:  # a run that began in another precision has none, and begins with the usual one
+        fabric.strategy.precision.load_state_dict(saved["precision"])
     if len(saved["random"]) == fabric.world_size:  # with other ranks the run goes on, but not to the same bits
         torch.set_rng_state(saved["random"][fabric.global_rank])
         cuda = saved["random_cuda"][fabric.global_rank]
         if fabric.device.type == "cuda" and len(cuda):
             torch.cuda.set_rng_state(cuda, fabric.device)
-    return Running.of(saved["running"], fabric.device) if saved["running"] else None
+    return Running.of(saved["running"], fabric) if saved["running"] else None
 
 
 def order(*numbers: int) -> int:

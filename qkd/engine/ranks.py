@@ -11,13 +11,16 @@ process computes on the whole batch.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from qkd.errors import QkdError, TrainingError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -38,18 +41,19 @@ def shard(fabric: Fabric) -> tuple[int, int]:
     return fabric.global_rank, fabric.world_size
 
 
-def average_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the ranks."""
+def average_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter], flag: bool = False) -> bool:
+    """Replace every gradient by its mean over the ranks. -> whether the flag is raised on any of them"""
     if fabric.world_size == 1:
-        return
+        return flag
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    flags = torch.full((1,), float(flag), device=fabric.device)  # in the same message
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [flags])
     dist.all_reduce(flat)
     flat /= fabric.world_size
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    *means, flags = flat.split([*(g.numel() for g in gradients), 1])
+    for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
+    return fabric.device.type == "cpu" and bool(flags > 0)  # elsewhere to look is to wait, and none is raised
 
 
 def reduced(fabric: Fabric, values: Tensor, how: str = "mean") -> Tensor:
@@ -66,6 +70,39 @@ def anywhere(fabric: Fabric, *flags: bool) -> list[bool]:
     if fabric.world_size == 1:
         return list(flags)
     return [bool(total) for total in reduced(fabric, torch.tensor([float(f) for f in flags]), "sum").tolist()]
+
+
+def first_said(fabric: Fabric, words: str) -> str:
+    """What the first of those ranks that have something to say says; to be asked on all of them."""
+    if not anywhere(fabric, bool(words))[0] or fabric.world_size == 1:
+        return words
+    said: list[str] = [""] * fabric.world_size
+    dist.all_gather_object(said, words)
+    return next(filter(None, said))
+
+
+def by_first(fabric: Fabric, work: Callable[[], object]) -> None:
+    """Let the first rank do it; where that fails with an error of ours, all ranks raise it."""
+    failed: QkdError | None = None
+    if fabric.is_global_zero:
+        try:
+            work()
+        except QkdError as error:
+            failed = error
+    failed = fabric.broadcast(failed)
+    if failed is not None:
+        raise failed
+
+
+@contextlib.contextmanager
+def connected(fabric: Fabric) -> Iterator[None]:
+    """Raises TrainingError in place of what a message to a rank that has ended raises."""
+    try:
+        yield
+    except RuntimeError as error:
+        if fabric.world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise TrainingError(f"rank {fabric.global_rank}: another rank ended; what it said is why") from error
 
 
 def gathered(fabric: Fabric, state: Tensor) -> list[Tensor]:

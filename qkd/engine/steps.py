@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,15 @@ from qkd.engine.gradients import gradient_shares
 from qkd.engine.guard import first_broken
 from qkd.engine.known import Known
 from qkd.engine.optimize import rate_at, set_rate
-from qkd.engine.ranks import average_gradients
+from qkd.engine.ranks import average_gradients, first_said
 from qkd.errors import TrainingError
 from qkd.plan import Phase, Step
 from qkd.taps import Outputs
 from qkd.terms import weighted_sum
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from qkd.data import Batch
     from qkd.engine.train import Training
 
@@ -62,23 +64,38 @@ def do(
     optimizer.zero_grad()
     # elsewhere to look is to wait for the device, and a scaler expects gradients that overflow
     closely = training.device.type == "cpu" and scaler(training) is None
-    together: dict[str, Tensor] = {}
-    for piece, share in _pieces(batch, settings.accumulate):
-        losses, total = _losses(action, module, piece, progress)
-        if closely and not math.isfinite(total.item()):
-            _give_up(training, action, piece, progress, {name: loss.item() for name, loss in losses.items()})
-        training.fabric.backward(total if share == 1 else total * share)
-        for name, loss in losses.items():
-            part = loss.detach() if share == 1 else loss.detach() * share
-            together[name] = together[name] + part if name in together else part
-    average_gradients(training.fabric, action.parameters)
+    together, trouble = _backward(training, module, action, batch, progress, closely=closely)
+    if average_gradients(training.fabric, action.parameters, bool(trouble)):
+        raise TrainingError(first_said(training.fabric, trouble))
     if settings.clip:
         training.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
         norm = nn.utils.clip_grad_norm_(action.parameters, settings.clip)
         if closely and not math.isfinite(norm.item()):
-            _give_up(training, action, piece, progress, {"norm of the gradient": norm.item()})
+            raise TrainingError(_trouble(training, action, batch, progress, f"norm of the gradient is {norm.item()}"))
     optimizer.step()
     return together
+
+
+def _backward(
+    training: Training, module: nn.Module, action: Action, batch: Batch, progress: float, *, closely: bool
+) -> tuple[dict[str, Tensor], str]:
+    """The gradient of a batch, piece by piece. -> the losses, detached, and what of them is not finite, in words
+
+    Raises TrainingError for that; of several ranks none does, for the others are to hear of it.
+    """
+    together: dict[str, Tensor] = {}
+    trouble = ""
+    for piece, share in _pieces(batch, training.settings.accumulate):
+        losses, total = _losses(action, module, piece, progress)
+        if closely and not math.isfinite(total.item()):
+            trouble = trouble or _trouble(training, action, piece, progress, worst(losses, total))
+            if training.fabric.world_size == 1:
+                raise TrainingError(trouble)
+        training.fabric.backward(total if share == 1 else total * share)
+        for name, loss in losses.items():
+            part = loss.detach() if share == 1 else loss.detach() * share
+            together[name] = together[name] + part if name in together else part
+    return together, trouble
 
 
 def _losses(action: Action, forward: Forward, batch: Batch, progress: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -87,20 +104,24 @@ def _losses(action: Action, forward: Forward, batch: Batch, progress: float) -> 
     return losses, weighted_sum(losses, action.step.terms, progress)
 
 
-def _give_up(
-    training: Training, action: Action, batch: Batch, progress: float, values: Mapping[str, float]
-) -> NoReturn:
-    """Before the step is taken, so that what was good stays so. Raises TrainingError naming the value and the layer.
+def worst(losses: Mapping[str, Tensor], total: Tensor) -> str:
+    """The first loss that is not finite, or else their weighted sum."""
+    named = {**{f"loss {name}": loss for name, loss in losses.items()}, "weighted sum of losses": total}
+    return next(f"{name} is {loss.item()}" for name, loss in named.items() if not math.isfinite(loss.item()))
 
-    Of several ranks only the one that saw it knows: to run anything again would wait for the others, which do not.
+
+def _trouble(training: Training, action: Action, batch: Batch, progress: float, what: str) -> str:
+    """What is not finite, and which layer was the first; asked before the step is taken, so that what was good stays so.
+
+    Of several ranks the layer is not looked for: that would be to run again, and the others do not. Nothing may follow
+    but the end.
     """
-    name, value = next((name, value) for name, value in values.items() if not math.isfinite(value))
-    what = name if name.startswith("norm") else f"loss {name}"
-    if training.fabric.world_size > 1:
-        raise TrainingError(f"the {what} is {value}, seen on rank {training.fabric.global_rank}")
+    ranks = training.fabric.world_size
+    if ranks > 1:
+        return f"the {what}" + (f" on rank {training.fabric.global_rank}" if what.startswith("loss") else "")
     forward = _outside_of_fabric(training)
     where = first_broken(training.parts, lambda: _losses(action, forward, batch, progress)[1])
-    raise TrainingError(f"the {what} is {value}: {where}")
+    return f"the {what}: {where}"
 
 
 def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
@@ -109,9 +130,10 @@ def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
         yield batch, 1
         return
     pieces = batch.split(max(2, -(-len(batch.labels) // count)))
-    for piece in pieces:
-        if len(piece.labels) > 1 or len(pieces) == 1:  # batch norm cannot learn from one image
-            yield piece, len(piece.labels) / len(batch.labels)
+    kept = [piece for piece in pieces if len(piece.labels) > 1 or len(pieces) == 1]  # batch norm cannot learn from one
+    images = sum(len(piece.labels) for piece in kept)
+    for piece in kept:
+        yield piece, len(piece.labels) / images
 
 
 def look(training: Training, action: Action, batch: Batch, progress: float) -> dict[str, float]:
@@ -138,12 +160,15 @@ def _outside_of_fabric(training: Training) -> Forward:
     return forward
 
 
-def check_finite(losses: Mapping[str, list[Tensor]], epoch: int, phase: Phase) -> None:
-    """Raises TrainingError naming the first loss that is not a number, looked for where the last one is not."""
+def check_finite(fabric: Fabric, losses: Mapping[str, list[Tensor]], epoch: int, phase: Phase) -> None:
+    """Raises TrainingError, on all ranks, naming the first loss that is not a number, looked for where the last is not."""
+    said = ""
     for name, seen in losses.items():
-        if seen and not torch.isfinite(seen[-1]):
+        if not said and seen and not torch.isfinite(seen[-1]):
             first = next(i for i, loss in enumerate(seen) if not torch.isfinite(loss))
-            raise TrainingError(f"{place(phase, epoch, first)}: the loss {name} is {seen[first].item()}; {ADVICE}")
+            said = f"{place(phase, epoch, first)}: the loss {name} is {seen[first].item()}; {ADVICE}"
+    if said := first_said(fabric, said):
+        raise TrainingError(said)
 
 
 ADVICE = "the last good checkpoint is kept; try a smaller train.rate or train.clip: 5"

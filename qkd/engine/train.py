@@ -12,7 +12,7 @@ from torch import nn
 from qkd.checkpoints import BEST, Checkpoints
 from qkd.data.augment import Changes
 from qkd.engine.average import Average
-from qkd.engine.compiling import compile_stages, wanted
+from qkd.engine.compiling import compile_stages, undo, wanted
 from qkd.engine.interrupt import Interruption
 from qkd.engine.loop import Loop
 from qkd.engine.lowering import as_saved, lowered
@@ -109,8 +109,9 @@ def train(training: Training, cursor: Cursor | None = None, saved: Mapping[str, 
         average = _phases(training, module, cursor, saved)
     finally:
         release(training.parts)
-    best = training.checkpoints.load(BEST) if training.checkpoints and training.choose else None
-    best = training.fabric.broadcast(best)
+        undo(training.parts)
+    asked = training.choose and training.fabric.is_global_zero
+    best = training.fabric.broadcast(training.checkpoints.load(BEST) if training.checkpoints and asked else None)
     if best is None and average is not None:
         average.take_over()
     lowered(training, sum(_rounds(training)), keep_range=True)  # where a run was cut short

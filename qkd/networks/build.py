@@ -11,7 +11,7 @@ from typing import Any, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qkd.errors import NetworkError, nearest
+from qkd.errors import NetworkError, QkdError, nearest
 from qkd.networks import NETWORKS
 from qkd.options import Options, options_from, suggestion
 from qkd.user_code import is_own, own
@@ -84,7 +84,9 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any, **options: A
     """What the function gives; what it does not accept is the user's mistake and named as such."""
     try:
         return function(*arguments, **options)
-    except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except QkdError:
+        raise
+    except Exception as error:  # it may be code of the user's own, which may do anything
         raise NetworkError(f"{name}: cannot be built: {type(error).__name__}: {error}") from error
 
 

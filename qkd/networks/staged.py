@@ -60,6 +60,11 @@ class Staged(nn.Module):
         targets = {str(node.target) for node in self._graphs[stage].nodes if node.op == "call_module"}
         return (self.network.get_submodule(target) for target in sorted(targets))
 
+    @property
+    def result(self) -> Any:
+        """What the network returns, in nodes of the last stage: one of them, or a tuple or dictionary of them."""
+        return next(node.args[0] for node in self._graphs[LOGITS].nodes if node.op == "output")
+
     def producer(self, stage: str) -> nn.Module | None:
         """The layer whose output is the tensor at ``Tap(part, stage)``; None where a plain function made it."""
         result = next(node.args[0] for node in self._graphs[stage].nodes if node.op == "output")
@@ -118,10 +123,18 @@ def _end(module: fx.GraphModule, nodes: Sequence[fx.Node], path: str) -> int:
         known = sorted({p for node in nodes for p in where_from(node)})
         shown = ", ".join(p for p in known if p.count(".") <= path.count(".")) or ", ".join(known)
         raise NetworkError(f"no module {path!r} to cut at{nearest(path, known)}; there are: {shown}")
-    calls = [i for i in inside if _calls(nodes[i], path)]
-    if len(calls) > 1:
-        raise NetworkError(f"module {path!r} is called {len(calls)} times; cut at the block around one of the calls")
+    times = _times(nodes, inside, path)
+    if times > 1:
+        raise NetworkError(f"module {path!r} is called {times} times; cut at the block around one of the calls")
     return inside[-1]
+
+
+def _times(nodes: Sequence[fx.Node], inside: Sequence[int], path: str) -> int:
+    """How often a layer is called; 0 for a block. Of a quantized network each call of a ReLU is a layer of its own."""
+    calls = sum(_calls(nodes[i], path) for i in inside)
+    own = {nodes[i] for i in inside}
+    begun = sum(own.isdisjoint(node.all_input_nodes) for node in own)
+    return max(calls, begun) if calls else 0
 
 
 def _calls(node: fx.Node, path: str) -> bool:

@@ -49,7 +49,8 @@ class Train(Section):
     warmup: NotNegative = 0.0
     """Epochs in which the rate rises from zero."""
     clip: Positive | None = 5.0
-    """The largest norm of the gradient; null leaves it as it is. At 2 bits one large step can cost the run."""
+    """The largest norm of the gradient of all that one optimizer step moves, of all networks that learn together; null
+    leaves it as it is. At 2 bits one large step can cost the run."""
     accumulate: Count = 1
     """Pieces a batch is computed in, one after another, to need less memory; batch norm sees a piece at a time."""
     ema: Annotated[float, Bounds(above=0, below=1)] | None = None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qkd.report.evidence import gather
+from qkd.report.evidence import Evidence, gather
 from qkd.report.page import render
-from qkd.run import Run
 
 REPORT = "report.html"
 
-__all__ = ["REPORT", "write"]
+__all__ = ["REPORT", "gather", "write"]
 
 
-def write(run: Run) -> Path:
-    """Write ``report.html`` into a run folder. -> its path. Raises RunError if it cannot be written."""
-    return run.write(REPORT, render(gather(run)))
+def write(evidence: Evidence) -> Path:
+    """Write ``report.html`` into the folder of a run. -> its path. Raises RunError if it cannot be written."""
+    return evidence.run.write(REPORT, render(evidence))

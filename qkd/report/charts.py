@@ -13,6 +13,7 @@ from qkd.report.svg import COLOURS, Frame, Scale, element, line, path, picture, 
 from qkd.report.words import number
 
 WIDTH, HEIGHT = 360.0, 208.0
+NAMED, LETTER = 52.0, 7.0  # where bars begin; about the width of a letter behind one
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 12.0, 170.0
 MOST_POINTS = 240  # of one line; more cannot be told apart
 MOST_MARKERS = 40
@@ -211,8 +212,10 @@ def bar_chart(title: str, groups: Mapping[str, Sequence[Bar]]) -> Markup:
     """Horizontal bars from zero, in groups with a heading and a scale of their own; the number stands behind each bar."""
     parts: list[Markup] = []
     y = 4.0
+    written = max((len(bar.shown) for bars in groups.values() for bar in bars), default=0)
+    longest = min(WIDTH - 160, WIDTH - NAMED - 6 - LETTER * written)
     for heading, bars in groups.items():
-        scale = Scale(0, max(bar.value for bar in bars), 0, WIDTH - 160)
+        scale = Scale(0, max(bar.value for bar in bars), 0, longest)
         if heading:
             parts.append(text(0, y + 12, heading, class_="heading"))
             y += 18
@@ -228,6 +231,6 @@ def _bar(bar: Bar, y: float, scale: Scale) -> list[Markup]:
     long = max(1.0, scale(bar.value))
     return [
         text(0, y + 12, bar.name, class_="tick"),
-        element("rect", x=52, y=y + 2, width=long, height=13, rx=2, class_=f"bar {bar.kind}"),
-        text(52 + long + 6, y + 12, bar.shown, class_="note"),
+        element("rect", x=NAMED, y=y + 2, width=long, height=13, rx=2, class_=f"bar {bar.kind}"),
+        text(NAMED + long + 6, y + 12, bar.shown, class_="note"),
     ]

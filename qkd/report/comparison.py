@@ -43,7 +43,7 @@ def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _line(row: Row) -> list[str]:
     grouped = "seeds" in row
     names = [Path(name).name for name in (row["runs"] if grouped else [row["run"]])]
-    product = f"{row['network'] or words.MISSING} {row['bits'] or ''}".strip()
+    product = f"{words.network(row['network'])} {row['bits'] or ''}".strip()
     first = [_together(names), str(row["method"] or words.MISSING), product]
     cells = [_cell(row[key], unit, digits) for _, key, unit, digits in COLUMNS]
     seeds = row["seeds"] if grouped else [row["seed"]]
@@ -102,4 +102,6 @@ def sentence(rows: Sequence[Row]) -> str:
     if not known:
         return f"{start}, none of them finished."
     best = max(known, key=lambda row: deployed(row) or 0.0)
-    return f"{start}; the most accurate is {Path(best['run']).name} with {words.percent(deployed(best))}."
+    equal = [row for row in known if words.percent(deployed(row)) == words.percent(deployed(best))]
+    others = f" and {words.counted(len(equal) - 1, 'other')} are" if len(equal) > 1 else " is"
+    return f"{start}; {Path(best['run']).name}{others} the most accurate with {words.percent(deployed(best))}."

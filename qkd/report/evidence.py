@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ class Evidence:
     recipe_text: str = ""
     original_text: str = ""
     lines: tuple[Mapping[str, Any], ...] = ()
+    damaged: tuple[str, ...] = ()  # what is wrong with files that are there and cannot be read
+
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever looks at the figures has to know."""
+        return [*self.damaged, *filter(None, [self.outdated])]
 
     @property
     def epochs(self) -> list[Mapping[str, Any]]:
@@ -71,6 +78,16 @@ class Evidence:
         rows = (sound(row) for row in self.bench.get("rows", []) if isinstance(row, Mapping))
         return [row for row in rows if isinstance(row.get("file"), str)]
 
+    @cached_property
+    def outdated(self) -> str:
+        """What to say where the exported file is no longer the one that was verified; empty where it is, or is not there."""
+        path = self.run.folder / Path(str(self.export.get("file", ""))).name
+        try:
+            same = self.export.get("sha256") in (None, hashlib.sha256(path.read_bytes()).hexdigest())
+        except OSError:
+            return ""
+        return "" if same else f"{path}: no longer the file that was verified; `qkd export {self.run.folder}` again"
+
 
 def gather(run: Run) -> Evidence:
     """Read a run folder. Nothing raises: the page says what is there."""
@@ -86,6 +103,7 @@ def gather(run: Run) -> Evidence:
         recipe_text=text,
         original_text=_text(run, ORIGINAL),
         lines=tuple(_lines(run)),
+        damaged=tuple(filter(None, (_damage(run, name) for name in (RESULT, EXPORT, BENCH, DATA)))),
     )
 
 
@@ -123,6 +141,15 @@ def _json(run: Run, name: str) -> dict[str, Any]:
         return sound(run.read_json(name))
     except (RunError, OSError, TypeError, ValueError):
         return {}
+
+
+def _damage(run: Run, name: str) -> str:
+    try:
+        if (run.folder / name).exists():
+            run.read_json(name)
+    except (RunError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _text(run: Run, name: str) -> str:
@@ -172,16 +199,6 @@ def shipped(evidence: Evidence) -> list[Mapping[str, Any]]:
 def is_float_file(row: Mapping[str, Any]) -> bool:
     """Whether a row of the benchmark is of the float file of the same network."""
     return Path(row["file"]).name == FLOAT_FILE
-
-
-def outdated(evidence: Evidence) -> str:
-    """What to say where the exported file is no longer the one that was verified; empty where it is, or is not there."""
-    path = evidence.run.folder / Path(str(evidence.export.get("file", ""))).name
-    try:
-        same = evidence.export.get("sha256") in (None, hashlib.sha256(path.read_bytes()).hexdigest())
-    except OSError:
-        return ""
-    return "" if same else f"{path}: no longer the file that was verified; `qkd export {evidence.run.folder}` again"
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

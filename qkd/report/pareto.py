@@ -64,12 +64,13 @@ def spots(rows: Sequence[Mapping[str, Any]], panel: Panel) -> list[Spot]:
         for row in rows
         if row[panel.key] is not None and (top1 := deployed(row)) is not None
     ]
-    floats = [
-        Spot(f"float {row['network']}", row[panel.float_key] * panel.scaled, row["float_top1"], None)
-        for row in rows
+    first = {
+        row["network"]: Spot(
+            f"float {words.network(row['network'])}", row[panel.float_key] * panel.scaled, row["float_top1"], None
+        )
+        for row in reversed(rows)
         if row[panel.float_key] is not None and row["float_top1"] is not None
-    ]
-    first = {spot.name: spot for spot in reversed(floats)}
+    }
     return [*found, *(first.values() if found else ())]
 
 

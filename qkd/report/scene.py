@@ -152,7 +152,9 @@ def _exchanged(
     names = list(dict.fromkeys(tap.part for tap in sorted(read) if tap.part not in known)) or [SHARED]
     at = {name: {tap.stage for tap in read if tap.part == name} for name in names}
     at[names[0]] |= {bus.stage for bus in buses}
-    about, state = type(plan.exchange).__name__.lower(), _state(step, EXCHANGE, top1.get(names[0]))
+    score, pieces = top1.get(names[0]), [each for each in step.learners if each.startswith(f"{EXCHANGE}.")]
+    about = type(plan.exchange).__name__.lower() + (f" · {score:.1f} %" if score is not None else "")
+    state = "learns" if len(pieces) > 1 else _state(step, EXCHANGE, None)  # short: arrows leave to its right
     return [Lane(name, about, state, "exchange", tuple(c for c in columns if c in at[name])) for name in names]
 
 

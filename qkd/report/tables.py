@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from qkd.report import words
 from qkd.report.charts import Bar, bar_chart
-from qkd.report.evidence import Evidence, is_float_file, is_number, mapping, outdated, short
+from qkd.report.evidence import Evidence, is_float_file, is_number, mapping, short
 from qkd.run import RECIPE
 
 MACHINE = ("--device", "--precision", "--threads")  # options of `qkd train` that change what comes out
@@ -91,7 +91,7 @@ def parts(evidence: Evidence) -> list[Part]:
     top1 = mapping(evidence.result.get("parts"))
     entries = {STUDENT: evidence.student, **mapping(evidence.recipe.get("teachers"))}
     networks = [(name, mapping(entry)) for name, entry in entries.items() if entry]
-    found = [Part(name, str(entry.get("build", "")), short(entry), top1.get(name)) for name, entry in networks]
+    found = [Part(name, words.network(entry.get("build")), short(entry), top1.get(name)) for name, entry in networks]
     added = [Part(name, "made by the method", "", top1[name]) for name in top1 if name not in entries]
     return found + added
 
@@ -106,7 +106,7 @@ def export_rows(evidence: Evidence) -> list[tuple[str, str]]:
     rows = [("layers in integers", f"{integer} of {integer + len(left)}")]
     rows += [("in float", f"{name}: {reasons[name]}" if name in reasons else str(name)) for name in left]
     rows += [
-        ("warning", outdated(evidence)),
+        ("warning", evidence.outdated),
         ("equal to the integer emulator", f"{words.share(export['equal_fraction'])} of the test images")
         if "equal_fraction" in export
         else ("", ""),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from qkd.report import words
 from qkd.report.evidence import Evidence, bits, headline, is_number, mapping, shipped
+from qkd.run import RESULT
 
 
 class Figure(NamedTuple):
@@ -62,6 +63,8 @@ def _accuracy(evidence: Evidence) -> str:
 
 def _unfinished(evidence: Evidence) -> str:
     done = evidence.epochs
+    if damage := next((line for line in evidence.damaged if RESULT in line), ""):
+        return f"{subject(evidence)}: {damage}"
     if not done:
         return f"{subject(evidence)}: not trained yet"
     planned = mapping(evidence.recipe.get("train")).get("epochs")

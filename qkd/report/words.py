@@ -12,6 +12,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return MISSING if value is None else f"{value:.{digits}f} %"
 
 
+def network(build: object) -> str:
+    """A network by its name, without the folders of the file it is in. ``/home/me/net.py:Net`` -> ``net.py:Net``."""
+    return str(build).rpartition("/")[2] if build else MISSING
+
+
 def share(fraction: float) -> str:
     """A proven share, 0..1, rounded down: ``100 %`` only where it is all of it."""
     if fraction >= 1:
@@ -48,8 +53,10 @@ def duration(seconds: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Three significant digits. 0.03547 -> ``0.0355 ms``."""
-    return MISSING if value is None else f"{value:#.3g} ms".replace(". ", " ")
+    """Three significant digits, all of them from a hundred on. 0.03547 -> ``0.0355 ms``, 1234.5 -> ``1,234 ms``."""
+    if value is None:
+        return MISSING
+    return f"{value:,.0f} ms" if value >= 99.95 else f"{value:#.3g} ms"
 
 
 def number(value: float) -> str:
