@@ -64,9 +64,10 @@ def test_export_then_bench_then_eval(trained: Path) -> None:
     assert report["equal_fraction"] == 1.0
     assert report["bytes"] < report["float_bytes"]
     assert abs(report["top1_onnxruntime"] - report["top1_torch"]) <= 100 / 32
-    bench = qkd("bench", "runs/tiny", "--batch", "1", "--seconds", "0.1", "--json", cwd=trained)
+    bench = qkd("bench", "runs/tiny", "--batch", "1", "--batch", "4,1", "--seconds", "0.1", "--json", cwd=trained)
     assert bench.returncode == 0, bench.stderr
     rows = json.loads(bench.stdout)["rows"]
+    assert [row["batch"] for row in rows] == [1, 1, 4, 4]
     assert {Path(row["file"]).name for row in rows} == {"student.onnx", "float.onnx"}
     assert all(row["p50_ms"] > 0 and row["top1"] is not None for row in rows)
     for words in (["runs/tiny"], ["runs/tiny", "--integer"], ["runs/tiny/student.onnx"]):

@@ -248,6 +248,7 @@ print(*ranks(watched, Path()))
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_estimate_what_one_does_and_stay_equal(in_tmp: Path) -> None:
     student = {**ewgs(in_tmp).student.model_dump(mode="json", exclude={"options"}), "width": 4, "start_from": "scratch"}
     settings = {"epochs": 2, "rate": 0.05, "reestimate": False}

@@ -128,6 +128,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_alike(tmp_path: Path) ->
     assert kept["cursor"]["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_a_rank_that_breaks_is_not_taken_for_a_fault_of_the_others(tmp_path: Path) -> None:
     codes, said = spoilt(tmp_path, "if here and len(seen) > 8: raise ArithmeticError('odd')")
     assert codes == [1, 1]

@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 
-def numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """``1,8`` -> (1, 8)."""
+def numbers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    """``1,8``, or an option given for each of them -> (1, 8)."""
     try:
-        found = tuple(int(word) for word in value.split(","))
+        found = tuple(dict.fromkeys(int(word) for value in values for word in value.split(",")))
     except ValueError:
         found = ()
     if not found or min(found) < 1:
-        raise click.BadParameter(f"{value!r}: give whole numbers from 1, separated by commas: 1,8")
+        raise click.BadParameter(f"{','.join(values)!r}: give whole numbers from 1, separated by commas: 1,8")
     return found
 
 
@@ -28,8 +28,10 @@ def numbers(context: click.Context, parameter: click.Parameter, value: str) -> t
     show_default=True,
     help="float (the file beside), ptq (onnxruntime's own as well), none, or an ONNX file.",
 )
-@click.option("--batch", default="1,8", show_default=True, callback=numbers, help="Batch sizes.")
-@click.option("--threads", default="1", show_default=True, callback=numbers, help="Threads of onnxruntime.")
+@click.option("--batch", multiple=True, default=["1,8"], show_default=True, callback=numbers, help="Batch sizes.")
+@click.option(
+    "--threads", multiple=True, default=["1"], show_default=True, callback=numbers, help="Threads of onnxruntime."
+)
 @click.option("--seconds", default=1.0, show_default=True, help="How long each file runs per batch size and threads.")
 @click.option("--memory", is_flag=True, help="Peak memory too, from a process for each file.")
 @click.option("--openvino", is_flag=True, help="The same files in OpenVINO too, if it is installed.")
