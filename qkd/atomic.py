@@ -134,3 +134,8 @@ def on_trial(path: Path) -> Iterator[Path]:
             NotADirectoryError
         ):  # as with a file that is not there: why it is not was raised already
             beside.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex. Raises OSError where it cannot be read."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

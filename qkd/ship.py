@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qkd.atomic import on_trial, place
+from qkd.atomic import digest, on_trial, place
 from qkd.data import Data
 from qkd.errors import ExportError, GateError
 from qkd.evaluate import logits
@@ -81,12 +80,12 @@ def ship(
             _require_same(finished, storage, beside, data, raw)
         floating = save(_float_model(finished, path, data), companion(path, FLOAT_FILE))
         facts = {"file": str(path), "bytes": beside.stat().st_size, "float_bytes": floating.stat().st_size}
-        digest = hashlib.sha256(beside.read_bytes()).hexdigest()
+        sha256 = digest(beside)
     report = {
         **verdict,
         **facts,
         **like,
-        "sha256": digest,
+        "sha256": sha256,
         "target": target,
         "storage": storage,
         "input": input,
@@ -112,7 +111,7 @@ def altered(path: Path) -> str:
     try:
         report = json.loads(companion(path, EXPORT).read_text())
         told = report.get("sha256") if Path(report["file"]).name == path.name else None
-        same = told in (None, hashlib.sha256(path.read_bytes()).hexdigest())
+        same = told in (None, digest(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
     return "" if same else f"{path}: no longer the file that was verified; export it again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qkd.atomic import digest
 from qkd.errors import RunError
 from qkd.recipe.text import read
 from qkd.run import DATA, ENVIRONMENT, METRICS, ORIGINAL, RECIPE, RESULT, Run
@@ -83,7 +83,7 @@ class Evidence:
         """What to say where the exported file is no longer the one that was verified; empty where it is, or is not there."""
         path = self.run.folder / Path(str(self.export.get("file", ""))).name
         try:
-            same = self.export.get("sha256") in (None, hashlib.sha256(path.read_bytes()).hexdigest())
+            same = self.export.get("sha256") in (None, digest(path))
         except OSError:
             return ""
         return "" if same else f"{path}: no longer the file that was verified; `qkd export {self.run.folder}` again"
