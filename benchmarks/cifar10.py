@@ -1,7 +1,7 @@
 """CIFAR-10: every method beside plain QAT and plain KD, from one shared float start. One Markdown table.
 
     python benchmarks/cifar10.py --root data/cifar10 --size small [--seeds 3] [--only qat kd cmtkd] [--threads 1]
-    python benchmarks/cifar10.py --search ...       # the settings that were tried for each row, on the validation split
+    python benchmarks/cifar10.py --search ...       # the settings that are tried for each method, on the validation split
 
 `small`: the 20 000 training images of benchmarks/cifar10_20000.txt and a ResNet-8, for two CPU cores; a tenth is held back
 for validation. `few`: the same float starts, but of those images only 200 of each class to train on, and 200 to validate:
@@ -24,7 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cifar10_rows import SEARCH, SEARCH_SEED, SIZES, Size, rows
+from cifar10_rows import SIZES, Size, rows
+from cifar10_search import GO_ON, SEARCH, SEEDS, TRIALS
 from seeds import Failed, cell, exported, trained
 
 
@@ -97,21 +98,44 @@ def start(
 ) -> None:
     """Train one row's recipe from the float starts."""
     starts = options.starts.resolve()
-    recipe, *overrides = (word.replace("<start>", str(starts)) for word in rows(size, tuned=not options.search)[name])
+    recipe, *overrides = (
+        word.replace("<start>", str(starts)) for word in rows(size, tuned=not (options.search or options.trials))[name]
+    )
     student = (
         f"student={{build: {size.student}, quantize: {options.bits}, start_from: {starts}/{size.student}.safetensors}}"
     )
     train([recipe, student, *shared(size, options), *overrides, *more, f"seed={seed}"], folder, options)
 
 
-def search(name: str, size: Size, options: argparse.Namespace) -> None:
-    """The settings of a row, each trained for a few epochs with a seed of its own; accuracy on the validation split."""
-    for number, words in enumerate(SEARCH[name]):
-        folder = options.out / f"search-{_file(name)}-{number}"
-        more = [*words.split(), f"train.epochs={-(-size.epochs // 2)}"]
-        start(name, SEARCH_SEED, size, folder, options, more)
-        found = json.loads((folder / "result.json").read_text())
-        print(f"| {name} | `{words}` | {found['val_top1']:.2f} | {found['training_cpu_seconds']:.0f} |", flush=True)
+def search(method: str, size: Size, options: argparse.Namespace) -> None:
+    """A method's settings on the validation split: all of them with the first seed, the best with the others too."""
+    settings = SEARCH[method]
+    found = [[tried(name, words, SEEDS[0], size, options)] for name, words in settings]
+    best = sorted(range(len(settings)), key=lambda number: -found[number][0])[:GO_ON]
+    for number in best:
+        found[number] += [tried(*settings[number], seed, size, options) for seed in SEEDS[1:]]
+    chosen = max(best, key=lambda number: sum(found[number]))
+    for number, ((name, words), top1) in enumerate(zip(settings, found, strict=True)):
+        mean = f"{sum(top1) / len(top1):.2f}" if number in best else ""
+        mark = "**" if number == chosen else ""
+        print(f"| {mark}{name}{mark} | `{words}` | {', '.join(f'{each:.2f}' for each in top1)} | {mean} |", flush=True)
+
+
+def tried(name: str, words: str, seed: int, size: Size, options: argparse.Namespace) -> float:
+    """Top-1 on the validation split, in percent, after half the epochs; 0 if the training failed."""
+    setting = re.sub(r"[^\w.=-]+", "-", words) or "as-it-stands"
+    folder = options.out / "search" / f"{_file(name)}-{setting}-seed{seed}"
+    try:
+        start(name, seed, size, folder, options, [*words.split(), f"train.epochs={-(-size.epochs // 2)}"])
+    except Failed as error:
+        print(error, file=sys.stderr, flush=True)
+        return 0.0
+    return float(json.loads((folder / "result.json").read_text())["val_top1"])
+
+
+def trials(name: str, size: Size, options: argparse.Namespace) -> None:
+    for words in TRIALS[name]:
+        print(f"| {name} | `{words}` | {tried(name, words, SEEDS[0], size, options):.2f} | |", flush=True)
 
 
 def table(size: Size, bits: str, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -127,6 +151,16 @@ def table(size: Size, bits: str, found: dict[str, list[dict[str, Any]]]) -> None
         print(f"| {name} | {len(runs)} |", " | ".join(columns), f"| {peak:.0f} | {equal:.0f} % |", flush=True)
 
 
+def searched(size: Size, options: argparse.Namespace) -> None:
+    names = options.only or list(TRIALS if options.trials else SEARCH)
+    used = names if options.trials else [row for name in names for row, _ in SEARCH[name]]
+    for start_name in starts_of(used, size):
+        float_start(start_name, size, options)
+    print("| row | setting | val top-1 | mean |\n| --- | --- | ---: | ---: |", flush=True)
+    for name in names:
+        (trials if options.trials else search)(name, size, options)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data/cifar10"))
@@ -140,9 +174,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="of training, instead of the size's")
     parser.add_argument("--bits", default="w2a2", help="scheme of the student")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument(
-        "--search", action="store_true", help="try the settings of SEARCH on the validation split instead"
-    )
+    parser.add_argument("--search", action="store_true", help="try the settings of SEARCH on the validation split")
+    parser.add_argument("--trials", action="store_true", help="try those of TRIALS instead")
     parser.add_argument("--only", nargs="+", help="names of rows; all of them if left out")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--device", default="auto")
@@ -153,14 +186,12 @@ def main() -> None:
     options.starts = options.starts or options.out / "float"
     options.out.mkdir(parents=True, exist_ok=True)
     options.starts.mkdir(parents=True, exist_ok=True)
-    names = options.only or list(SEARCH if options.search else rows(size))
+    if options.search or options.trials:
+        searched(size, options)
+        return
+    names = options.only or list(rows(size))
     for start_name in starts_of(names, size):
         float_start(start_name, size, options)
-    if options.search:
-        print("| row | setting | val top-1 | CPU s |\n| --- | --- | ---: | ---: |")
-        for name in names:
-            search(name, size, options)
-        return
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.first, options.first + options.seeds):
         for name in names:

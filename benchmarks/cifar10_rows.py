@@ -1,4 +1,4 @@
-"""CIFAR-10's rows: sizes, what was searched, what the search found, and the recipe and overrides of every row."""
+"""CIFAR-10's rows: sizes, what the search found, and the recipe and overrides of every row."""
 
 from __future__ import annotations
 
@@ -34,60 +34,6 @@ SIZES = {
 
 PUBLISHED = "method.target=min_logit method.alpha=1 method.beta=0.5"
 COMBINED = "method.target=combined method.beta=1"
-SEARCH = {
-    "qat": ("train.rate=0.02", "train.rate=0.05", "train.rate=0.01"),
-    "kd": ("method.soft=0.9", "method.soft=0.5", "method.soft=0.99"),
-    "kd, own size": ("method.soft=0.9", "method.soft=0.5", "method.soft=0.9 train.mixup=0.4"),
-    "cmtkd": (
-        PUBLISHED,
-        f"{COMBINED} method.alpha=0.1",
-        f"{COMBINED} method.alpha=0.3",
-        f"{COMBINED} method.alpha=1",
-        f"{COMBINED} method.alpha=0.02",
-        f"{COMBINED} method.alpha=0.1 method.beta=3",
-        f"{COMBINED} method.alpha=0.1 train.rate=0.05",
-        f"{COMBINED} method.alpha=0.1 method.temperature=8",
-        f"{COMBINED} method.alpha=0.1 method.feature=hint method.gamma=10",
-        f"{COMBINED} method.alpha=0.1 teachers.six.quantize=off",
-        f"{COMBINED} method.alpha=0.1 teachers.four.quantize=w3a3",
-        f"{COMBINED} method.alpha=0.1 method.feature=none method.importance=uniform",
-        f"{COMBINED} method.alpha=0.1 method.feature=hint",
-        f"{COMBINED} method.alpha=0.1 method.temperature=2",
-        f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
-        f"{COMBINED} method.alpha=0.1 method.exchange=false",
-    ),
-    "cmtkd, large teachers": (
-        PUBLISHED,
-        "method.alpha=0.1 method.beta=1 method.mutual=student",
-        f"{COMBINED} method.alpha=0.1",
-        f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
-    ),
-    "cmtkd, three starts": (
-        f"{COMBINED} method.alpha=0.1",
-        f"{COMBINED} method.alpha=0.1 method.exchange=false",
-        f"{COMBINED} method.alpha=0.1 method.exchange=false method.feature=none method.importance=uniform",
-    ),
-    "ctkd": ("method.attention=100",),
-    "ctkd, own size": ("method.attention=100",),
-    "ctkd, own size, both trained": ("method.attention=100",),
-    "dgkd": ("method.soft=0.9",),
-    "dgkd, own size": ("method.soft=0.5", "method.soft=0.9"),
-    "ffcl": ("method.response=3 method.feature=0",),
-    "ffcl, own size": ("method.response=3", "method.response=3 method.feature=0"),
-    "atsc": ("method.labels=1",),
-    "atsc, own size": (
-        "method.labels=1",
-        "method.labels=0.1 method.soft=0.9",
-        "method.labels=0.1 method.soft=0.9 method.feature=0.1",
-        "method.labels=0.1 method.soft=0.9 method.feature=0.1 method.reduce=1",
-        "method.labels=0.1 method.soft=0.9 method.reduce=1",
-        "method.labels=0.3 method.soft=3 method.feature=0.1 method.reduce=1",
-        "method.labels=0.5 method.soft=0.5 method.feature=0.1 method.reduce=1",
-    ),
-}
-"""Settings of each row; those of one method, whatever the size of its teachers, are one search."""
-
-SEARCH_SEED = 100
 TUNED = {
     "kd": "method.soft=0.5",
     "cmtkd": f"{COMBINED} method.alpha=0.1",
@@ -132,6 +78,7 @@ def _sized(build: str, assistant: str) -> dict[str, list[str]]:
         "ffcl": ["cifar10_ffcl_w2a2", _teachers(partner=_network(build, "w4a4"))],
         "atsc": ["cifar10_atsc_w2a2", _teachers(teacher=_network(build, "w8a8"))],
         "dml": ["cifar10_dml_w2a2", _teachers(four=_network(build, "w4a4"))],
+        "three_phase": ["cifar10_three_phase_w2a2", _teachers(float=_network(build))],
     }
 
 
@@ -166,6 +113,5 @@ def _untuned(size: Size) -> dict[str, list[str]]:
         "ctkd, own size, both trained": ["cifar10_ctkd_w2a2", _teachers(scratch=four, expert=float_copy)],
         "atsc, own size, two teachers": ["cifar10_atsc_w2a2", both],
         "sqakd": ["cifar10_sqakd_w2a2", _teachers(float=float_copy)],
-        "three_phase": ["cifar10_three_phase_w2a2", _teachers(float=_network(size.teacher))],
         **_cmtkd(size),
     }
