@@ -98,13 +98,13 @@ def start(
 ) -> None:
     """Train one row's recipe from the float starts."""
     starts = options.starts.resolve()
-    recipe, *overrides = (
-        word.replace("<start>", str(starts)) for word in rows(size, tuned=not (options.search or options.trials))[name]
-    )
+    long = re.sub(r"w(\d+)a(\d+)", r'"weights":\1,"activations":\2', options.bits)
+    words = [*rows(size, tuned=not (options.search or options.trials))[name], *more]
+    recipe, *overrides = (word.replace("<start>", str(starts)).replace("<bits>", long) for word in words)
     student = (
         f"student={{build: {size.student}, quantize: {options.bits}, start_from: {starts}/{size.student}.safetensors}}"
     )
-    train([recipe, student, *shared(size, options), *overrides, *more, f"seed={seed}"], folder, options)
+    train([recipe, student, *shared(size, options), *overrides, f"seed={seed}"], folder, options)
 
 
 def search(method: str, size: Size, options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from qkd.errors import SchemeError
 from qkd.export import RawImages, emit
 from qkd.inscription import inscribed
 from qkd.networks.build import build
+from qkd.product import for_network
 from qkd.quantizers import Scheme, calibrate, insert
 from qkd.sensitivity import CHOICES, Measure, Sensitivity, costs, sensitivity
 from qkd.starts import Starts
@@ -162,7 +163,7 @@ def packed_size(network: nn.Module, scheme: Scheme, images: Tensor, told: Mappin
 
     The images give every tensor a scale of its own: equal ones would be stored once.
     """
-    module = insert(network, scheme).eval()
+    module = insert(network, for_network(scheme, network)).eval()
     calibrate(module, [images])
     channels, height, width = images.shape[1:]
     with torch.no_grad():

@@ -18,7 +18,7 @@ from qkd.forward import Parts
 from qkd.methods import METHODS
 from qkd.networks.staged import Staged
 from qkd.plan import EXCHANGE, Cast, Phase, Plan, Shape, Step, needed
-from qkd.product import quantize_heads
+from qkd.product import for_heads, quantize_heads
 from qkd.quantizers import disabled
 from qkd.taps import SHARED, Outputs, Tap
 from qkd.terms import Term
@@ -55,7 +55,7 @@ def assemble(recipe: Recipe, facts: Facts, *, start: Start = keep_fresh) -> Asse
         plan = _plan(recipe, cast)
         _check_heads(plan, networks)
         if recipe.student.quantize is not None:
-            quantize_heads(plan, networks, recipe.student.quantize)
+            quantize_heads(plan, networks, for_heads(recipe.student.quantize, networks[STUDENT].network))
         parts = Parts(networks, plan)
         check(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
     return Assembly(parts, plan, cast, facts)

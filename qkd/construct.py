@@ -13,6 +13,7 @@ from qkd.errors import NetworkError, Problem, QkdError, RecipeError, SchemeError
 from qkd.networks.build import build
 from qkd.networks.staged import Staged, cut
 from qkd.plan import Shape
+from qkd.product import for_network
 from qkd.quantizers import disabled, insert
 from qkd.taps import LOGITS, Tap
 from qkd.trace import trace
@@ -83,13 +84,16 @@ def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: Facts, start
         raise
     except QkdError as error:
         raise type(error)(f"{part}: {error}") from error
+    scheme = entry.quantize
+    if scheme is not None and part == STUDENT:
+        scheme = for_network(scheme, network)
     try:
-        quantized = trace(network) if entry.quantize is None else insert(network, entry.quantize)
+        quantized = trace(network) if scheme is None else insert(network, scheme)
     except NetworkError as error:
         raise RecipeError([recipe.problem((*_key(part), "build"), str(error))]) from error
     except SchemeError as error:
-        assert entry.quantize is not None
-        raise RecipeError(_refused(part, network, entry.quantize, recipe, str(error))) from error
+        assert scheme is not None
+        raise RecipeError(_refused(part, network, scheme, recipe, str(error))) from error
     try:
         return cut(quantized, matches(recipe, part))
     except NetworkError as error:

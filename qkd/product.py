@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qkd.errors import SchemeError, nearest
 from qkd.heads import Head
 from qkd.members import Members
 from qkd.networks.staged import Flow, Staged
@@ -17,6 +19,8 @@ from qkd.quantizers import Scheme, insert, quantizers
 from qkd.taps import Outputs, Tap
 from qkd.trace import is_leaf, trace
 
+HEADS = "heads."
+"""What the names of the heads' layers begin with: in the product, in its file, and in a scheme's overrides."""
 PASSING = (nn.MaxPool2d, nn.Dropout, nn.Identity, nn.Flatten)
 
 
@@ -69,26 +73,69 @@ def product_of(plan: Plan, networks: Members[Staged], heads: Members[Head]) -> n
 def quantize_heads(plan: Plan, networks: Mapping[str, Staged], scheme: Scheme) -> None:
     """Put the heads of the product on the student's grids; heads that only help to train stay float.
 
-    Their layers have the scheme's bits, but the one that gives the product's logits has those of the last layer. A
+    Their layers have the scheme's bits, but the one that gives the product's logits has those of the last layer; overrides
+    are patterns of their names in the product (``heads.as_teacher.*``), others must not be among them (`for_heads`). A
     classifier borrowed from a float network is quantized for the product and stays float for its owner; both have one set
-    of weights.
+    of weights. Raises SchemeError for overrides that match no layer of a head.
     """
     heads = {head.name: head for head in plan.deployed()}
     for head in heads.values():
         head.body = _joined(head, networks, heads)
         head.joined = True
         ends = head.name == plan.product and head.via is None
-        head.body = insert(head.body, _inside(scheme, head.body, ends=ends))
+        head.body = insert(head.body, _inside(scheme, head.body, f"{HEADS}{head.name}.body.", ends=ends))
         if head.via is not None and not any(True for _ in quantizers(networks[head.via.part])):
             stage = networks[head.via.part].stage(head.via.stage)
-            head.borrowed = _tied(insert(stage, _inside(scheme, stage, ends=True)), stage)
+            inside = _inside(scheme, stage, f"{HEADS}{head.name}.borrowed.", ends=True)
+            head.borrowed = _tied(insert(stage, inside), stage)
+    _refuse_unmatched(scheme.overrides, [name for head in heads.values() for name in _layers_of(head)])
+
+
+def for_heads(scheme: Scheme, network: nn.Module) -> Scheme:
+    """The student's scheme with only those overrides that are meant for heads; of a network with a layer ``heads.x`` of its
+    own they are those that match none of its layers."""
+    return replace(scheme, overrides=_split(scheme, network)[1])
+
+
+def for_network(scheme: Scheme, network: nn.Module) -> Scheme:
+    """The student's scheme without the overrides that are meant for heads."""
+    return replace(scheme, overrides=_split(scheme, network)[0])
+
+
+def _split(scheme: Scheme, network: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+    own: dict[str, str] = {}
+    of_heads: dict[str, str] = {}
+    for pattern, bits in scheme.overrides.items():
+        elsewhere = pattern.startswith(HEADS) and not fnmatch.filter(_layers(network), pattern)
+        (of_heads if elsewhere else own)[pattern] = bits
+    return own, of_heads
+
+
+def _layers(module: nn.Module) -> list[str]:
+    return [name for name, each in module.named_modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+
+
+def _layers_of(head: Head) -> list[str]:
+    homes = {"body": head.body, "borrowed": head.borrowed}
+    return [f"{HEADS}{head.name}.{home}.{name}" for home, module in homes.items() if module for name in _layers(module)]
+
+
+def _refuse_unmatched(overrides: Iterable[str], names: Sequence[str]) -> None:
+    unmatched = [pattern for pattern in overrides if not fnmatch.filter(names, pattern)]
+    if not unmatched:
+        return
+    homes = [f"{name.rsplit('.', words)[0]}.*" for name in names for words in range(1, name.count("."))]
+    known = [*names, *dict.fromkeys(homes)]
+    there = f"there are {', '.join(names)}" if names else "this product has no heads with layers"
+    told = ", ".join(f"{pattern!r}{nearest(pattern, known)}" for pattern in unmatched)
+    raise SchemeError(f"overrides: no layer of a head is called {told}; {there}")
 
 
 def followers(plan: Plan) -> tuple[str, ...]:
     """Where in the product the quantizers are that no phase teaches: the beginnings of their names."""
     found = []
     for head in plan.deployed():
-        home = f"heads.{head.name}."
+        home = f"{HEADS}{head.name}."
         if head.name not in plan.learners:
             found.append(home)
         elif head.borrowed is not None:
@@ -96,12 +143,17 @@ def followers(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _inside(scheme: Scheme, module: nn.Module, *, ends: bool) -> Scheme:
-    """The scheme for a module that stands behind a network: its first layer is not the first of all."""
-    layers = [name for name, each in module.named_modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+def _inside(scheme: Scheme, module: nn.Module, home: str, *, ends: bool) -> Scheme:
+    """The scheme for a module that stands behind a network: its first layer is not the first of all.
+
+    ``home``: what the names of its layers begin with in the product.
+    """
+    layers = _layers(module)
     bits = {"*": str(scheme)} if layers else {}
     if ends and layers:
         bits[layers[-1]] = f"w{scheme.last}a{scheme.last}"
+    for pattern, wanted in scheme.overrides.items():
+        bits |= {name: wanted for name in layers if fnmatch.fnmatch(home + name, pattern)}
     return replace(scheme, overrides=bits)
 
 
@@ -166,4 +218,4 @@ def _tied(module: fx.GraphModule, owner: nn.Module) -> fx.GraphModule:
     return module
 
 
-__all__: Sequence[str] = ("Deployed", "followers", "product_of", "quantize_heads")
+__all__: Sequence[str] = ("Deployed", "followers", "for_heads", "for_network", "product_of", "quantize_heads")

@@ -49,7 +49,8 @@ class Scheme:
         progressive: bits at which training begins and goes down, an equal share of its epochs each, the last those of the
             scheme (the fewer of weights and activations); e.g. (8, 4, 2), or (8, 4, 2, 2) to stay longer at the end.
         overrides: layer name pattern (``layer1.*``) -> shorthand for the weights and the input of the layers it
-            matches; later ones win. Checked against the layers of the network by ``insert``.
+            matches; later ones win. Checked against the layers of the network by ``insert``. A student's may name layers
+            of the heads that its product has, as its file names them (``heads.as_teacher.*``, the projector of ATSC).
     """
 
     weights: Bits

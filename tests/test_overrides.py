@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from qkd.assemble import Facts, assemble
-from qkd.errors import NetworkError, RecipeError
+from qkd.errors import NetworkError, RecipeError, SchemeError
 from qkd.explain import layer_table
 from qkd.foresee import foreseen, shortened
-from qkd.quantizers import quantizers
+from qkd.product import for_heads, for_network
+from qkd.quantizers import Scheme, quantizers
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.ternary import BinaryQuant
 from qkd.recipe import load
@@ -44,6 +46,50 @@ def test_patterns_that_match_nothing_and_wrong_bits_are_told_before_training(tmp
         bits("{weights: 4, activations: 4, family: ternary}", tmp_path)
     with pytest.raises(RecipeError, match="family.*did you mean 'pact'"):
         bits("{weights: 4, activations: 4, family: pakt}", tmp_path)
+
+
+ATSC = {"method": "{name: atsc, reduce: 1}", "match": "[layer3]"}
+
+
+def heads_bits(overrides: str, tmp_path: Path, teacher: str = "w8a8") -> dict[str, int]:
+    path = tmp_path / "r.yaml"
+    student = f"{{build: resnet8, width: 8, quantize: {{weights: 2, activations: 2, overrides: {{{overrides}}}}}}}"
+    path.write_text(
+        changed(**ATSC, student=student, teachers=f"{{eight: {{build: resnet8, width: 8, quantize: {teacher}}}}}")
+    )
+    return {name: core.bits for name, core in quantizers(assemble(load(path), FACTS).product())}
+
+
+def test_overrides_reach_the_heads_of_the_product_by_the_names_it_gives_them(tmp_path: Path) -> None:
+    plain = heads_bits("", tmp_path)
+    projector = [name for name in plain if name.startswith("heads.") and name.endswith(".weight")]
+    assert len(projector) == 3 and {plain[name] for name in projector} == {2}
+    found = heads_bits('"heads.as_eight.*": w4a3, "heads.as_eight.body.body.3": w8a5', tmp_path)
+    assert [found[name] for name in projector] == [4, 8, 4]
+    assert found["heads.as_eight.body.body.2"] == 5  # what feeds the layer of 5-bit inputs
+    assert all(name.startswith("heads.") for name in plain if plain[name] != found[name])
+
+
+def test_a_classifier_borrowed_from_a_float_teacher_takes_overrides_too(tmp_path: Path) -> None:
+    assert heads_bits("", tmp_path, "off")["heads.as_eight.borrowed.fc.weight"] == 8
+    assert heads_bits('"heads.*.fc": w4a8', tmp_path, "off")["heads.as_eight.borrowed.fc.weight"] == 4
+
+
+def test_overrides_that_match_no_layer_of_a_head_are_told_at_their_place(tmp_path: Path) -> None:
+    wrong = r"yaml:2: student.quantize.overrides: no layer of a head is called 'heads.as_eigt.\*' \(did.*'heads.as_eight.\*'"
+    with pytest.raises(SchemeError, match=wrong):
+        heads_bits('"heads.as_eigt.*": w4a4', tmp_path)
+    with pytest.raises(SchemeError, match="'heads.x'; this product has no heads with layers"):
+        bits('{weights: 4, activations: 4, overrides: {"heads.x": w2a4}}', tmp_path)
+    with pytest.raises(RecipeError, match="teachers.eight.quantize.overrides.heads.x: no layer is called 'heads.x'"):
+        heads_bits("", tmp_path, '{weights: 4, activations: 4, overrides: {"heads.x": w2a4}}')
+
+
+def test_a_network_with_heads_of_its_own_keeps_its_overrides() -> None:
+    network = nn.ModuleDict({"heads": nn.ModuleDict({"head": nn.Linear(4, 2)})})
+    scheme = Scheme(2, 2, overrides={"heads.head": "w4a4", "heads.as_eight.*": "w8a8", "fc": "w3a3"})
+    assert for_network(scheme, network).overrides == {"heads.head": "w4a4", "fc": "w3a3"}
+    assert for_heads(scheme, network).overrides == {"heads.as_eight.*": "w8a8"}
 
 
 def test_families_of_a_recipe_reach_the_layers_and_nothing_stays_float(tmp_path: Path) -> None:
