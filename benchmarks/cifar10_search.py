@@ -6,15 +6,14 @@
 
 from __future__ import annotations
 
-from cifar10_rows import COMBINED, PUBLISHED
+from cifar10_rows import COMBINED, FINER, PUBLISHED
 
 SEEDS = (100, 101, 102)
 """Of the search: the first for all settings, the others for those that go on."""
 GO_ON = 2
 
-OWN = "method.alpha=0.1 method.beta=1 method.target=combined"
-FINER = 'student.quantize={<bits>,"overrides":{"heads.*":"w4a4"}}'  # the projector at four bits
-ATSC = "method.reduce=1 method.feature=0.1"
+ATSC = "method.labels=0.5 method.soft=0.5 method.feature=0.1 method.reduce=1"
+OWN = f"{COMBINED} method.alpha=0.1"
 SEARCH: dict[str, tuple[tuple[str, str], ...]] = {
     "qat": (
         ("qat", "train.rate=0.01"),
@@ -100,14 +99,14 @@ SEARCH: dict[str, tuple[tuple[str, str], ...]] = {
         ("ctkd, own size, both trained", "method.attention=100 method.imitation_weight=3 method.temperature=8"),
     ),
     "atsc": (
-        ("atsc", f"{ATSC} method.labels=0.5 method.soft=0.5 {FINER}"),
-        ("atsc, own size", f"{ATSC} method.labels=0.5 method.soft=0.5"),
-        ("atsc, own size", f"{ATSC} method.labels=0.5 method.soft=0.5 {FINER}"),
-        ("atsc, own size", f"{ATSC} method.labels=0.5 method.soft=2"),
-        ("atsc, own size", "method.reduce=1 method.feature=0.02 method.labels=0.5 method.soft=0.5"),
-        ("atsc, own size", f"{ATSC} method.labels=0.5 method.soft=0.5 train.rate=0.05"),
-        ("atsc, own size", f"{ATSC} method.labels=0.5 method.soft=0.5 teachers.teacher.quantize=off"),
-        ("atsc, own size, two teachers", f"{ATSC} method.labels=0.5 method.soft=0.5 {FINER}"),
+        ("atsc", f"{ATSC} {FINER}"),
+        ("atsc, own size", ATSC),
+        ("atsc, own size", f"{ATSC} {FINER}"),
+        ("atsc, own size", "method.labels=0.5 method.soft=2 method.feature=0.1 method.reduce=1"),
+        ("atsc, own size", "method.labels=0.5 method.soft=0.5 method.feature=0.02 method.reduce=1"),
+        ("atsc, own size", f"{ATSC} train.rate=0.05"),
+        ("atsc, own size", f"{ATSC} teachers.teacher.quantize=off"),
+        ("atsc, own size, two teachers", f"{ATSC} {FINER}"),
     ),
     "cmtkd": (
         ("cmtkd", PUBLISHED),

@@ -77,6 +77,8 @@ def test_every_method_is_searched_with_the_same_budget_and_tuned_by_its_search(b
     assert {len(set(settings)) for settings in benchmark.SEARCH.values()} == {8}
     rows = benchmark.rows(benchmark.SIZES["few"])
     assert all(name in rows for settings in benchmark.SEARCH.values() for name, _ in settings)
+    for name, words in sys.modules["cifar10_rows"].TUNED.items():
+        assert words in [setting for _, setting in benchmark.SEARCH[name.partition(",")[0]]], name
 
 
 def test_the_best_of_a_search_are_the_highest_means_of_three_seeds(  # type: ignore[no-untyped-def]
