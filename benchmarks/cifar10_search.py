@@ -71,7 +71,7 @@ SEARCH: dict[str, tuple[tuple[str, str], ...]] = {
         ("dgkd, own size", "method.soft=0.9"),
         ("dgkd, own size", "method.soft=0.9 method.stochastic=none"),
         ("dgkd, own size", "method.soft=0.9 method.labels_per_guide=false"),
-        ("dgkd, own size", "method.soft=0.9 method.student_share=2"),
+        ("dgkd, own size", "method.soft=0.9 method.student_share=1"),
         ("dgkd, own size", "method.soft=0.9 method.temperature=8"),
         ("dgkd, own size", "method.soft=0.9 train.rate=0.05"),
     ),
