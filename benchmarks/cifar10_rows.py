@@ -95,6 +95,7 @@ def _cmtkd(size: Size) -> dict[str, list[str]]:
     published = PUBLISHED.split()
     return {
         "cmtkd": own,
+        "cmtkd, labels in full": [*own, "method.alpha=1", "method.gamma=1000"],
         "cmtkd, as published": [*own, *published],
         "cmtkd, as published, large teachers": [*large, *published],
         "cmtkd, large teachers": large,

@@ -142,6 +142,8 @@ TRIALS = {
         f"{COMBINED} method.alpha=0.1 method.temperature=2",
         f"{COMBINED} method.alpha=0.1 method.teachers=frozen",
         f"{COMBINED} method.alpha=0.1 method.exchange=false",
+        f"{COMBINED} method.alpha=0.1 method.gamma=1000",
+        f"{COMBINED} method.alpha=1 method.gamma=1000",
     ),
     "cmtkd, large teachers": (
         PUBLISHED,
