@@ -34,6 +34,8 @@ SIZES = {
 
 PUBLISHED = "method.target=min_logit method.alpha=1 method.beta=0.5"
 COMBINED = "method.target=combined method.beta=1"
+IN_FULL = ("method.alpha=1", "method.gamma=1000")
+"""CMT-KD where labels are many."""
 FINER = 'student.quantize={<bits>,"overrides":{"heads.*":"w4a4"}}'
 """ATSC's projector at four bits."""
 TUNED = {
@@ -95,7 +97,8 @@ def _cmtkd(size: Size) -> dict[str, list[str]]:
     published = PUBLISHED.split()
     return {
         "cmtkd": own,
-        "cmtkd, labels in full": [*own, "method.alpha=1", "method.gamma=1000"],
+        "cmtkd, labels in full": [*own, *IN_FULL],
+        "cmtkd, large teachers, labels in full": [*large, *IN_FULL],
         "cmtkd, as published": [*own, *published],
         "cmtkd, as published, large teachers": [*large, *published],
         "cmtkd, large teachers": large,
