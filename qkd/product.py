@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qkd.errors import SchemeError, nearest
+from qkd.errors import SchemeError
 from qkd.heads import Head
 from qkd.members import Members
 from qkd.networks.staged import Flow, Staged
 from qkd.plan import Plan
-from qkd.quantizers import Scheme, insert, quantizers
+from qkd.quantizers import Scheme, insert, nearest_layer, quantizers
 from qkd.taps import Outputs, Tap
 from qkd.trace import is_leaf, trace
 
@@ -105,8 +105,9 @@ def for_network(scheme: Scheme, network: nn.Module) -> Scheme:
 def _split(scheme: Scheme, network: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
     own: dict[str, str] = {}
     of_heads: dict[str, str] = {}
+    layers = _layers(network)
     for pattern, bits in scheme.overrides.items():
-        elsewhere = pattern.startswith(HEADS) and not fnmatch.filter(_layers(network), pattern)
+        elsewhere = pattern.startswith(HEADS) and not fnmatch.filter(layers, pattern)
         (of_heads if elsewhere else own)[pattern] = bits
     return own, of_heads
 
@@ -124,10 +125,8 @@ def _refuse_unmatched(overrides: Iterable[str], names: Sequence[str]) -> None:
     unmatched = [pattern for pattern in overrides if not fnmatch.filter(names, pattern)]
     if not unmatched:
         return
-    homes = [f"{name.rsplit('.', words)[0]}.*" for name in names for words in range(1, name.count("."))]
-    known = [*names, *dict.fromkeys(homes)]
     there = f"there are {', '.join(names)}" if names else "this product has no heads with layers"
-    told = ", ".join(f"{pattern!r}{nearest(pattern, known)}" for pattern in unmatched)
+    told = ", ".join(f"{pattern!r}{nearest_layer(pattern, names)}" for pattern in unmatched)
     raise SchemeError(f"overrides: no layer of a head is called {told}; {there}")
 
 

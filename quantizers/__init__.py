@@ -12,7 +12,7 @@ from qkd.quantizers.alarms import alarms
 from qkd.quantizers.calibrate import calibrate, pretend_calibrated, reestimate_batch_norm
 from qkd.quantizers.curvature import curved, estimate_deltas
 from qkd.quantizers.families import FAMILIES
-from qkd.quantizers.insert import insert
+from qkd.quantizers.insert import insert, nearest_layer
 from qkd.quantizers.listing import Layer, compile_cores, describe, disabled, quantizers, scales, uncalibrated
 from qkd.quantizers.progressive import lower, rungs
 from qkd.quantizers.scheme import Scheme, scheme
@@ -30,6 +30,7 @@ __all__ = [
     "estimate_deltas",
     "insert",
     "lower",
+    "nearest_layer",
     "pretend_calibrated",
     "quantizers",
     "reestimate_batch_norm",

@@ -6,6 +6,7 @@ import copy
 import fnmatch
 import operator
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -91,8 +92,7 @@ class _Insertion:
         for pattern, shorthand in self.scheme.overrides.items():
             matches = fnmatch.filter(names, pattern)
             if not matches:
-                groups = [f"{'.'.join(words[:i])}.*" for words in map(_words, names) for i in range(1, len(words))]
-                near = nearest(pattern, [*names, *dict.fromkeys(groups)])
+                near = nearest_layer(pattern, names)
                 raise SchemeError(f"overrides: no layer is called {pattern!r}{near}; layers are {', '.join(names)}")
             found |= dict.fromkeys(matches, bits_of(shorthand))
         return found
@@ -177,6 +177,12 @@ def _forbid_overwriting(module: fx.GraphModule) -> None:
             node.target = _PLAIN[node.target]
         if node.op == "call_method" and node.target in ("add_", "mul_", "sub_", "div_"):
             node.target = node.target.rstrip("_")
+
+
+def nearest_layer(pattern: str, names: Sequence[str]) -> str:
+    """What to suggest for a pattern that matches no layer: a layer, or a group of layers (``layer1.*``)."""
+    groups = [f"{'.'.join(words[:i])}.*" for words in map(_words, names) for i in range(1, len(words))]
+    return nearest(pattern, [*names, *dict.fromkeys(groups)])
 
 
 def _words(path: str) -> list[str]:

@@ -77,6 +77,8 @@ def test_every_method_is_searched_with_the_same_budget_and_tuned_by_its_search(b
     assert {len(set(settings)) for settings in benchmark.SEARCH.values()} == {8}
     rows = benchmark.rows(benchmark.SIZES["few"])
     assert all(name in rows for settings in benchmark.SEARCH.values() for name, _ in settings)
+    searched = {setting for settings in benchmark.SEARCH.values() for setting in settings}
+    assert not searched & {(name, words) for name, settings in benchmark.TRIALS.items() for words in settings}
     for name, words in sys.modules["cifar10_rows"].TUNED.items():
         assert words in [setting for _, setting in benchmark.SEARCH[name.partition(",")[0]]], name
 
