@@ -15,10 +15,10 @@ import torch
 from interleaved import Work, arguments, machine, medians, ratios, table, write
 from torch import nn
 
-from qkd.engine.machine import keep_memory
+from qkd.engine.device import keep_memory
 from qkd.quantizers import FAMILIES, Scheme, compile_cores, insert
+from qkd.quantizers.brevitas_imports import qnn
 from qkd.quantizers.layers import relu_quantizer
-from qkd.quantizers.quiet import qnn
 
 SHAPES = {"activation 64x16x32x32": (64, 16, 32, 32), "weight 256x256x3x3": (256, 256, 3, 3)}
 NORMS = ((128, 16, 32, 32), (128, 64, 8, 8), (128, 1280, 2, 2))

@@ -58,7 +58,9 @@ def record(source: Path, only: str) -> dict[str, Any]:
             found |= dict(zip(names, pool.map(lambda name: of_recipe(qkd, name), names), strict=True))
         if "digits_cmtkd_w2a2" in names:
             found["cmtkd, whole-tensor kernels"] = trained(qkd, "digits_cmtkd_w2a2", "eager", "--compile", "off")
-            found["allocate"] = plain(qkd("allocate", "digits_qat_w4a4", *SHORT, "--bits", "3", "--threads", "1", "--json"))
+            found["allocate"] = plain(
+                qkd("allocate", "digits_qat_w4a4", *SHORT, "--bits", "3", "--threads", "1", "--json")
+            )
     return found
 
 
@@ -135,7 +137,8 @@ def compare(before: Any, after: Any) -> int:
 def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         if list(before) != list(after):
-            yield f"{where}: keys {[k for k in before if k not in after]} -> {[k for k in after if k not in before]} or their order"
+            gone, new = [k for k in before if k not in after], [k for k in after if k not in before]
+            yield f"{where}: keys {gone} -> {new}, or their order"
         for key in before.keys() & after.keys():
             yield from differences(before[key], after[key], f"{where} / {key}" if where else key)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):

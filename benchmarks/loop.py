@@ -27,17 +27,18 @@ from torch.nn import functional as F
 
 from qkd import data as data_sets
 from qkd import recipe as recipes
-from qkd.assemble import Assembly, assemble
+from qkd.assembly.assemble import Assembly, assemble
+from qkd.assembly.inputs import facts_of, load_data
 from qkd.data import Data
-from qkd.engine.compiling import compile_stages
-from qkd.engine.interrupt import Interruption
+from qkd.distill.plan import needed
+from qkd.engine.compile import compile_stages
+from qkd.engine.device import Machine
 from qkd.engine.loop import Loop
-from qkd.engine.optimize import optimizer_for, rate_at, set_rate
-from qkd.engine.position import Cursor, Running
-from qkd.engine.steps import Action
+from qkd.engine.optimizer import optimizer_for, rate_at, set_rate
+from qkd.engine.signals import Interruption
+from qkd.engine.state import Cursor, Running
+from qkd.engine.step import Action
 from qkd.engine.train import Training
-from qkd.plan import needed
-from qkd.produce import Machine, facts_of, load_data
 from qkd.quantizers import calibrate
 
 EPOCHS = 1000
@@ -228,8 +229,8 @@ def memory(words: argparse.Namespace) -> dict[str, dict[int, float]]:
 
 def peak(words: argparse.Namespace) -> float:
     from qkd.engine.cost import peak_memory
-    from qkd.produce import produce
-    from qkd.run import Run
+    from qkd.pipeline.train import produce
+    from qkd.storage.run import Run
 
     bits = ("w4a4", "w6a6", "w8a8", "w5a5")
     network = f"build: {words.network}, start_from: scratch"

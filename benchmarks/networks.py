@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qkd.assembly.export_preview import shortened, stays_float
 from qkd.errors import QkdError
 from qkd.export import emit, emulate, predict
-from qkd.export.census import layers_of
+from qkd.export.op_counts import layers_of
 from qkd.export.session import optimized
-from qkd.foresee import shortened, stays_float
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, insert
 

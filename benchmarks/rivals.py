@@ -116,9 +116,10 @@ def make(name: str, folder: Path, seed: int, options: argparse.Namespace) -> dic
 
 def ours(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """qkd's own road: `qkd train`, `qkd export --storage packed`; what PyTorch predicts is read off the run."""
-    from qkd.evaluate import logits
-    from qkd.produce import load_data, reload
-    from qkd.run import Run
+    from qkd.assembly.inputs import load_data
+    from qkd.engine.metrics import logits
+    from qkd.pipeline.reload import reload
+    from qkd.storage.run import Run
 
     try:
         trained(recipe_words(options, "w8a8", seed), folder)

@@ -4,7 +4,7 @@
 
 Every run is a folder under --out and is done once: started again, the script goes on where it was. A recipe that fails
 is a row that says so, and exit code 1. "alarms" counts the quantizers of all runs that are dead, saturated or not finite
-in the end (`qkd.quantizers.alarms`), "dead" those of them that give one code only. "CPU s" is processor time: on a busy
+in the end (`qkd.quantizers.diagnostics`), "dead" those of them that give one code only. "CPU s" is processor time: on a busy
 machine it says more than the clock.
 """
 

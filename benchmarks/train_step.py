@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from interleaved import Work, arguments, machine, medians, ratios, table, write
 from torch import nn
 
-from qkd.engine.machine import keep_memory
+from qkd.engine.device import keep_memory
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, compile_cores, insert
 
@@ -99,18 +99,19 @@ def insert_nothing(network: nn.Module) -> nn.Module:
     """The float network as the same kind of graph, so that only quantizers differ."""
     import copy
 
-    from qkd.trace import trace
+    from qkd.networks.tracing import trace
 
     return trace(copy.deepcopy(network))
 
 
 def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
     """One CMT-KD step of four ResNet-20, and one step each of four float ones."""
-    from qkd.assemble import Facts, assemble
+    from qkd.assembly.assemble import assemble
+    from qkd.assembly.build import Facts
     from qkd.data import Batch
-    from qkd.plan import needed
+    from qkd.distill.plan import needed
+    from qkd.distill.terms import weighted_sum
     from qkd.recipe import load
-    from qkd.terms import weighted_sum
 
     networks = [f"{part}.build=resnet20" for part in ("student", "teachers.five", "teachers.six", "teachers.eight")]
     recipe = load("digits_cmtkd_w4a4", networks)

@@ -6,18 +6,18 @@ onnxruntime makes of it; ``bench`` times it.
 """
 
 from qkd.export.bench import Row, bench
-from qkd.export.census import census
 from qkd.export.emit import Emitted, emit, emit_float
-from qkd.export.emulate import Divergence, emulate, first_divergence
-from qkd.export.graph import INPUT, save
-from qkd.export.likeness import Likeness, float_likeness, likeness, require_likeness
-from qkd.export.literal import Trial, attempt, literal_logits, require_agreement
+from qkd.export.emulator import Divergence, emulate, first_divergence
+from qkd.export.onnx_graph import INPUT, save
+from qkd.export.op_counts import census
 from qkd.export.openvino import OpenVino, require_openvino
+from qkd.export.parity import Likeness, float_likeness, likeness, require_likeness
 from qkd.export.ptq import SETTINGS, quantize_file
-from qkd.export.raw import Layout, RawImages, arranged
+from qkd.export.reference_run import Trial, attempt, literal_logits, require_agreement
 from qkd.export.session import metadata as told
 from qkd.export.session import predict, suited_to
 from qkd.export.targets import ONNXRUNTIME, TARGETS, Target, target_of
+from qkd.export.uint8_input import Layout, RawImages, arranged
 from qkd.export.verify import Verdict, require, verify
 
 __all__ = [

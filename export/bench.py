@@ -14,11 +14,11 @@ import numpy as np
 import onnxruntime
 
 from qkd.errors import ExportError, UsageError
-from qkd.export.census import convolutions
 from qkd.export.memory import peak_megabytes
+from qkd.export.op_counts import convolutions
 from qkd.export.openvino import OpenVino
 from qkd.export.session import input_type, instructions, only_input, open_session, run, suited
-from qkd.export.turns import Clock, Subject, over_openings
+from qkd.export.timing import Clock, Subject, over_openings
 
 
 class Given(NamedTuple):

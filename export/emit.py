@@ -11,19 +11,19 @@ from typing import Any
 import onnx
 from torch import nn
 
-from qkd.export.arithmetic import ARITHMETIC
-from qkd.export.graph import MINIMUM_ONNXRUNTIME
+from qkd.export.converter import Handler, Walk
 from qkd.export.invariants import require_invariants
-from qkd.export.layers import LAYERS
-from qkd.export.norms import NORMS
+from qkd.export.onnx_graph import MINIMUM_ONNXRUNTIME
+from qkd.export.ops_elementwise import ARITHMETIC
+from qkd.export.ops_layer_norm import NORMS
+from qkd.export.ops_layers import LAYERS
+from qkd.export.ops_pool import POOLS
+from qkd.export.ops_shape import VIEWS
 from qkd.export.pack import Storage, require_storage
-from qkd.export.pooling import POOLS
-from qkd.export.raw import RawImages, require_exact
+from qkd.export.quantizer_map import Rounding
 from qkd.export.resolution import Resolution, resolutions
-from qkd.export.roundings import Rounding
 from qkd.export.targets import ONNXRUNTIME, Target
-from qkd.export.views import VIEWS
-from qkd.export.walk import Handler, Walk
+from qkd.export.uint8_input import RawImages, require_exact
 
 HANDLERS: Mapping[Any, Handler] = MappingProxyType({**LAYERS, **NORMS, **POOLS, **ARITHMETIC, **VIEWS})
 NOTHING: Mapping[str, str] = MappingProxyType({})

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from qkd.errors import UsageError, nearest
 from qkd.export.fold import IntegerWeight, across
-from qkd.export.graph import INT2_OPSET, INT4_OPSET, Graph
+from qkd.export.onnx_graph import INT2_OPSET, INT4_OPSET, Graph
 from qkd.export.targets import ONNXRUNTIME, Target, require_bits
 
 Storage = Literal["int8", "packed"]

@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qkd.errors import ExportError
-from qkd.export.graph import load
+from qkd.export.onnx_graph import load
 
 Setting = Literal["u8s8", "default"]
 SETTINGS: dict[Setting, dict[str, Any]] = {

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 
 from qkd.errors import ExportError
-from qkd.export.graph import load
+from qkd.export.onnx_graph import load
 
 TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from qkd.errors import ExportError, GateError
-from qkd.export.census import census_of, layers_of
-from qkd.export.emulate import emulate, first_divergence
-from qkd.export.graph import load, require_ours
+from qkd.export.emulator import emulate, first_divergence
+from qkd.export.onnx_graph import load, require_ours
+from qkd.export.op_counts import census_of, layers_of
 from qkd.export.session import instructions, metadata, open_session, optimized, run
 
 SMALL = 32

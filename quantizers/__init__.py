@@ -3,17 +3,17 @@
     quantized = insert(network, Scheme.parse("w4a8"))      # a copy, as one graph
     calibrate(quantized, batches)                          # scales from data
 
-Imports qkd.errors and qkd.trace and nothing else of the project.
+Imports qkd.errors and qkd.networks.tracing and nothing else of the project.
 """
 
 from __future__ import annotations
 
-from qkd.quantizers.alarms import alarms
 from qkd.quantizers.calibrate import calibrate, pretend_calibrated, reestimate_batch_norm
-from qkd.quantizers.curvature import curved, estimate_deltas
+from qkd.quantizers.diagnostics import alarms
 from qkd.quantizers.families import FAMILIES
+from qkd.quantizers.hessian import curved, estimate_deltas
 from qkd.quantizers.insert import insert, nearest_layer
-from qkd.quantizers.listing import Layer, compile_cores, describe, disabled, quantizers, scales, uncalibrated
+from qkd.quantizers.inspection import Layer, compile_cores, describe, disabled, quantizers, scales, uncalibrated
 from qkd.quantizers.progressive import lower, rungs
 from qkd.quantizers.scheme import Scheme, scheme
 

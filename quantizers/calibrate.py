@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkd.errors import DataError, QkdError
-from qkd.quantizers.listing import activations, disabled, evaluated, quantizers, weights
+from qkd.quantizers.inspection import activations, disabled, evaluated, quantizers, weights
 
 SAMPLE = 2**14
 """Values kept per quantizer and batch, its extremes among them."""

@@ -7,10 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qkd.quantizers.core import FakeQuant, levels, over
+from qkd.quantizers.fake_quant import FakeQuant, levels, over
 from qkd.quantizers.hwgq import straight_through
-from qkd.quantizers.rounding import SMALLEST, round_to_grid, wide
-from qkd.quantizers.search import steps
+from qkd.quantizers.round_to_grid import SMALLEST, round_to_grid, wide
+from qkd.quantizers.step_search import steps
 
 MOST_BITS = 7
 """Odd codes of 8 bits do not fit int8."""

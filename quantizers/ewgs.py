@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.core import LsqQuant
+from qkd.quantizers.fake_quant import LsqQuant
 from qkd.quantizers.hwgq import WEIGHT_STEPS
-from qkd.quantizers.rounding import SMALLEST, direction, wide
+from qkd.quantizers.round_to_grid import SMALLEST, direction, wide
 
 DELTA = 1e-3
 """The factor of the authors' code where it is not estimated from the Hessian."""

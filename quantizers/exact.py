@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qkd.errors import SchemeError
-from qkd.quantizers.dataflow import folded, kinds
+from qkd.quantizers.node_kinds import folded, kinds
 
 FREE = 63
 """Largest code that weights may be raised to at export (its headroom), which makes a unit of the bias as much finer."""

@@ -9,6 +9,7 @@ from typing import ClassVar, final
 
 from torch import nn
 
+from qkd.quantizers.brevitas_imports import value
 from qkd.quantizers.dorefa import MOST_BITS, RangeQuant, TanhQuant
 from qkd.quantizers.ewgs import EwgsQuant, EwgsWeight
 from qkd.quantizers.injectors import (
@@ -24,7 +25,6 @@ from qkd.quantizers.injectors import (
 from qkd.quantizers.lsq_plus import ShiftedQuant
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.pot import PowerOfTwo
-from qkd.quantizers.quiet import value
 from qkd.quantizers.ternary import BinaryQuant, TernaryQuant
 
 Shape = tuple[int, ...]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from qkd.errors import SchemeError
-from qkd.quantizers.core import FakeQuant, levels, over
-from qkd.quantizers.rounding import SMALLEST, round_to_grid, wide
+from qkd.quantizers.fake_quant import FakeQuant, levels, over
+from qkd.quantizers.round_to_grid import SMALLEST, round_to_grid, wide
 
 ACTIVATION_STEPS = {1: 0.798, 2: 0.538, 3: 0.3217, 4: 0.184, 5: 0.1030, 6: 0.0566, 7: 0.0307, 8: 0.0165}
 """Distance of the levels for the positive half of a unit Gaussian."""

@@ -10,9 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from qkd.quantizers.core import LsqQuant
-from qkd.quantizers.hwgq import WEIGHT_STEPS, HalfWave, MidRise
-from qkd.quantizers.quiet import (
+from qkd.quantizers.brevitas_imports import (
     ActQuantProxyFromInjector,
     ExtendedInjector,
     FloatToIntImplType,
@@ -20,6 +18,8 @@ from qkd.quantizers.quiet import (
     WeightQuantProxyFromInjector,
     value,
 )
+from qkd.quantizers.fake_quant import LsqQuant
+from qkd.quantizers.hwgq import WEIGHT_STEPS, HalfWave, MidRise
 
 
 class ActivationCore(Protocol):

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from qkd.errors import SchemeError, nearest
-from qkd.quantizers.core import FakeQuant
-from qkd.quantizers.curvature import plan_deltas
-from qkd.quantizers.dataflow import Kind, ends, function_name, kinds, never_negative, readers
+from qkd.networks.tracing import trace, where_from
 from qkd.quantizers.exact import fold_batch_norms, share_units
+from qkd.quantizers.fake_quant import FakeQuant
+from qkd.quantizers.fused_batch_norm import pair_norms
+from qkd.quantizers.hessian import plan_deltas
 from qkd.quantizers.layers import identity_quantizer, relu_quantizer, twin
-from qkd.quantizers.norms import pair_norms
+from qkd.quantizers.node_kinds import Kind, ends, function_name, kinds, never_negative, readers
 from qkd.quantizers.progressive import plan_ladders
 from qkd.quantizers.scheme import Scheme, bits_of
-from qkd.trace import trace, where_from
 
 _PLAIN = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkd.errors import SchemeError
-from qkd.quantizers.core import FakeQuant
+from qkd.quantizers.brevitas_imports import qnn
 from qkd.quantizers.exact import on_units
+from qkd.quantizers.fake_quant import FakeQuant
 from qkd.quantizers.families import FAMILIES
-from qkd.quantizers.quiet import qnn
 from qkd.quantizers.scheme import Scheme
 
 

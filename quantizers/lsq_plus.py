@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.core import FakeQuant
-from qkd.quantizers.rounding import direction, positive, wide
-from qkd.quantizers.search import offsets
+from qkd.quantizers.fake_quant import FakeQuant
+from qkd.quantizers.round_to_grid import direction, positive, wide
+from qkd.quantizers.step_search import offsets
 
 
 @final

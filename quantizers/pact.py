@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.core import FakeQuant, levels
-from qkd.quantizers.rounding import direction, positive, wide
-from qkd.quantizers.search import steps
+from qkd.quantizers.fake_quant import FakeQuant, levels
+from qkd.quantizers.round_to_grid import direction, positive, wide
+from qkd.quantizers.step_search import steps
 
 START = 10.0
 """The clipping level the paper begins with."""

@@ -6,8 +6,8 @@ from typing import final
 
 from torch import Tensor
 
-from qkd.quantizers.core import LsqQuant
-from qkd.quantizers.rounding import positive, round_to_grid
+from qkd.quantizers.fake_quant import LsqQuant
+from qkd.quantizers.round_to_grid import positive, round_to_grid
 
 
 @final

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from qkd.errors import SchemeError
-from qkd.quantizers.core import FakeQuant, LsqQuant, levels
+from qkd.quantizers.fake_quant import FakeQuant, LsqQuant, levels
 
 
 def plan_ladders(module: nn.Module, bits: Sequence[int]) -> None:

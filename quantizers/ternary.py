@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.core import FakeQuant, over
+from qkd.quantizers.fake_quant import FakeQuant, over
 from qkd.quantizers.hwgq import straight_through
-from qkd.quantizers.rounding import SMALLEST, wide
+from qkd.quantizers.round_to_grid import SMALLEST, wide
 
 THRESHOLD = 0.7
 """Share of mean|W| below which a weight becomes 0; near the optimum for uniform and for Gaussian weights."""

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkd.assemble import Facts, check, measure
+from qkd.assembly.assemble import check
+from qkd.assembly.build import Facts, measure
+from qkd.assembly.ensemble import Parts
 from qkd.data import Batch
-from qkd.forward import Parts
+from qkd.distill.plan import Cast, Method, Plan, Step, needed
+from qkd.distill.stages import Staged, cut
+from qkd.distill.taps import Outputs
+from qkd.distill.terms import weighted_sum
 from qkd.methods import METHODS
 from qkd.networks import NETWORKS
-from qkd.networks.staged import Staged, cut
-from qkd.plan import Cast, Method, Plan, Step, needed
-from qkd.taps import Outputs
-from qkd.terms import weighted_sum
 
 FAKE = "data={name: fake, batch: 16, size: 16, train: 64, test: 16, classes: 4}"
 FACTS = Facts((3, 16, 16), 4)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkd.forward import Parts
-from qkd.networks.staged import Staged
-from qkd.plan import Method, Plan, Step, needed
-from qkd.taps import Outputs
-from qkd.terms import weighted_sum
+from qkd.assembly.ensemble import Parts
+from qkd.distill.plan import Method, Plan, Step, needed
+from qkd.distill.stages import Staged
+from qkd.distill.taps import Outputs
+from qkd.distill.terms import weighted_sum
 from tests.company import FACTS, assembled, batch, staged
 
 __all__ = ["FACTS", "STAGES", "batch", "company", "network", "run"]

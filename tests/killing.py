@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-import qkd.produce  # noqa: F401  (before the first fork)
-from qkd.cli import main
+import qkd.pipeline.train  # noqa: F401  (before the first fork)
+from qkd.cli.main import main
 
 END = "end"
 """The instant of an attempt that is left alone."""

@@ -50,8 +50,8 @@ def paired(folder: Path, *words: str, script: str = "") -> tuple[list[int], list
 if __name__ == "__main__":
     import torch
 
-    import qkd.produce  # noqa: F401  (before the fork)
-    from qkd.cli import main
+    import qkd.pipeline.train  # noqa: F401  (before the fork)
+    from qkd.cli.main import main
 
     torch.set_num_threads(1)
     print(*ranks(lambda: main(sys.argv[2:]), Path(sys.argv[1])))

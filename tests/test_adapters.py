@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkd.assemble import assemble
+from qkd.assembly.assemble import assemble
+from qkd.assembly.inputs import facts_of, load_data
+from qkd.distill.adapters import Passage
+from qkd.distill.heads import adapt, learning, level
+from qkd.distill.taps import Tap
 from qkd.errors import PlanError
-from qkd.explain import describe
-from qkd.heads import adapt, learning, level
-from qkd.passages import Passage
-from qkd.produce import facts_of, load_data
-from qkd.taps import Tap
+from qkd.report.describe import describe
 from tests.test_train import recipe_in
 
 A, B = Tap("student", "layer1"), Tap("teacher", "layer1")

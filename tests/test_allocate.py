@@ -11,13 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qkd.allocate import COMMIT, NAME, allocate, choose, costs, packed_size, sensitivity, under_size
-from qkd.cli import main
+from qkd.cli.main import main
+from qkd.engine.device import Machine
 from qkd.errors import SchemeError
-from qkd.produce import Machine, produce, reload
+from qkd.pipeline.allocate_bits import COMMIT, NAME, allocate, choose, costs, packed_size, sensitivity, under_size
+from qkd.pipeline.export import ship
+from qkd.pipeline.reload import reload
+from qkd.pipeline.train import produce
 from qkd.quantizers import Scheme, calibrate, insert, quantizers
-from qkd.run import Run
-from qkd.ship import ship
+from qkd.storage.run import Run
 from tests.test_train import recipe_in
 from tests.tiny_wirings import Residual, images, settled
 

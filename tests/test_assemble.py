@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qkd.assemble import Facts, assemble
+from qkd.assembly.assemble import assemble
+from qkd.assembly.build import Facts
 from qkd.errors import PlanError, RecipeError
 from qkd.recipe import load
 from tests.recipe_texts import changed

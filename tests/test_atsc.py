@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from qkd.distill.plan import Cast
+from qkd.distill.taps import Tap
 from qkd.errors import PlanError
 from qkd.methods.atsc import atsc, simkd
-from qkd.plan import Cast
-from qkd.taps import Tap
 from tests.formulas import FACTS, batch, company, cross_entropy, double, network, run
 from tests.test_train import Stop, losses, recipe_in, run_of
 
@@ -127,8 +127,8 @@ def test_needs_teachers_and_matched_layers() -> None:
 
 
 def test_a_classifier_that_reads_more_than_one_tensor_cannot_be_borrowed(tmp_path: Path) -> None:
-    from qkd.assemble import assemble
-    from qkd.produce import facts_of, load_data
+    from qkd.assembly.assemble import assemble
+    from qkd.assembly.inputs import facts_of, load_data
 
     recipe = recipe_in(tmp_path, **RECIPE | {"match": ["layer3.0.conv1"]})
     with pytest.raises(PlanError, match="cannot be borrowed: it reads more than the tensor before it"):
@@ -136,8 +136,9 @@ def test_a_classifier_that_reads_more_than_one_tensor_cannot_be_borrowed(tmp_pat
 
 
 def test_resumed_in_the_middle_it_is_held_by_the_same_snapshot(tmp_path: Path) -> None:
-    from qkd.produce import Machine, produce
-    from qkd.run import Run
+    from qkd.engine.device import Machine
+    from qkd.pipeline.train import produce
+    from qkd.storage.run import Run
 
     recipe = recipe_in(tmp_path, **RECIPE)
     whole, _ = run_of(tmp_path, recipe, "whole")

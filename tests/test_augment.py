@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from qkd import recipe as recipes
-from qkd.assemble import Facts, assemble
+from qkd.assembly.assemble import assemble
+from qkd.assembly.build import Facts
 from qkd.data import Batch, Changes
 from qkd.data.augment import Mixing, cut_out, mixed, randaugmented
+from qkd.engine.device import Machine
 from qkd.errors import PlanError, RecipeError
 from qkd.methods import METHODS
-from qkd.produce import Machine, produce
-from qkd.run import Run
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 from tests.test_data import ramp, same
 from tests.test_train import TINY, losses, recipe_in
 

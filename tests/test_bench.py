@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qkd.commands.bench import about
+from qkd.cli.bench import about
 from qkd.errors import ExportError, UsageError
-from qkd.export import RawImages, bench, emit, emit_float, predict, save, turns
+from qkd.export import RawImages, bench, emit, emit_float, predict, save, timing
 from qkd.export.session import open_session
 from tests.tiny_products import SHAPE, Residual, images, product
 
-timing = importlib.import_module("qkd.export.bench")  # the attribute of this name is the function
+module_of_bench = importlib.import_module("qkd.export.bench")  # the attribute of this name is the function
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_files_run_in_turns_and_the_order_turns_too() -> None:
         def run(self, _outputs: Any, _feed: Any) -> None:
             calls.append(self.name)
 
-    times = turns.in_turns([Session("a"), Session("b")], [{}, {}], 1.0, 4)
-    warm = 2 * turns.WARM_UP
+    times = timing.in_turns([Session("a"), Session("b")], [{}, {}], 1.0, 4)
+    warm = 2 * timing.WARM_UP
     assert "".join(calls[warm:]) == "abbaabba" and [len(each) for each in times] == [4, 4]
 
 
@@ -110,7 +110,7 @@ def test_a_measurement_ends(files: tuple[Path, Path], seconds: float) -> None:
 
 def test_time_bounds_a_measurement(files: tuple[Path, Path]) -> None:
     rows = bench(files, seconds=0.05)
-    assert all(row.rounds >= turns.LEAST_ROUNDS for row in rows)
+    assert all(row.rounds >= timing.LEAST_ROUNDS for row in rows)
     assert np.allclose([row.batch for row in rows], 1)
 
 
@@ -130,7 +130,7 @@ def test_an_opening_that_came_out_slow_does_not_count(
         opened.append(subject.path)
         return Timed(0.02 if len(opened) == 1 else 0.001), 0.5
 
-    monkeypatch.setattr(turns, "_opened", opening)
+    monkeypatch.setattr(timing, "_opened", opening)
     (row,) = bench([files[0]], seconds=0.15)
     assert opened == [files[0]] * 3
     assert row.p50_ms < 10 and row.load_ms == 500
@@ -175,7 +175,7 @@ def test_a_second_runtime_takes_part_and_says_how_often_it_agrees(
             found[::4] = -found[::4]
             return found
 
-    for module in (timing, turns):
+    for module in (module_of_bench, timing):
         monkeypatch.setattr(module, "OpenVino", Pretended)
     student, floating = files
     labels = predict(student, images()).argmax(1)

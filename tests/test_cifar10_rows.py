@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from qkd.assemble import Facts, assemble
+from qkd.assembly.assemble import assemble
+from qkd.assembly.build import Facts
 from qkd.networks.build import build
 from qkd.quantizers import quantizers
 from qkd.recipe import load

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from qkd.cli import main
-from qkd.run import Run
-from qkd.score import test_images as images_of
+from qkd.cli.main import main
+from qkd.pipeline.evaluate import test_images as images_of
+from qkd.storage.run import Run
 from tests.test_train import TINY
 
 
@@ -151,7 +151,7 @@ def test_too_little_memory_is_no_bug(tmp_path: Path, error: Exception, monkeypat
     def checked(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("qkd.explain.checked", checked)
+    monkeypatch.setattr("qkd.report.describe.checked", checked)
     done = qkd("check", "digits_qat_w2a2", cwd=tmp_path)
     assert done.returncode == 1
     assert re.fullmatch(r"error: too little memory: .*; a smaller data.size .*\n", done.stderr)

@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.assemble import check, measure
+from qkd.assembly.assemble import check
+from qkd.assembly.build import measure
+from qkd.assembly.ensemble import Parts
+from qkd.distill.exchange import Fuse, NoExchange
+from qkd.distill.losses import attention_distance, kl_divergence
+from qkd.distill.plan import ADAPTERS, Cast, Method, Plan, needed
+from qkd.distill.stages import Staged, cut
+from qkd.distill.taps import SHARED, Tap
 from qkd.errors import PlanError
-from qkd.exchange import Fuse, NoExchange
-from qkd.forward import Parts
-from qkd.losses import attention_distance, kl_divergence
 from qkd.methods.cmtkd import IMPORTANCE, cmtkd
 from qkd.methods.iakd import iakd
 from qkd.networks import NETWORKS
-from qkd.networks.staged import Staged, cut
-from qkd.plan import ADAPTERS, Cast, Method, Plan, needed
 from qkd.quantizers import Scheme, calibrate, insert
-from qkd.taps import SHARED, Tap
 from tests.company import FACTS, STAGES, assembled, batch, staged
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from qkd import compare as comparing
-from qkd.commands.compare import compare as command
-from qkd.compare import by_recipe, compare, gathered
+from qkd.cli.compare import compare as command
 from qkd.errors import RunError, UsageError
-from qkd.report.comparison import render, write
-from qkd.report.evidence import gather
+from qkd.report import compare as comparing
+from qkd.report.compare import by_recipe, compare, gathered
+from qkd.report.compare_page import render, write
+from qkd.report.headline import sentence
 from qkd.report.pareto import PANELS, frontier, spots
-from qkd.report.verdict import sentence
-from qkd.run import Run
+from qkd.report.run_data import gather
+from qkd.storage.run import Run
 
 RECIPE = """\
 method: {{name: {method}}}

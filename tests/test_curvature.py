@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkd import recipe as recipes
-from qkd.engine import deltas
+from qkd.engine import ewgs_delta
+from qkd.engine.device import Machine
+from qkd.engine.distributed import is_first
 from qkd.engine.loop import Loop
-from qkd.engine.ranks import is_first
 from qkd.errors import DataError, SchemeError
-from qkd.produce import Machine, produce
-from qkd.quantizers import Scheme, calibrate, compile_cores, curvature, curved, estimate_deltas, insert, quantizers
-from qkd.quantizers.core import FakeQuant
+from qkd.pipeline.train import produce
+from qkd.quantizers import Scheme, calibrate, compile_cores, curved, estimate_deltas, hessian, insert, quantizers
 from qkd.quantizers.ewgs import DELTA, EwgsQuant
-from qkd.run import Run
+from qkd.quantizers.fake_quant import FakeQuant
+from qkd.storage.run import Run
 from tests.pairing import paired
 from tests.test_train import TINY, recipe_in
 from tests.tiny_wirings import Residual, images, made, settled
@@ -31,7 +32,7 @@ LABELS = torch.arange(16) % 5
 
 def probed(loss: Tensor, tensors: list[Tensor], probes: int) -> Tensor:
     gradients = torch.autograd.grad(loss, tensors, create_graph=True)
-    return curvature.traces(gradients, tensors, probes, torch.Generator().manual_seed(0))
+    return hessian.traces(gradients, tensors, probes, torch.Generator().manual_seed(0))
 
 
 def test_the_trace_of_a_diagonal_hessian_needs_one_vector() -> None:
@@ -66,7 +67,7 @@ def one_layer() -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("which", ["input_quant", "1.weight"])
 def test_delta_is_the_papers_formula(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the whole Hessian of one layer, where nothing has to be estimated."""
-    monkeypatch.setattr(curvature, "PROBES", 600)
+    monkeypatch.setattr(hessian, "PROBES", 600)
     module, x = one_layer()
     found = estimate_deltas(module, [(x, LABELS)], seed=0)
     cores = dict(quantizers(module))
@@ -81,16 +82,16 @@ def test_delta_is_the_papers_formula(which: str, monkeypatch: pytest.MonkeyPatch
         return F.cross_entropy(F.linear(*one, layer.bias), LABELS)
 
     shares = ((given if which == "input_quant" else weight) / width).detach().requires_grad_()
-    hessian = torch.autograd.functional.hessian(loss, shares).reshape(shares.numel(), shares.numel())
+    matrix = torch.autograd.functional.hessian(loss, shares).reshape(shares.numel(), shares.numel())
     (gradient,) = torch.autograd.grad(loss(shares), shares)
-    expected = hessian.trace() / shares.numel() / (3 * gradient.std(correction=0))
+    expected = matrix.trace() / shares.numel() / (3 * gradient.std(correction=0))
     assert found[which] == pytest.approx(float(expected), rel=0.1)
     assert float(core.delta) == pytest.approx(found[which])
 
 
 def test_a_negative_trace_gives_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = one_layer()
-    monkeypatch.setattr(curvature, "traces", lambda gradients, tensors, *_: -torch.ones(len(tensors)))
+    monkeypatch.setattr(hessian, "traces", lambda gradients, tensors, *_: -torch.ones(len(tensors)))
     assert set(estimate_deltas(module, [(x, LABELS)], seed=0).values()) == {0.0}
 
 
@@ -177,8 +178,8 @@ def ewgs(folder: Path) -> Any:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curvature, "PROBES", 1)
-    monkeypatch.setattr(deltas, "BATCHES", 1)
+    monkeypatch.setattr(hessian, "PROBES", 1)
+    monkeypatch.setattr(ewgs_delta, "BATCHES", 1)
 
 
 def kept(run: Run) -> dict[str, Tensor]:
@@ -189,7 +190,7 @@ def kept(run: Run) -> dict[str, Tensor]:
 def test_a_run_estimates_again_and_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Any] = []
     for every in (10, 2):
-        monkeypatch.setattr(deltas, "EVERY", every)
+        monkeypatch.setattr(ewgs_delta, "EVERY", every)
         run = Run.create(tmp_path / f"every{every}")
         produce(
             ewgs(tmp_path), run, ONE, listen=lambda event, values: heard.append(values) if event == "deltas" else None
@@ -206,7 +207,7 @@ def test_a_run_estimates_again_and_learns(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("steps", [3, 4])
 def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deltas, "EVERY", 1)
+    monkeypatch.setattr(ewgs_delta, "EVERY", 1)
     whole, broken = Run.create(tmp_path / "whole"), Run.create(tmp_path / "broken")
     produce(ewgs(tmp_path), whole, ONE)
     assert produce(ewgs(tmp_path), broken, ONE, max_steps=steps)["finished"] is False
@@ -220,7 +221,7 @@ def watched() -> None:
     """Train in this folder, and keep what this process had: deltas as it found them, its parts behind every epoch."""
     kind = os.environ.get("RANK", "alone")
     found: dict[str, list[Any]] = {"deltas": [], "parts": []}
-    estimate, keep = deltas.estimate_deltas, Loop.keep
+    estimate, keep = ewgs_delta.estimate_deltas, Loop.keep
 
     def estimated(*arguments: Any) -> dict[str, float]:
         found["deltas"].append(estimate(*arguments))
@@ -231,10 +232,10 @@ def watched() -> None:
         keep(self, running)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curvature, "PROBES", 1)
-        patch.setattr(deltas, "BATCHES", 1)
-        patch.setattr(deltas, "EVERY", 1)
-        patch.setattr(deltas, "estimate_deltas", estimated)
+        patch.setattr(hessian, "PROBES", 1)
+        patch.setattr(ewgs_delta, "BATCHES", 1)
+        patch.setattr(ewgs_delta, "EVERY", 1)
+        patch.setattr(ewgs_delta, "estimate_deltas", estimated)
         patch.setattr(Loop, "keep", kept)
         produce(recipes.load("tiny.yaml"), Run.create(Path(f"run-{kind}")) if is_first() else None, ONE)
     torch.save(found, f"{kind}.pt")

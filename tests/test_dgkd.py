@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.chances import Bernoulli, DropExactly
+from qkd.distill.plan import Plan
+from qkd.distill.term_dropout import Bernoulli, DropExactly
+from qkd.distill.terms import drawn
 from qkd.errors import PlanError
 from qkd.methods.dgkd import dgkd, takd
 from qkd.methods.kd import kd
-from qkd.plan import Plan
-from qkd.terms import drawn
 from tests.formulas import batch, company, cross_entropy, divergence, double, run
 
 CHAIN = ["teacher", "first", "second"]

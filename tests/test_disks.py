@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from qkd import atomic
-from qkd.checkpoints import LAST, sound
-from qkd.run import Run
+from qkd.storage import atomic
+from qkd.storage.checkpoints import LAST, sound
+from qkd.storage.run import Run
 from tests.test_cli import in_a_process, qkd
 from tests.test_train import TINY, losses
 

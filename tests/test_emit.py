@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from qkd.errors import ExportError, UsageError
 from qkd.export import census, emit, emit_float, emulate, predict, save
 from qkd.export.fold import BIAS_LIMIT, to_integers
-from qkd.export.graph import Graph
 from qkd.export.invariants import constant_value, require_invariants
+from qkd.export.onnx_graph import Graph
 from qkd.export.pack import store
 from qkd.quantizers import Scheme, disabled, insert
 from tests.tiny_products import (

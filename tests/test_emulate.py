@@ -16,8 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from qkd.errors import ExportError
-from qkd.export import census, emit, emit_float, emulate, first_divergence, predict, requantize
-from qkd.export.requantize import EXACT, Codes, exact_product
+from qkd.export import census, emit, emit_float, emulate, emulator_kernels, first_divergence, predict
+from qkd.export.emulator_kernels import EXACT, Codes, exact_product
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, insert
 from tests.tiny_products import INTEGER_KERNELS, MIDDLES, SHAPE, Head, Residual, block, images, product
@@ -134,11 +134,11 @@ def test_an_independent_oracle_agrees(scheme: str) -> None:
 
 def test_first_divergence_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = emit(product(Residual(), "w4a4"), SHAPE).model
-    right = requantize.added
+    right = emulator_kernels.added
 
-    def wrong(a: Codes, b: Codes) -> requantize.Pending:
+    def wrong(a: Codes, b: Codes) -> emulator_kernels.Pending:
         pending = right(a, b)
-        return requantize.Pending(lambda scale, zero: pending.onto(scale, zero) + 1, pending.real)
+        return emulator_kernels.Pending(lambda scale, zero: pending.onto(scale, zero) + 1, pending.real)
 
     monkeypatch.setitem(first_divergence.__globals__["operation_of"].__globals__["OPERATIONS"], "Add", _binary(wrong))
     found = first_divergence(model, images())

@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from qkd.data import Batch
-from qkd.engine.average import Average
+from qkd.distill.plan import Phase, Plan, Step
+from qkd.distill.terms import label
+from qkd.engine.device import Machine
+from qkd.engine.ema import Average
 from qkd.engine.loop import deciding
-from qkd.engine.position import order
-from qkd.engine.steps import _pieces
+from qkd.engine.metrics import ece
+from qkd.engine.state import order
+from qkd.engine.step import _pieces
 from qkd.errors import PlanError, UsageError
-from qkd.evaluate import ece
-from qkd.plan import Phase, Plan, Step
-from qkd.produce import Machine, produce
+from qkd.pipeline.train import produce
 from qkd.quantizers import calibrate, disabled
-from qkd.run import Run
-from qkd.terms import label
+from qkd.storage.run import Run
 from tests.company import staged
 from tests.test_train import losses, recipe_in
 from tests.test_views import MOVED
@@ -123,15 +124,16 @@ def test_frozen_teachers_are_asked_once(tmp_path: Path, monkeypatch: pytest.Monk
     frozen = recipe_in(tmp_path, method={"name": "kd"})
     once, ever = Run.create(tmp_path / "once"), Run.create(tmp_path / "ever")
     produce(frozen, once, Machine("cpu", threads=1))
-    monkeypatch.setattr("qkd.engine.known.LIMIT", 0)
+    monkeypatch.setattr("qkd.engine.teacher_cache.LIMIT", 0)
     produce(frozen, ever, Machine("cpu", threads=1))
     for found, expected in zip(losses(once)[1:], losses(ever)[1:], strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_only_what_stays_the_same_is_worth_knowing(tmp_path: Path) -> None:
-    from qkd.assemble import Facts, assemble
-    from qkd.engine.known import worth_knowing
+    from qkd.assembly.assemble import assemble
+    from qkd.assembly.build import Facts
+    from qkd.engine.teacher_cache import worth_knowing
 
     def taps(**method: Any) -> set[str]:
         plan = assemble(recipe_in(tmp_path, method=method), Facts((3, 16, 16), 4)).plan
@@ -154,10 +156,10 @@ def test_only_what_stays_the_same_is_worth_knowing(tmp_path: Path) -> None:
 def test_teachers_are_asked_once_only_where_images_stay_the_same(
     tmp_path: Path, settings: dict[str, Any], known: bool
 ) -> None:
-    from qkd.assemble import assemble
-    from qkd.engine.known import learn_of
+    from qkd.assembly.assemble import assemble
+    from qkd.assembly.inputs import facts_of, load_data
+    from qkd.engine.teacher_cache import learn_of
     from qkd.engine.train import Training
-    from qkd.produce import facts_of, load_data
 
     (tmp_path / "own.py").write_text(MOVED)
     data = {"name": f"{tmp_path / 'own.py'}:moved", "batch": 16}
@@ -196,11 +198,11 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path: Path, plain: tu
 
 
 def test_auto_compiles_long_runs_only(tmp_path: Path) -> None:
-    from qkd.assemble import assemble
+    from qkd.assembly.assemble import assemble
+    from qkd.assembly.inputs import facts_of
     from qkd.data import load
-    from qkd.engine import compiling
+    from qkd.engine import compile
     from qkd.engine.train import Training
-    from qkd.produce import facts_of
 
     def training(epochs: int) -> Training:
         recipe = recipe_in(tmp_path, train={"epochs": epochs})
@@ -209,31 +211,32 @@ def test_auto_compiles_long_runs_only(tmp_path: Path) -> None:
         return Training(assembly.parts, assembly.plan, data, recipe.train, 16, 0, Machine("cpu").fabric())
 
     short, long = training(3), training(3_000_000)
-    assert compiling.operations(long) == pytest.approx(1e6 * compiling.operations(short))
-    assert not compiling.wanted(short, "auto")
-    assert compiling.wanted(long, "auto")
-    assert compiling.wanted(short, "on")
-    assert not compiling.wanted(long, "off")
+    assert compile.operations(long) == pytest.approx(1e6 * compile.operations(short))
+    assert not compile.wanted(short, "auto")
+    assert compile.wanted(long, "auto")
+    assert compile.wanted(short, "on")
+    assert not compile.wanted(long, "off")
 
 
 def test_what_cannot_be_compiled_stays_eager_or_is_refused(tmp_path: Path) -> None:
-    from qkd.engine import compiling
+    from qkd.engine import compile
     from qkd.errors import TrainingError
 
     def fail() -> None:
         raise RuntimeError("no C++ compiler\nand more")
 
-    assert compiling.tried(nn.Module(), "auto", fail) == "no C++ compiler"
+    assert compile.tried(nn.Module(), "auto", fail) == "no C++ compiler"
     with pytest.raises(TrainingError, match="--compile on: RuntimeError: no C\\+\\+ compiler; --compile off"):
-        compiling.tried(nn.Module(), "on", fail)
+        compile.tried(nn.Module(), "on", fail)
 
 
 def gradients_of(method: str, recomputed: bool, family: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The gradients and the state after one step of a method's first phase."""
     from qkd import recipe as recipes
-    from qkd.assemble import Facts, assemble
-    from qkd.plan import needed
-    from qkd.terms import weighted_sum
+    from qkd.assembly.assemble import assemble
+    from qkd.assembly.build import Facts
+    from qkd.distill.plan import needed
+    from qkd.distill.terms import weighted_sum
 
     scheme = f"student.quantize={{weights: 3, activations: 3, family: {family}}}"
     assembly = assemble(recipes.load(f"digits_{method}_w2a2", [scheme, "pretrain.epochs=1"]), Facts((1, 16, 16), 10))
@@ -280,7 +283,7 @@ def test_a_run_that_computes_again_is_the_same_and_keeps_less(tmp_path: Path) ->
 
 
 def test_the_statistics_of_batch_norm_are_not_gathered_twice() -> None:
-    from qkd.recompute import advance
+    from qkd.assembly.recompute import advance
 
     network = staged(0).train()
     images = torch.randn(4, 3, 16, 16, requires_grad=True)

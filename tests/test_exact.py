@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qkd.assembly.export_preview import require_exact
 from qkd.errors import SchemeError
 from qkd.export import emit, emulate, predict
-from qkd.foresee import require_exact
 from qkd.quantizers import Scheme, calibrate, disabled, insert
 from qkd.quantizers.exact import on_units
 from tests.tiny_products import Head, Residual, block, images, logits, settled

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from qkd.export import RawImages, census, emit, emulate, first_divergence, layers, predict
+from qkd.export import RawImages, census, emit, emulate, first_divergence, ops_layers, predict
 from qkd.quantizers import Scheme, calibrate, insert
 from tests.tiny_products import Head, block, images, settled
 
@@ -32,7 +32,7 @@ def test_channels_of_zeros_complete_a_four_and_change_nothing(channels: int, mon
     network = insert(settled(Wide(channels)), Scheme.parse("w4a4", calibration="minmax"))
     calibrate(network, [torch.from_numpy(images(8, shape))])
     wide = emit(network.eval(), shape)
-    monkeypatch.setattr(layers, "TOGETHER", 1)
+    monkeypatch.setattr(ops_layers, "TOGETHER", 1)
     plain = emit(network, shape)
     complete = channels + -channels % 4
     stored, unwidened = (

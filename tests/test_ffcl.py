@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from qkd.distill.schedules import Ramp
+from qkd.distill.targets import virtual_logits
 from qkd.methods.ffcl import ffcl, ffl
-from qkd.schedules import Ramp
-from qkd.targets import virtual_logits
 from tests.formulas import STAGES, attention, batch, company, cross_entropy, divergence, double, network, run
 
 

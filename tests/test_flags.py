@@ -16,10 +16,10 @@ import click
 import pytest
 import yaml
 
-from qkd import sweep
-from qkd.cli import commands
-from qkd.engine import tracking
-from qkd.run import Run
+from qkd.cli.main import commands
+from qkd.engine import loggers
+from qkd.pipeline import sweep
+from qkd.storage.run import Run
 from tests.test_cli import Done, qkd
 from tests.test_optuna import StandIn
 from tests.test_train import TINY
@@ -176,7 +176,7 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setitem(sys.modules, "optuna", StandIn())
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(sweep, "run_alone", at_once)
-    monkeypatch.setitem(tracking.TRACKERS, "tensorboard", drawn)
+    monkeypatch.setitem(loggers.TRACKERS, "tensorboard", drawn)
     return shutil.copytree(finished, tmp_path / "there")
 
 
@@ -187,7 +187,7 @@ def at_once(words: Sequence[str], folder: str) -> str | None:
 
 
 @contextlib.contextmanager
-def drawn(folder: Path, facts: Any) -> Iterator[tracking.Write]:
+def drawn(folder: Path, facts: Any) -> Iterator[loggers.Write]:
     yield lambda curves, step: (folder / "drawn").write_text(str(step)) and None
 
 

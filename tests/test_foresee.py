@@ -10,12 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from qkd import recipe as recipes
-from qkd.commands.look import check
-from qkd.commands.train import _print as shown
+from qkd.cli.check import check
+from qkd.cli.progress import Reporter
+from qkd.cli.train import _print as shown
+from qkd.engine.device import Machine
 from qkd.errors import RecipeError, SchemeError
-from qkd.produce import Machine, produce
-from qkd.progress import Reporter
-from qkd.run import Run
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 
 NETWORKS = """\
 import torch

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from qkd import recipe as recipes
-from qkd.produce import Machine, produce
-from qkd.run import Run, processor
+from qkd.engine.device import Machine
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run, processor
 
 FOLDER = Path(__file__).parent / "golden"
 METHODS = ("qat", "kd", "cmtkd")

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from qkd.cli.progress import LINES
 from qkd.engine import loop
-from qkd.engine.guard import first_broken
-from qkd.engine.steps import worst
+from qkd.engine.device import Machine
+from qkd.engine.diagnostics import first_broken
+from qkd.engine.step import worst
 from qkd.errors import TrainingError
-from qkd.produce import Machine, produce
-from qkd.progress import LINES
+from qkd.pipeline.train import produce
 from qkd.quantizers import quantizers
-from qkd.run import Run
+from qkd.storage.run import Run
 from tests.test_train import recipe_in
 
 ONE = Machine("cpu", threads=1)

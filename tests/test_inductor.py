@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from qkd.distill.stages import Staged, cut
 from qkd.networks.build import build
-from qkd.networks.staged import Staged, cut
 from qkd.quantizers import Scheme, calibrate, compile_cores, insert, quantizers
-from qkd.quantizers.listing import activations
+from qkd.quantizers.inspection import activations
 
 ULP = torch.finfo(torch.float32).eps
 SUMMED = 64

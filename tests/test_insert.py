@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qkd.errors import SchemeError
+from qkd.networks.tracing import trace, where_from
 from qkd.quantizers import (
     Scheme,
     calibrate,
@@ -18,8 +19,7 @@ from qkd.quantizers import (
     insert,
     quantizers,
 )
-from qkd.quantizers.quiet import qnn
-from qkd.trace import trace, where_from
+from qkd.quantizers.brevitas_imports import qnn
 from tests.tiny_wirings import (
     LAYERS,
     NETWORKS,

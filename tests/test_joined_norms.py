@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkd.networks.staged import cut
-from qkd.quantizers import calibrate, compile_cores, disabled, insert, native, reestimate_batch_norm, scheme
-from qkd.quantizers.norms import NormThenRound
-from qkd.quantizers.rounding import SMALLEST, round_to_grid
+from qkd.distill.stages import cut
+from qkd.quantizers import c_kernels, calibrate, compile_cores, disabled, insert, reestimate_batch_norm, scheme
+from qkd.quantizers.fused_batch_norm import NormThenRound
+from qkd.quantizers.round_to_grid import SMALLEST, round_to_grid
 from tests.tiny_wirings import Residual, images, settled
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(c_kernels.library() is None, reason="there is no C compiler")
 STEP, LOW, HIGH, FACTOR = 0.25, -4, 3, 0.37
 
 
@@ -36,8 +36,8 @@ def in_one(norm: nn.BatchNorm2d, x: Tensor, g: Tensor, step: Tensor) -> tuple[Te
     running = norm.running_mean.clone(), norm.running_var.clone()
     weight, bias = norm.weight.detach(), norm.bias.detach()
     settings = {"momentum": norm.momentum, "eps": norm.eps, "low": LOW, "high": HIGH, "smallest": SMALLEST}
-    y, saved = native.norm_round(x, weight, bias, running, step, **settings)
-    found = native.differentiate_norm_round(g, x, saved, weight, bias, step, LOW, HIGH, FACTOR, SMALLEST)
+    y, saved = c_kernels.norm_round(x, weight, bias, running, step, **settings)
+    found = c_kernels.differentiate_norm_round(g, x, saved, weight, bias, step, LOW, HIGH, FACTOR, SMALLEST)
     return (y, *found, *running)
 
 
@@ -121,13 +121,13 @@ def network() -> Any:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Grows by one whenever a batch norm and a rounding were one."""
     made: list[int] = []
-    kernel = native.norm_round
+    kernel = c_kernels.norm_round
 
     def counted(*arguments: Any, **options: Any) -> Any:
         made.append(1)
         return kernel(*arguments, **options)
 
-    monkeypatch.setattr(native, "norm_round", counted)
+    monkeypatch.setattr(c_kernels, "norm_round", counted)
     return made
 
 

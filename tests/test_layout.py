@@ -55,7 +55,8 @@ def test_rooms_are_linked_relatively(room: str) -> None:
 
 ENGINE = (
     *sorted((ROOT / "qkd/engine").glob("*.py")),
-    *(ROOT / f"qkd/{name}.py" for name in ("forward", "assemble", "construct", "plan", "evaluate")),
+    *sorted((ROOT / "qkd/assembly").glob("*.py")),
+    ROOT / "qkd/distill/plan.py",
 )
 
 
@@ -102,7 +103,7 @@ def test_version_is_one() -> None:
 
 
 def test_help_answers_without_torch() -> None:
-    code = "import sys, qkd.cli; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    code = "import sys, qkd.cli.main; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

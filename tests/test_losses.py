@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from qkd.data import Batch
+from qkd.distill.losses import attention_distance, attention_map, hint_distance, kl_divergence
+from qkd.distill.taps import Tap
+from qkd.distill.targets import mean, min_logit, min_logits, one
 from qkd.errors import PlanError
-from qkd.losses import attention_distance, attention_map, hint_distance, kl_divergence
-from qkd.taps import Tap
-from qkd.targets import mean, min_logit, min_logits, one
 
 
 def test_kl_by_hand() -> None:

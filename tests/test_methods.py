@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from qkd import recipe as recipes
-from qkd.assemble import Assembly, Facts, assemble
+from qkd.assembly.assemble import Assembly, assemble
+from qkd.assembly.build import Facts
+from qkd.assembly.inputs import facts_of, load_data
 from qkd.data import Batch, Data
-from qkd.engine.optimize import optimizer_for, set_rate
+from qkd.distill.plan import Phase, needed
+from qkd.distill.terms import weighted_sum
+from qkd.engine.optimizer import optimizer_for, set_rate
 from qkd.export import emit, emulate, predict
 from qkd.methods import METHODS
-from qkd.plan import Phase, needed
-from qkd.produce import facts_of, load_data
 from qkd.quantizers import calibrate
 from qkd.recipe import NetworkEntry, Recipe
-from qkd.terms import weighted_sum
 from tests.test_papers import PAPERS
 
 BITS = ("off", "w4a4", "w2a2")

@@ -11,11 +11,11 @@ import yaml
 from onnx import TensorProto, helper
 
 from qkd import recipe as recipes
-from qkd.cli import main
-from qkd.engine.machine import Machine
-from qkd.produce import produce
-from qkd.run import Run
-from qkd.ship import ship
+from qkd.cli.main import main
+from qkd.engine.device import Machine
+from qkd.pipeline.export import ship
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 from tests.test_train import TINY
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from qkd import data
-from qkd.data.stream import Pictures
+from qkd.data.streaming import Pictures
 from qkd.errors import DataError
 from tests.test_streams import noise
 

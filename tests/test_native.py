@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import qkd.quantizers.rounding as rounding
-from qkd.quantizers import calibrate, compile_cores, insert, native, scheme
-from qkd.quantizers.rounding import SMALLEST, positive
+import qkd.quantizers.round_to_grid as rounding
+from qkd.quantizers import c_kernels, calibrate, compile_cores, insert, scheme
+from qkd.quantizers.round_to_grid import SMALLEST, positive
 from tests.tiny_wirings import Residual, images, settled
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(c_kernels.library() is None, reason="there is no C compiler")
 
 
 @pytest.fixture
 def forgetting() -> Iterator[None]:
-    native.library.cache_clear()
+    c_kernels.library.cache_clear()
     yield
-    native.library.cache_clear()
+    c_kernels.library.cache_clear()
 
 
 def both_ways(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -41,7 +41,7 @@ def both_ways(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> list[t
 def test_kernels_equal_tensor_operations(shape: tuple[int, ...], rows: bool) -> None:
     x, g = 2 * torch.randn(shape), torch.randn(shape)
     step = 0.1 + torch.rand(len(x), *[1] * (len(shape) - 1)) if rows else torch.tensor(-0.3)
-    assert native.fits(x, step, positive(step))
+    assert c_kernels.fits(x, step, positive(step))
     (y, to_x, to_step), (y2, to_x2, to_step2) = both_ways(x, step, -4, 3, g)
     assert torch.equal(y, y2)
     assert torch.equal(to_x, to_x2)
@@ -68,27 +68,27 @@ def test_threads_and_layout_change_no_bit() -> None:
 @needs_compiler
 def test_numbers_that_are_none_stay_so_and_a_step_of_zero_divides_nothing_by_zero() -> None:
     x = torch.tensor([float("nan"), 1.0, float("inf"), -float("inf")])
-    y = native.round_rows(x, torch.tensor(0.5), -2, 1)
+    y = c_kernels.round_rows(x, torch.tensor(0.5), -2, 1)
     assert y[0].isnan()
     assert y[1:].tolist() == [0.5, 0.5, -1.0]
     step = torch.zeros(())
-    _, to_step = native.differentiate_rows(torch.ones(4), torch.ones(4), positive(step), step, 0, 3, 1.0, SMALLEST)
+    _, to_step = c_kernels.differentiate_rows(torch.ones(4), torch.ones(4), positive(step), step, 0, 3, 1.0, SMALLEST)
     assert to_step.isfinite()
 
 
 def test_what_kernels_cannot_do_is_left_to_tensor_operations() -> None:
     step = torch.tensor(0.5)
     for x in (torch.randn(5, dtype=torch.float64), torch.randn(5).bfloat16(), torch.randn(5, device="meta")):
-        assert not native.fits(x, step, step)
+        assert not c_kernels.fits(x, step, step)
     per_column = torch.rand(1, 5)
-    assert not native.fits(torch.randn(3, 5), per_column, per_column)
+    assert not c_kernels.fits(torch.randn(3, 5), per_column, per_column)
     elsewhere = torch.tensor(0.1, device="meta")
-    assert not native.fits(torch.randn(3), elsewhere, elsewhere)
+    assert not c_kernels.fits(torch.randn(3), elsewhere, elsewhere)
 
 
 def test_without_a_compiler_training_goes_on(forgetting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert native.library() is None
+    assert c_kernels.library() is None
     module = insert(settled(Residual), scheme(weights=4, activations=4))
     calibrate(module, [images()])
     eager = module.eval()(images())
@@ -98,5 +98,5 @@ def test_without_a_compiler_training_goes_on(forgetting: None, monkeypatch: pyte
 
 
 def test_a_compiler_that_fails_is_none(forgetting: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "COMPILERS", ("false",))
-    assert native.library() is None
+    monkeypatch.setattr(c_kernels, "COMPILERS", ("false",))
+    assert c_kernels.library() is None

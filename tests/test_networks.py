@@ -13,7 +13,7 @@ from torch import nn
 from qkd.errors import NetworkError
 from qkd.networks import NETWORKS
 from qkd.networks.build import build, options_of
-from qkd.trace import trace
+from qkd.networks.tracing import trace
 
 OWN = """
 import torch

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from qkd.assembly.export_preview import stays_float
 from qkd.errors import ExportError
 from qkd.export import emit, emit_float, emulate, predict, require, save, verify
-from qkd.export.emulate import Program
-from qkd.foresee import stays_float
+from qkd.export.emulator import Program
 from qkd.quantizers import Scheme, calibrate, insert
-from qkd.quantizers.quiet import qnn
+from qkd.quantizers.brevitas_imports import qnn
 from tests.tiny_wirings import images
 
 

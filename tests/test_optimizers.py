@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from qkd import recipe as recipes
-from qkd.assemble import Facts, assemble
-from qkd.engine.optimize import optimizer_for
+from qkd.assembly.assemble import assemble
+from qkd.assembly.build import Facts
+from qkd.engine.optimizer import optimizer_for
 
 
 def built(*words: str) -> Any:

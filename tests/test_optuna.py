@@ -13,10 +13,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from qkd.commands.sweep import sweep as command
+from qkd.cli.sweep import sweep as command
 from qkd.errors import RecipeError, UsageError
-from qkd.search import Range, search, searched
-from qkd.sweep import Point
+from qkd.pipeline.search import Range, search, searched
+from qkd.pipeline.sweep import Point
 from tests.test_sweep import ALONE
 from tests.test_train import TINY
 

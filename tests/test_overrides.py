@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from qkd.assemble import Facts, assemble
+from qkd.assembly.assemble import assemble
+from qkd.assembly.build import Facts
+from qkd.assembly.export_preview import foreseen, shortened
+from qkd.assembly.product import for_heads, for_network
 from qkd.errors import NetworkError, RecipeError, SchemeError
-from qkd.explain import layer_table
-from qkd.foresee import foreseen, shortened
-from qkd.product import for_heads, for_network
 from qkd.quantizers import Scheme, quantizers
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.ternary import BinaryQuant
 from qkd.recipe import load
+from qkd.report.describe import layer_table
 from tests.recipe_texts import changed
 
 FACTS = Facts((3, 16, 16), 5)

@@ -6,21 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from qkd.about import About, about
-from qkd.assemble import assemble
+from qkd.assembly.assemble import assemble
+from qkd.assembly.inputs import facts_of, load_data
+from qkd.distill.method_info import About, about
+from qkd.distill.plan import Cast
 from qkd.errors import PlanError, RecipeError
-from qkd.explain import methods
 from qkd.methods import METHODS
-from qkd.plan import Cast
-from qkd.produce import facts_of, load_data, reload
+from qkd.pipeline.reload import reload
+from qkd.report.describe import methods
 from tests.test_train import recipe_in, run_of
 
 MINE = '''
-from qkd.about import published
+from qkd.distill.method_info import published
 from qkd.bounds import NotNegative
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.terms import attend, label
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.terms import attend, label
 
 
 @published("Mine, 2026", teachers=1, match=True)
@@ -88,7 +89,7 @@ def test_what_a_file_prints_is_no_part_of_the_output(mine: Path, capsys: pytest.
 
 def test_what_gives_no_plan_is_refused(mine: Path) -> None:
     recipe = recipe_in(mine, method={"name": "./mine.py:not_a_method"})
-    with pytest.raises(PlanError, match=r"gave str, not a qkd\.plan\.Plan"):
+    with pytest.raises(PlanError, match=r"gave str, not a qkd\.distill\.plan\.Plan"):
         assemble(recipe, facts_of(load_data(recipe)))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qkd import recipe as recipes
-from qkd.engine.optimize import rate_at
-from qkd.explain import checked
+from qkd.engine.optimizer import rate_at
+from qkd.report.describe import checked
 from tests.test_cli import qkd
 
 PAPERS = sorted(name for name in recipes.bundled() if name.startswith(("cifar100_", "imagenet_", "cifar10_resnet8_")))

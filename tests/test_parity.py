@@ -16,19 +16,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkd.anchors import Anchor
 from qkd.data import Batch
-from qkd.losses import attention_distance, hint_distance, kl_divergence
+from qkd.distill.losses import attention_distance, hint_distance, kl_divergence
+from qkd.distill.plan import Cast, Plan, Shape
+from qkd.distill.regularizers import Anchor
+from qkd.distill.relational_losses import similarity_distance
+from qkd.distill.schedules import Ramp
+from qkd.distill.taps import Outputs, Tap
+from qkd.distill.terms import weighted_sum
 from qkd.methods import METHODS
 from qkd.methods.atsc import _projector
-from qkd.plan import Cast, Plan, Shape
-from qkd.quantizers.core import LsqQuant
 from qkd.quantizers.ewgs import EwgsQuant
+from qkd.quantizers.fake_quant import LsqQuant
 from qkd.quantizers.hwgq import ACTIVATION_STEPS, WEIGHT_STEPS, HalfWave, MidRise
-from qkd.relations import similarity_distance
-from qkd.schedules import Ramp
-from qkd.taps import Outputs, Tap
-from qkd.terms import weighted_sum
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "parity.json").read_text())
 BATCH, CLASSES = 6, 10

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from qkd.assemble import Facts, check, measure
+from qkd.assembly.assemble import check
+from qkd.assembly.build import Facts, measure
+from qkd.assembly.ensemble import Parts
+from qkd.distill.heads import Head
+from qkd.distill.plan import Phase, Plan, Step, needed, rounds
+from qkd.distill.stages import Staged, cut
+from qkd.distill.taps import Tap
+from qkd.distill.targets import one
+from qkd.distill.terms import Term, attend, hint, imitate, label
 from qkd.errors import NetworkError, PlanError
-from qkd.forward import Parts
-from qkd.heads import Head
 from qkd.networks import NETWORKS
-from qkd.networks.staged import Staged, cut
-from qkd.plan import Phase, Plan, Step, needed, rounds
-from qkd.taps import Tap
-from qkd.targets import one
-from qkd.terms import Term, attend, hint, imitate, label
 
 FACTS = Facts((3, 16, 16), 4)
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from qkd.assemble import Assembly, Facts, assemble
-from qkd.heads import Head, average
-from qkd.plan import Phase, Plan, Step
-from qkd.produce import facts_of, load_data
-from qkd.product import followers
+from qkd.assembly.assemble import Assembly, assemble
+from qkd.assembly.build import Facts
+from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.product import followers
+from qkd.distill.heads import Head, average
+from qkd.distill.plan import Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.terms import label
 from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
-from qkd.taps import Tap
-from qkd.terms import label
 from tests.test_train import recipe_in
 
 TEACHERS = {

@@ -10,10 +10,12 @@ import torch
 
 from qkd import recipe as recipes
 from qkd.engine import loop
+from qkd.engine.device import Machine
 from qkd.errors import PlanError, SchemeError
-from qkd.produce import Machine, produce, reload
+from qkd.pipeline.reload import reload
+from qkd.pipeline.train import produce
 from qkd.quantizers import Scheme, calibrate, insert, lower, quantizers, rungs
-from qkd.run import Run
+from qkd.storage.run import Run
 from tests.test_train import TINY, recipe_in
 from tests.tiny_wirings import Residual, images, settled
 

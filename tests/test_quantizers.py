@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from qkd.errors import SchemeError
+from qkd.quantizers.brevitas_imports import qnn
 from qkd.quantizers.injectors import LsqUnsigned
-from qkd.quantizers.quiet import qnn
 from tests.tiny_wirings import activation_layer, weight_layer
 
 SEVERAL = (2, 3, 4, 8)

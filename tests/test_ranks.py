@@ -16,12 +16,12 @@ import torch
 import yaml
 from torch import nn
 
-from qkd.checkpoints import LAST
 from qkd.data.fake import fake
-from qkd.engine.ranks import BatchNormOfAll
+from qkd.engine.distributed import BatchNormOfAll
 from qkd.errors import DataError
-from qkd.produce import _require_batches
-from qkd.run import Run
+from qkd.pipeline.train import _require_batches
+from qkd.storage.checkpoints import LAST
+from qkd.storage.run import Run
 from tests.pairing import paired
 from tests.test_cli import qkd
 from tests.test_train import TINY, losses
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 PAIR = """
 import sys, torch, torch.distributed as dist
 from torch import nn
-from qkd.engine.ranks import BatchNormOfAll
+from qkd.engine.distributed import BatchNormOfAll
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
@@ -64,9 +64,9 @@ KINDS = {
 
 SPOILT = """
 import torch
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.terms import Term, label
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.terms import Term, label
 
 seen = []  # batches, those of the rehearsal included
 
@@ -94,9 +94,9 @@ TRAIN = ("train", "tiny.yaml", "--threads", "1", "--device", "cpu", "--out", "ru
 FULL = f"""
 import errno, os
 from pathlib import Path
-import qkd.produce
-from qkd import atomic
-from qkd.cli import main
+import qkd.pipeline.train
+from qkd.storage import atomic
+from qkd.cli.main import main
 from tests.pairing import ranks
 
 real = atomic.Hashing.write

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from qkd.errors import ExportError, UsageError
 from qkd.export import RawImages, emit, emit_float, emulate, first_divergence, predict, require, save, verify
-from qkd.export.raw import FRONT, arranged, require_exact
+from qkd.export.uint8_input import FRONT, arranged, require_exact
 from tests.tiny_products import SHAPE, Residual, images, product
 
 SCALE = np.array([0.0171, 0.01750700280112, 0.017429], np.float32)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qkd import recipe as recipes
-from qkd.about import about
-from qkd.cli import commands
+from qkd.cli.main import commands
+from qkd.distill.method_info import about
 from qkd.methods import METHODS
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from qkd import recipe
-from qkd.about import ABOVE_ZERO, about
+from qkd.distill.method_info import ABOVE_ZERO, about
 from qkd.errors import Problem, RecipeError
 from qkd.methods import METHODS
 from qkd.options import options_from

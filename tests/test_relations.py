@@ -11,8 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkd.losses import balanced_divergence, decoupled_divergence, kl_divergence, soft_cross_entropy
-from qkd.relations import alignment, angle_relation, distance_relation, information_flow, similarity_distance
+from qkd.distill.losses import balanced_divergence, decoupled_divergence, kl_divergence, soft_cross_entropy
+from qkd.distill.relational_losses import (
+    alignment,
+    angle_relation,
+    distance_relation,
+    information_flow,
+    similarity_distance,
+)
 
 ROWS, CLASSES = 6, 5
 

@@ -11,18 +11,20 @@ import torch
 from torch.nn import functional as F
 
 from qkd import recipe as recipes
-from qkd.assemble import assemble, measure
+from qkd.assembly.assemble import assemble
+from qkd.assembly.build import measure
+from qkd.assembly.inputs import facts_of, load_data
 from qkd.data import Batch
-from qkd.engine.machine import Machine
+from qkd.distill.epoch_statistics import Difficulty
+from qkd.distill.plan import Cast, needed
+from qkd.distill.taps import Tap
+from qkd.engine.device import Machine
 from qkd.errors import PlanError
 from qkd.export import emit, emulate, predict
 from qkd.methods import METHODS
-from qkd.plan import Cast, needed
-from qkd.produce import facts_of, load_data, produce
+from qkd.pipeline.train import produce
 from qkd.quantizers import calibrate
-from qkd.run import Run
-from qkd.surveys import Difficulty
-from qkd.taps import Tap
+from qkd.storage.run import Run
 from tests.company import FACTS, FAKE, LABELS, STAGES, batch, ce, company, first, kl, names_of, near, outcome, staged
 
 

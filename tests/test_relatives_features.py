@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.exchange import Swap
-from qkd.forward import Parts
-from qkd.plan import ADAPTERS
-from qkd.relations import alignment, information_flow
-from qkd.stitch import Stitch
-from qkd.taps import Outputs, Tap
+from qkd.assembly.ensemble import Parts
+from qkd.distill.exchange import Swap
+from qkd.distill.plan import ADAPTERS
+from qkd.distill.relational_losses import alignment, information_flow
+from qkd.distill.stitch import Stitch
+from qkd.distill.taps import Outputs, Tap
 from tests.company import STAGES, batch, ce, company, first, kl, names_of, near, outcome
 
 

@@ -18,23 +18,24 @@ import torch
 from click.testing import CliRunner
 
 from qkd import recipe as recipes
-from qkd import targets
-from qkd.assemble import Assembly, Facts, assemble
-from qkd.commands.report import report
+from qkd.assembly.assemble import Assembly, assemble
+from qkd.assembly.build import Facts
+from qkd.cli.report import report
+from qkd.distill import targets
+from qkd.distill.heads import Head
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.terms import Term, attend, imitate, label
 from qkd.errors import UsageError
-from qkd.heads import Head
 from qkd.methods import METHODS
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.report import curves, evidence, page, tables, verdict, weights, words, write
+from qkd.report import formatting, headline, page, run_data, tables, training_curves, weight_stats, write
 from qkd.report.charts import MOST_POINTS, WIDTH, Bar, Chart, Series, Stack, bar_chart, line_chart, stack_chart, thinned
-from qkd.report.evidence import bits, gather
-from qkd.report.layout import lay_out
-from qkd.report.picture import draw
-from qkd.report.scene import scene_of
+from qkd.report.diagram import draw
+from qkd.report.diagram_layout import lay_out
+from qkd.report.diagram_model import scene_of
+from qkd.report.run_data import bits, gather
 from qkd.report.svg import Scale, element
-from qkd.run import Run
-from qkd.taps import Tap
-from qkd.terms import Term, attend, imitate, label
+from qkd.storage.run import Run
 
 RECIPE = """\
 # A recipe of a test: https://example.org is no address to load <script>alert(1)</script>
@@ -278,7 +279,7 @@ def test_identifiers_are_unique(content: str) -> None:
 
 
 def test_verdict_says_what_the_files_say(finished: Path) -> None:
-    assert verdict.sentence(gather(Run(finished))) == (
+    assert headline.sentence(gather(Run(finished))) == (
         "2-bit resnet8: 95.6 % on test (float 98.3 %); the ONNX file is 4.1x smaller and 1.6x faster, "
         "equal to the integer emulator on 100 % of the test images."
     )
@@ -301,16 +302,16 @@ def test_verdict_says_what_the_files_say(finished: Path) -> None:
 def test_verdict_follows_every_number(folder: Path, name: str, change: dict[str, Any], expected: str) -> None:
     run = Run(folder)
     run.write_json(name, {**run.read_json(name), **change})
-    assert expected in verdict.sentence(gather(run))
+    assert expected in headline.sentence(gather(run))
 
 
 def test_verdict_of_a_run_that_is_not_finished(folder: Path) -> None:
     for name in ("result.json", "export.json", "bench.json"):
         (folder / name).unlink()
-    said = verdict.sentence(gather(Run(folder)))
+    said = headline.sentence(gather(Run(folder)))
     assert said == "2-bit resnet8: not finished, 3 of 3 epochs done, 95.0 % on validation so far."
     (folder / "metrics.jsonl").unlink()
-    assert verdict.sentence(gather(Run(folder))) == "2-bit resnet8: not trained yet."
+    assert headline.sentence(gather(Run(folder))) == "2-bit resnet8: not trained yet."
 
 
 def test_numbers_of_the_files_stand_on_the_page(content: str) -> None:
@@ -403,9 +404,9 @@ def test_writing_again_replaces_the_page_and_leaves_nothing_beside_it(folder: Pa
 
 
 def test_file_names_are_those_that_export_and_bench_write() -> None:
-    from qkd import measure, ship
+    from qkd.pipeline import benchmark, export
 
-    assert (evidence.EXPORT, evidence.BENCH, evidence.FLOAT_FILE) == (ship.EXPORT, measure.BENCH, ship.FLOAT_FILE)
+    assert (run_data.EXPORT, run_data.BENCH, run_data.FLOAT_FILE) == (export.EXPORT, benchmark.BENCH, export.FLOAT_FILE)
 
 
 def test_picture_shows_everybody_and_every_weight(content: str) -> None:
@@ -600,37 +601,37 @@ def test_elements_escape_text_and_attributes() -> None:
 
 def test_phases_are_told_apart() -> None:
     lines = [{"phase": "one", "epoch": 1}, {"phase": "one", "epoch": 2}, {"phase": "two", "epoch": 1}]
-    assert curves.borders(lines) == {1.0: "one", 2.5: "two"}
-    assert curves.borders(lines[:2]) == {}
+    assert training_curves.borders(lines) == {1.0: "one", 2.5: "two"}
+    assert training_curves.borders(lines[:2]) == {}
 
 
 def test_a_long_table_of_numbers_is_shortened_but_keeps_its_end(folder: Path) -> None:
     run = Run(folder)
     for number in range(4, 400):
         run.log({"phase": "train", "epoch": number, "val/top1": 90.0 + number / 100})
-    table = curves.numbers(gather(run), ["val/"])
+    table = training_curves.numbers(gather(run), ["val/"])
     assert table is not None
-    assert len(table.rows) <= curves.MOST_ROWS + 1
+    assert len(table.rows) <= training_curves.MOST_ROWS + 1
     assert table.rows[-1][:3] == ["399", "train", "93.99"]
     assert len(write(gather(run)).read_bytes()) < 3e6
 
 
 def test_words_claim_no_more_than_was_measured() -> None:
-    assert words.share(1.0) == "100 %"
+    assert formatting.share(1.0) == "100 %"
     for number in range(1, 2000):
-        assert words.share(1 - 10.0 ** -(number / 150)) != "100 %"
-    assert words.times(1.001, "faster", "slower") == "neither faster nor slower"
-    assert words.times(0.5, "faster", "slower") == "2.0x slower"
-    assert words.times(1.04, "faster", "slower") == "1.04x faster"
-    assert [words.size(n) for n in (999, 94_399, 44_700_000)] == ["999 bytes", "94.4 kB", "44.7 MB"]
-    assert [words.duration(s) for s in (33, 100, 600, 3700, 7190)] == [
+        assert formatting.share(1 - 10.0 ** -(number / 150)) != "100 %"
+    assert formatting.times(1.001, "faster", "slower") == "neither faster nor slower"
+    assert formatting.times(0.5, "faster", "slower") == "2.0x slower"
+    assert formatting.times(1.04, "faster", "slower") == "1.04x faster"
+    assert [formatting.size(n) for n in (999, 94_399, 44_700_000)] == ["999 bytes", "94.4 kB", "44.7 MB"]
+    assert [formatting.duration(s) for s in (33, 100, 600, 3700, 7190)] == [
         "33 s",
         "100 s",
         "10 min",
         "1 h 2 min",
         "2 h 0 min",
     ]
-    assert [words.milliseconds(v) for v in (0.035472, 1.0, 99.96, 1234.5)] == [
+    assert [formatting.milliseconds(v) for v in (0.035472, 1.0, 99.96, 1234.5)] == [
         "0.0355 ms",
         "1.00 ms",
         "100 ms",
@@ -651,7 +652,7 @@ def test_commands_repeat_the_run(folder: Path) -> None:
 
 
 def test_rounding_errors_shrink_with_bits(finished: Path, recipe: recipes.Recipe) -> None:
-    found = weights.weights(gather(Run(finished)), assemble(recipe, Facts((1, 16, 16), 10)))
+    found = weight_stats.weights(gather(Run(finished)), assemble(recipe, Facts((1, 16, 16), 10)))
     assert found is not None
     errors = {2: [], 8: []}  # type: dict[int, list[float]]
     for row in found.rows:

@@ -18,16 +18,17 @@ import torch
 import yaml
 from lightning_fabric.plugins import MixedPrecision
 
-from qkd import atomic
-from qkd.checkpoints import BEST, KEPT, LAST, Checkpoints, Name, sound
-from qkd.engine.interrupt import Interrupted
-from qkd.engine.position import take_up
+from qkd.cli.progress import LINES, Reporter
+from qkd.engine.device import Machine
+from qkd.engine.signals import Interrupted
+from qkd.engine.state import take_up
 from qkd.errors import RunError
 from qkd.methods import METHODS
-from qkd.produce import Machine, produce
-from qkd.progress import LINES, Reporter
-from qkd.reopen import latest, to_go_on
-from qkd.run import ORIGINAL, Run
+from qkd.pipeline.reload import latest, to_go_on
+from qkd.pipeline.train import produce
+from qkd.storage import atomic
+from qkd.storage.checkpoints import BEST, KEPT, LAST, Checkpoints, Name, sound
+from qkd.storage.run import ORIGINAL, Run
 from tests.test_cli import qkd
 from tests.test_train import TINY, losses, recipe_in
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import qkd.quantizers.rounding as rounding
+import qkd.quantizers.round_to_grid as rounding
+from qkd.quantizers.brevitas_imports import qnn
 from qkd.quantizers.injectors import LsqSigned, LsqUnsigned, LsqWeight
-from qkd.quantizers.quiet import qnn
 from tests.tiny_wirings import activation_layer
 
 SEVERAL = (2, 3, 4, 8)

@@ -15,17 +15,17 @@ import yaml
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qkd import profiles
 from qkd import recipe as recipes
-from qkd import ship as shipping
-from qkd.cli import main
-from qkd.engine.machine import Machine
+from qkd.cli.main import main
+from qkd.engine.device import Machine
 from qkd.errors import ExportError, GateError, UsageError
 from qkd.export import TARGETS, RawImages, Target, emit, emit_float, emulate, literal_logits, save, target_of
 from qkd.export import openvino as second
-from qkd.produce import produce
-from qkd.run import Run
-from qkd.ship import ship
+from qkd.pipeline import export as shipping
+from qkd.pipeline import export_targets
+from qkd.pipeline.export import ship
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 from tests.test_train import TINY
 from tests.tiny_products import MIDDLES, SHAPE, Chunks, Concatenation, NormAlone, Residual, images, logits, product
 
@@ -179,8 +179,8 @@ def test_a_run_is_exported_tried_and_told(run: Run, target: str, capsys: pytest.
 def test_a_file_that_is_another_network_is_not_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = profiles._reference
-    monkeypatch.setattr(profiles, "_reference", lambda *given: -real(*given))
+    real = export_targets._reference
+    monkeypatch.setattr(export_targets, "_reference", lambda *given: -real(*given))
     with pytest.raises(
         GateError, match="top-1 agrees with the trained network on .* of the images only: tensorrt has 7"
     ):

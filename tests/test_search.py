@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkd.quantizers.search import METHODS, steps
+from qkd.quantizers.step_search import METHODS, steps
 
 
 @pytest.mark.parametrize("method", METHODS)

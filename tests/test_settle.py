@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkd.assemble import assemble
+from qkd.assembly.assemble import assemble
+from qkd.assembly.inputs import facts_of, load_data
+from qkd.engine.device import Machine
 from qkd.engine.train import Training
 from qkd.engine.validation import settle
-from qkd.produce import Machine, facts_of, load_data
 from qkd.quantizers import disabled
 from tests.test_engine import ALONE
 from tests.test_train import recipe_in

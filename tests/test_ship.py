@@ -20,18 +20,20 @@ import yaml
 from PIL import Image
 
 from qkd import recipe as recipes
-from qkd.cli import main
-from qkd.commands.bench import show
-from qkd.engine.machine import Machine
+from qkd.assembly.inputs import load_data
+from qkd.cli.bench import show
+from qkd.cli.main import main
+from qkd.engine.device import Machine
+from qkd.engine.metrics import logits, top1
 from qkd.errors import ExportError, GateError, UsageError
-from qkd.evaluate import logits, top1
 from qkd.export import emulate, predict
-from qkd.inscription import MARK
-from qkd.measure import Gates, measure, require_gates
-from qkd.produce import load_data, produce, reload
-from qkd.run import Run
-from qkd.score import Sample, score, test_images
-from qkd.ship import ship
+from qkd.pipeline.benchmark import Gates, measure, require_gates
+from qkd.pipeline.evaluate import Sample, score, test_images
+from qkd.pipeline.export import ship
+from qkd.pipeline.onnx_metadata import MARK
+from qkd.pipeline.reload import reload
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 from tests.test_train import TINY
 
 test_images.__test__ = False  # type: ignore[attr-defined]
@@ -104,7 +106,7 @@ def test_a_file_that_fails_is_not_left_behind(run: Run, tmp_path: Path, monkeypa
     def otherwise(file: Any, images: np.ndarray) -> np.ndarray:
         return predict(file, images) + (images.dtype == np.uint8)
 
-    monkeypatch.setattr("qkd.ship.predict", otherwise)
+    monkeypatch.setattr("qkd.pipeline.export.predict", otherwise)
     with pytest.raises(GateError, match="100 % of raw images give other logits"):
         ship(run, output=tmp_path / "raw.onnx", input="uint8")
     assert not list(tmp_path.iterdir())
@@ -114,27 +116,27 @@ def test_a_file_that_fails_is_not_left_behind(run: Run, tmp_path: Path, monkeypa
 def test_a_file_of_another_network_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    right = importlib.import_module("qkd.export.layers").normalization
+    right = importlib.import_module("qkd.export.ops_layers").normalization
 
     def without_offset(norm: Any, where: str) -> Any:
         found = right(norm, where)
         return replace(found, offset=found.offset + 0.5)
 
-    monkeypatch.setattr("qkd.export.layers.normalization", without_offset)
+    monkeypatch.setattr("qkd.export.ops_layers.normalization", without_offset)
     with pytest.raises(GateError, match="x.onnx: is not the network that was trained: relu: .* integers are not what"):
         ship(run, output=tmp_path / "x.onnx", target=target)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_float_file_of_another_network_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = importlib.import_module("qkd.ship").emit_float
+    right = importlib.import_module("qkd.pipeline.export").emit_float
 
     def other(network: Any, shape: Any) -> Any:
         network = copy.deepcopy(network)
         next(part for part in network.modules() if isinstance(part, torch.nn.Linear)).bias.data += 1
         return right(network, shape)
 
-    monkeypatch.setattr("qkd.ship.emit_float", other)
+    monkeypatch.setattr("qkd.pipeline.export.emit_float", other)
     with pytest.raises(GateError, match="x.float.onnx: is not the float network: logits: off by up to 1"):
         ship(run, output=tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
@@ -407,7 +409,7 @@ def test_the_bit_exact_edition_is_held_to_its_word(
     report = json.loads((made.folder / "export.json").read_text())
     assert report["same_as_reference"] == 1 and report["top1_torch"] == report["top1_onnxruntime"]
     before = (made.folder / "student.onnx").read_bytes()
-    monkeypatch.setattr("qkd.ship.logits", lambda *given: logits(*given) + 1e-6)
+    monkeypatch.setattr("qkd.pipeline.export.logits", lambda *given: logits(*given) + 1e-6)
     with pytest.raises(GateError, match="exact: 100 % of the images have other logits in PyTorch"):
         ship(made)
     assert (made.folder / "student.onnx").read_bytes() == before

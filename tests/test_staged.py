@@ -8,11 +8,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qkd.distill.stages import cut
 from qkd.errors import NetworkError
 from qkd.networks import NETWORKS
-from qkd.networks.staged import cut
+from qkd.networks.tracing import trace
 from qkd.quantizers import Scheme, insert
-from qkd.trace import trace
 
 CUTS = [
     ("resnet18", ["layer1", "layer2", "layer3"]),

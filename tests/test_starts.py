@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qkd import starts
-from qkd.data.store import cache
+from qkd.data.root import cache
+from qkd.engine.device import Machine
 from qkd.errors import NetworkError, TrainingError
 from qkd.networks import NETWORKS
-from qkd.produce import Machine, produce
-from qkd.run import Run
+from qkd.pipeline import pretrain
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 from tests.test_train import recipe_in
 
 ONE = Machine("cpu", threads=1)
@@ -29,13 +30,13 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_start_that_breaks_in_its_last_step_is_refused_and_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = starts.Starts._train
+    train = pretrain.Starts._train
 
     def broken(self: Any, network: Any, *more: Any) -> None:
         train(self, network, *more)
         network.fc.weight.data[0, 0] = float("nan")
 
-    monkeypatch.setattr(starts.Starts, "_train", broken)
+    monkeypatch.setattr(pretrain.Starts, "_train", broken)
     with pytest.raises(TrainingError, match=r"float start of student .* not finite: fc.weight; take a lower"):
         produce(recipe_in(tmp_path, **ALONE), Run.create(tmp_path / "run"), ONE)
     assert not list((cache() / "float").glob("*.safetensors"))
@@ -74,9 +75,9 @@ def test_weights_older_than_the_count_of_batches_load(tmp_path: Path) -> None:
     network, other = NETWORKS["resnet8"](classes=4, width=4), NETWORKS["resnet8"](classes=4, width=4)
     state = {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
     save_file(state, tmp_path / "old.safetensors")
-    starts.load_checkpoint(other, tmp_path / "old.safetensors")
+    pretrain.load_checkpoint(other, tmp_path / "old.safetensors")
     assert torch.equal(other.conv1.weight, network.conv1.weight)
     del state["fc.bias"]
     save_file(state, tmp_path / "less.safetensors")
     with pytest.raises(NetworkError, match=r"lacks 'fc.bias' \(1 missing, 0 unknown\)"):
-        starts.load_checkpoint(other, tmp_path / "less.safetensors")
+        pretrain.load_checkpoint(other, tmp_path / "less.safetensors")

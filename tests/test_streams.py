@@ -17,14 +17,15 @@ import torch
 from PIL import Image
 
 from qkd import recipe as recipes
-from qkd.data import Batch, Data, decoded
+from qkd.data import Batch, Data, decode_cache
 from qkd.data.decode import cut, read
 from qkd.data.folder import LIMIT, folder
-from qkd.data.stream import Pictures, usual_workers
+from qkd.data.streaming import Pictures, usual_workers
+from qkd.engine.device import Machine
 from qkd.errors import DataError
-from qkd.produce import Machine, produce
-from qkd.run import Run
-from qkd.ship import ship
+from qkd.pipeline.export import ship
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 from tests.test_data import same
 from tests.test_train import TINY, losses
 
@@ -157,7 +158,7 @@ def test_a_run_on_files_is_the_run_on_memory(root: Path, tmp_path: Path) -> None
         made = Run.create(tmp_path / name)
         alone = {**ALONE, "train": {"epochs": 1}}
         data = {"name": "folder", "root": str(root), "size": 16, "batch": 6, **options}
-        (tmp_path / "r.yaml").write_text(recipes.text.write({**TINY, **alone, "data": data}))
+        (tmp_path / "r.yaml").write_text(recipes.source.write({**TINY, **alone, "data": data}))
         produce(recipes.load(tmp_path / "r.yaml"), made, Machine("cpu", threads=1, workers=1))
         return made
 
@@ -170,10 +171,10 @@ def test_a_run_on_files_is_the_run_on_memory(root: Path, tmp_path: Path) -> None
 
 def test_what_was_decoded_once_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "cache"))
-    monkeypatch.setattr(decoded, "WORTH", 1)
+    monkeypatch.setattr(decode_cache, "WORTH", 1)
     counted: list[int] = []
-    real = decoded.decode
-    monkeypatch.setattr(decoded, "decode", lambda paths, *rest: counted.append(len(paths)) or real(paths, *rest))
+    real = decode_cache.decode
+    monkeypatch.setattr(decode_cache, "decode", lambda paths, *rest: counted.append(len(paths)) or real(paths, *rest))
     first, again = folder(root=root, size=16), folder(root=root, size=16)
     assert counted == [24, 6]
     assert first.fingerprint() == again.fingerprint()
@@ -195,7 +196,7 @@ def test_what_was_decoded_once_is_kept(root: Path, monkeypatch: pytest.MonkeyPat
 def test_where_nothing_can_be_kept_it_goes_on_without(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root.parent / "cache").write_text("a file, not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "cache"))
-    monkeypatch.setattr(decoded, "WORTH", 1)
+    monkeypatch.setattr(decode_cache, "WORTH", 1)
     assert len(folder(root=root, size=16).train.labels) == 22
 
 
@@ -236,7 +237,7 @@ def test_ctrl_c_reaches_the_workers_and_breaks_nothing(root: Path, tmp_path: Pat
     """A terminal sends it to every process; the one that trains keeps its step, those that decode do not notice."""
     recipe = {**ALONE, "data": {"name": "folder", "root": str(root), "size": 16, "batch": 4, "memory": False}}
     recipe["train"] = {"epochs": 300, "rate": 0.01}
-    (tmp_path / "tiny.yaml").write_text(recipes.text.write({**TINY, **recipe}))
+    (tmp_path / "tiny.yaml").write_text(recipes.source.write({**TINY, **recipe}))
     words = ["train", "tiny.yaml", "--threads", "1", "--workers", "2", "--out", "run"]
     line = [sys.executable, "-m", "qkd", *words]
     trained = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from qkd import sweep as sweeping
-from qkd.commands.sweep import sweep as command
+from qkd.cli.sweep import sweep as command
 from qkd.errors import QkdError, UsageError
-from qkd.launchers import launcher
-from qkd.sweep import Point, axis, points
+from qkd.pipeline import sweep as sweeping
+from qkd.pipeline.launchers import launcher
+from qkd.pipeline.sweep import Point, axis, points
 from tests.test_train import TINY
 
 ALONE: dict[str, Any] = {"method": {"name": "qat"}, "teachers": {}, "match": [], "train": {"epochs": 1}}

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qkd.data import Batch
+from qkd.distill.schedules import Constant, Cosine, Decay, Linear, Ramp, Review
+from qkd.distill.taps import Tap
+from qkd.distill.targets import best_logits, best_mixture, linear, mixed_logits, naive, routed, strata
 from qkd.errors import PlanError
-from qkd.schedules import Constant, Cosine, Decay, Linear, Ramp, Review
-from qkd.taps import Tap
-from qkd.targets import best_logits, best_mixture, linear, mixed_logits, naive, routed, strata
 
 ROWS, CLASSES = 6, 5
 

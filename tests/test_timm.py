@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qkd.assembly.export_preview import stays_float
 from qkd.errors import ExportError
 from qkd.export import emit
-from qkd.foresee import stays_float
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, insert
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qkd.engine.tracking import TRACKERS, numbers, tracked
+from qkd.engine.loggers import TRACKERS, numbers, tracked
 from qkd.errors import UsageError
 from tests.test_cli import qkd
 from tests.test_train import TINY

@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from qkd import recipe as recipes
+from qkd.engine.device import Machine
 from qkd.errors import RunError, TrainingError
-from qkd.produce import Machine, produce, refuse_changed, reload
-from qkd.run import Run
+from qkd.pipeline.reload import refuse_changed, reload
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 
 TINY: dict[str, Any] = {
     "method": {"name": "cmtkd"},
@@ -101,7 +103,8 @@ def test_a_finished_run_comes_back_as_its_product(tmp_path: Path) -> None:
     finished = reload(run)
     state = run.load_product()
     assert all(torch.equal(state[name], tensor) for name, tensor in finished.product.state_dict().items())
-    from qkd.produce import load_data, test_top1
+    from qkd.assembly.inputs import load_data
+    from qkd.pipeline.train import test_top1
 
     assert test_top1(finished.product, load_data(finished.recipe), 16, "cpu") == pytest.approx(result["top1"])
 

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from qkd import recipe as recipes
-from qkd.assemble import Facts, assemble
-from qkd.commands.look import check
-from qkd.unheard import unheard
+from qkd.assembly.assemble import assemble
+from qkd.assembly.build import Facts
+from qkd.assembly.unused import unheard
+from qkd.cli.check import check
 from tests.test_own_method import MINE
 
 TEXT = """\

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.assemble import check
+from qkd.assembly.assemble import check
+from qkd.assembly.ensemble import Parts
 from qkd.data import Batch
-from qkd.engine.steps import _pieces
+from qkd.distill.exchange import Fuse
+from qkd.distill.plan import Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.terms import label
+from qkd.engine.device import Machine
+from qkd.engine.step import _pieces
 from qkd.errors import PlanError
-from qkd.exchange import Fuse
-from qkd.forward import Parts
-from qkd.plan import Phase, Plan, Step
-from qkd.produce import Machine, produce
-from qkd.run import Run
-from qkd.taps import Tap
-from qkd.terms import label
+from qkd.pipeline.train import produce
+from qkd.storage.run import Run
 from tests.company import FACTS, batch, company, staged
 from tests.test_data import ramp, same
 from tests.test_train import losses, recipe_in

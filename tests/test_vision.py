@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qkd import data, recipe
-from qkd.data.store import place
+from qkd.data.root import place
 from qkd.data.vision import HUNDRED, TEN, Cifar
 from qkd.errors import DataError
 from tests.recipe_texts import changed

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from qkd.distill.stages import cut
 from qkd.networks.build import build
-from qkd.networks.staged import cut
 from qkd.quantizers import Scheme, calibrate, compile_cores, insert, quantizers
 from tests.tiny_wirings import Residual, images, made
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qkd.quantizers import FAMILIES, Scheme, calibrate, insert
-from qkd.quantizers.quiet import qnn
+from qkd.quantizers.brevitas_imports import qnn
 
 QUANTIZERS = (qnn.QuantReLU, qnn.QuantIdentity)
 LAYERS = (qnn.QuantConv2d, qnn.QuantLinear)

@@ -9,16 +9,17 @@ from distilling import STEPS, by_hand, networks
 from task import Job, cost, job
 
 from qkd import recipe as recipes
-from qkd.assemble import assemble
+from qkd.assembly.assemble import assemble
+from qkd.assembly.inputs import facts_of, load_data
 from qkd.data import Data
-from qkd.engine.interrupt import Interruption
+from qkd.distill.plan import needed
+from qkd.engine.device import Machine
 from qkd.engine.loop import Loop
-from qkd.engine.optimize import optimizer_for
-from qkd.engine.position import Cursor, Running
-from qkd.engine.steps import Action
+from qkd.engine.optimizer import optimizer_for
+from qkd.engine.signals import Interruption
+from qkd.engine.state import Cursor, Running
+from qkd.engine.step import Action
 from qkd.engine.train import Training
-from qkd.plan import needed
-from qkd.produce import Machine, facts_of, load_data
 
 EPOCHS = 1000
 

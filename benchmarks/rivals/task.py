@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkd.data.batches import Batch, Data, Split
-from qkd.engine.machine import keep_memory
+from qkd.engine.device import keep_memory
 from qkd.networks import NETWORKS
 
 CALIBRATION, BATCH, CLASSES = 512, 128, 10

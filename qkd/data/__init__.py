@@ -7,13 +7,13 @@ from typing import Any
 
 from qkd.data.augment import Changes
 from qkd.data.batches import Batch, Data, Split
+from qkd.data.checks import refuse_too_few
 from qkd.data.digits import digits
-from qkd.data.enough import refuse_too_few
 from qkd.data.fake import fake
 from qkd.data.folder import folder
-from qkd.data.hub import huggingface
+from qkd.data.huggingface import huggingface
 from qkd.data.imagenet import imagenet, tiny_imagenet
-from qkd.data.own import own_data
+from qkd.data.user_dataset import own_data
 from qkd.data.vision import cifar10, cifar100, fashion_mnist, svhn
 from qkd.errors import DataError
 from qkd.user_code import is_own, named

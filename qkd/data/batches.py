@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qkd.data.augment import NOTHING, Augmentation, Changes, View, cut_out, mixed, mixing, moved, view
-from qkd.data.stream import Pictures, stream, usual_workers
+from qkd.data.streaming import Pictures, stream, usual_workers
 
 SplitName = Literal["train", "val", "test"]
 MEASURED, AT_HAND = 2048, 4096  # images

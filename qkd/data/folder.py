@@ -9,10 +9,10 @@ from typing import Annotated, Literal, TypeVar
 from qkd.bounds import Bounds, Count
 from qkd.data.batches import Data, Split, measure
 from qkd.data.decode import Crop
-from qkd.data.decoded import in_memory
+from qkd.data.decode_cache import in_memory
 from qkd.data.digits import divide
-from qkd.data.listing import Files, at_most, flat, listed, named_in, same_classes, stamp
-from qkd.data.stream import Pictures
+from qkd.data.image_files import Files, at_most, flat, listed, named_in, same_classes, stamp
+from qkd.data.streaming import Pictures
 from qkd.errors import DataError
 
 Made = TypeVar("Made")

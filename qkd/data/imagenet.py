@@ -9,8 +9,8 @@ from qkd.bounds import Bounds, Count
 from qkd.data.batches import Data
 from qkd.data.decode import few
 from qkd.data.folder import Memory, data_of
-from qkd.data.listing import Files, at_most, listed, named_in, same_classes
-from qkd.data.store import place
+from qkd.data.image_files import Files, at_most, listed, named_in, same_classes
+from qkd.data.root import place
 from qkd.errors import DataError
 
 Held = Annotated[float, Bounds(above=0, below=1)]
@@ -29,7 +29,7 @@ def tiny_imagenet(
 ) -> Data:
     """100000 colour images of 64 x 64 in 200 classes, and 10000 to test with: those of ``val``, as ``test`` has no labels.
 
-    From ``tiny-imagenet-200`` in ``root`` (`qkd.data.store.place`). The share ``val`` of each class of the training images
+    From ``tiny-imagenet-200`` in ``root`` (`qkd.data.root.place`). The share ``val`` of each class of the training images
     is held back to choose with; the other options are those of `folder`. Raises DataError.
     """
     base = _found("tiny_imagenet", place(root), (TINY,), (Path("train"), Path("val") / ANNOTATIONS), TINY)

@@ -18,7 +18,7 @@ from torch import Tensor
 from qkd.bounds import Bounds, Count
 from qkd.data.batches import Augmentation, Data, Split, measure
 from qkd.data.digits import divide
-from qkd.data.store import missing, place
+from qkd.data.root import missing, place
 from qkd.errors import DataError
 
 Held = Annotated[float, Bounds(above=0, below=1)]
@@ -65,7 +65,7 @@ def cifar10(
 ) -> Data:
     """50000 colour images of 32 x 32 in 10 classes, and 10000 to test with; the share ``val`` of each class is held back.
 
-    From ``cifar-10-batches-bin`` in ``root`` (`qkd.data.store.place`). ``augment`` shifts and flips for training,
+    From ``cifar-10-batches-bin`` in ``root`` (`qkd.data.root.place`). ``augment`` shifts and flips for training,
     ``limit`` keeps so many images of each split, the same number of every class. Raises DataError.
     """
     return _cifar(TEN, "test_batch.bin", root, download, val, augment, limit)

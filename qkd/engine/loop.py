@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qkd.checkpoints import BEST, LAST
-from qkd.engine.average import Average
-from qkd.engine.compiling import tried
-from qkd.engine.deltas import estimate
-from qkd.engine.guard import alarmed, broken_parameter
-from qkd.engine.interrupt import Interrupted, Interruption
-from qkd.engine.known import learn_of
-from qkd.engine.lowering import at_last, epochs_done, lowered
-from qkd.engine.optimize import optimizer_for
-from qkd.engine.position import Cursor, Running, order, snapshot, take_up
-from qkd.engine.ranks import anywhere, by_first, reduced
-from qkd.engine.steps import ADVICE, CHECK_EVERY, Action, check_finite, do, look, place, scaler
+from qkd.distill.plan import Phase, Plan, needed
+from qkd.engine.bit_schedule import at_last, epochs_done, lowered
+from qkd.engine.compile import tried
+from qkd.engine.diagnostics import alarmed, broken_parameter
+from qkd.engine.distributed import anywhere, by_first, reduced
+from qkd.engine.ema import Average
+from qkd.engine.ewgs_delta import estimate
+from qkd.engine.optimizer import optimizer_for
+from qkd.engine.signals import Interrupted, Interruption
+from qkd.engine.state import Cursor, Running, order, snapshot, take_up
+from qkd.engine.step import ADVICE, CHECK_EVERY, Action, check_finite, do, look, place, scaler
+from qkd.engine.teacher_cache import learn_of
 from qkd.engine.validation import survey, validate
 from qkd.errors import TrainingError
-from qkd.plan import Phase, Plan, needed
+from qkd.storage.checkpoints import BEST, LAST
 
 if TYPE_CHECKING:
     from qkd.data import Batch

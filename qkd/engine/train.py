@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qkd.checkpoints import BEST, Checkpoints
+from qkd.assembly.ensemble import Parts
 from qkd.data.augment import Changes
-from qkd.engine.average import Average
-from qkd.engine.compiling import compile_stages, undo, wanted
-from qkd.engine.interrupt import Interruption
+from qkd.distill.plan import Plan, rounds
+from qkd.engine.bit_schedule import as_saved, lowered
+from qkd.engine.compile import compile_stages, undo, wanted
+from qkd.engine.device import Compile
+from qkd.engine.distributed import align, release, shard
+from qkd.engine.ema import Average
 from qkd.engine.loop import Loop
-from qkd.engine.lowering import as_saved, lowered
-from qkd.engine.machine import Compile
-from qkd.engine.position import Cursor
-from qkd.engine.ranks import align, release, shard
+from qkd.engine.signals import Interruption
+from qkd.engine.state import Cursor
 from qkd.errors import PlanError, nearest
-from qkd.forward import Parts
-from qkd.plan import Plan, rounds
 from qkd.quantizers import compile_cores
-from qkd.run import Run
+from qkd.storage.checkpoints import BEST, Checkpoints
+from qkd.storage.run import Run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

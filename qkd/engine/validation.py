@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from qkd.engine.ranks import reduced, shard
-from qkd.evaluate import logits
-from qkd.product import followers
+from qkd.assembly.product import followers
+from qkd.engine.distributed import reduced, shard
+from qkd.engine.metrics import logits
 from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
 
 if TYPE_CHECKING:
+    from qkd.distill.epoch_statistics import Survey
     from qkd.engine.train import Training
-    from qkd.surveys import Survey
 
 
 def validate(training: Training) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qkd.distill.plan import Method
 from qkd.methods.apprentice import apprentice
 from qkd.methods.atsc import atsc, simkd
 from qkd.methods.bdkd import bdkd
@@ -21,7 +22,6 @@ from qkd.methods.pkt import pkt
 from qkd.methods.qat import qat
 from qkd.methods.sqakd import sqakd
 from qkd.methods.three_phase import three_phase
-from qkd.plan import Method
 
 METHODS: dict[str, Method] = {
     "qat": qat,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.about import ABOVE_ZERO, published
 from qkd.bounds import NotNegative, Positive
+from qkd.distill.losses import soft_cross_entropy
+from qkd.distill.method_info import ABOVE_ZERO, published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.targets import one
+from qkd.distill.terms import imitate, label
 from qkd.errors import PlanError
-from qkd.losses import soft_cross_entropy
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.targets import one
-from qkd.terms import imitate, label
 
 STARTS = {"a": ("scratch", "scratch"), "b": ("scratch", "trained"), "c": ("trained", "trained")}  # student, teacher
 

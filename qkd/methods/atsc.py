@@ -6,14 +6,14 @@ from typing import Literal
 
 from torch import nn
 
-from qkd.about import ABOVE_ZERO, published
-from qkd.anchors import Anchor
 from qkd.bounds import Count, NotNegative, Positive
-from qkd.heads import PROJECTED, Head, average, level
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import LOGITS, Tap
-from qkd.targets import mean
-from qkd.terms import Term, hint, imitate, label, stay
+from qkd.distill.heads import PROJECTED, Head, average, level
+from qkd.distill.method_info import ABOVE_ZERO, published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.regularizers import Anchor
+from qkd.distill.taps import LOGITS, Tap
+from qkd.distill.targets import mean
+from qkd.distill.terms import Term, hint, imitate, label, stay
 
 ENSEMBLE = "ensemble"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
-from qkd.about import published
 from qkd.bounds import Bounds, NotNegative, Positive
-from qkd.losses import balanced_divergence
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.targets import one
-from qkd.terms import Term, imitate, label
+from qkd.distill.losses import balanced_divergence
+from qkd.distill.method_info import published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.targets import one
+from qkd.distill.terms import Term, imitate, label
 
 
 @published("Amara et al., 2022, arXiv 2212.12965", teachers=1)

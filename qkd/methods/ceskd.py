@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from qkd.about import published
 from qkd.bounds import Positive, Share
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.surveys import Difficulty
-from qkd.taps import Tap
-from qkd.targets import cross_entropies, routed, strata
-from qkd.terms import imitate, label
+from qkd.distill.epoch_statistics import Difficulty
+from qkd.distill.method_info import published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.targets import cross_entropies, routed, strata
+from qkd.distill.terms import imitate, label
 
 if TYPE_CHECKING:
     from qkd.data import Batch

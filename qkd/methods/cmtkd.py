@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd import targets
-from qkd.about import Only, published
 from qkd.bounds import NotNegative, Positive
-from qkd.exchange import Fuse
-from qkd.heads import Head, adapt, learning
-from qkd.losses import Reduction
-from qkd.plan import ADAPTERS, EXCHANGE, Cast, Phase, Plan, Step
-from qkd.taps import SHARED, Tap
-from qkd.terms import Term, attend, hint, imitate, label
+from qkd.distill import targets
+from qkd.distill.exchange import Fuse
+from qkd.distill.heads import Head, adapt, learning
+from qkd.distill.losses import Reduction
+from qkd.distill.method_info import Only, published
+from qkd.distill.plan import ADAPTERS, EXCHANGE, Cast, Phase, Plan, Step
+from qkd.distill.taps import SHARED, Tap
+from qkd.distill.terms import Term, attend, hint, imitate, label
 
 IMPORTANCE = f"{EXCHANGE}.importance"
 COMBINED = "combined"  # the head of `combined: head`

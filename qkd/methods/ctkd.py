@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.about import ABOVE_ZERO, Only, published
 from qkd.bounds import NotNegative, Positive
+from qkd.distill.heads import Head, adapt, learning
+from qkd.distill.losses import Reduction
+from qkd.distill.method_info import ABOVE_ZERO, Only, published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.targets import one
+from qkd.distill.terms import Term, attend, hint, imitate, label
 from qkd.errors import PlanError, nearest
-from qkd.heads import Head, adapt, learning
-from qkd.losses import Reduction
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.targets import one
-from qkd.terms import Term, attend, hint, imitate, label
 
 ONLY_WITH: Only = {
     "imitation_weight": ("imitation", ("kl", "mse")),

@@ -6,14 +6,14 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from qkd.about import ABOVE_ZERO, Only, published
 from qkd.bounds import Bounds, Positive, Share
-from qkd.chances import Bernoulli, Chance, DropExactly
+from qkd.distill.method_info import ABOVE_ZERO, Only, published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.targets import one
+from qkd.distill.term_dropout import Bernoulli, Chance, DropExactly
+from qkd.distill.terms import Term, imitate, label
 from qkd.errors import PlanError
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.targets import one
-from qkd.terms import Term, imitate, label
 
 ONLY_WITH: Only = {
     "drop": ("stochastic", ("drop",)),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from qkd.about import ABOVE_ZERO, published
 from qkd.bounds import Count, NotNegative, Positive, Share
+from qkd.distill.heads import Head
+from qkd.distill.method_info import ABOVE_ZERO, published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.stitch import Stitch
+from qkd.distill.taps import Tap
+from qkd.distill.targets import one
+from qkd.distill.terms import Term, hint, imitate, label
 from qkd.errors import PlanError
-from qkd.heads import Head
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.stitch import Stitch
-from qkd.taps import Tap
-from qkd.targets import one
-from qkd.terms import Term, hint, imitate, label
 
 
 @published(

@@ -6,14 +6,14 @@ from typing import Literal
 
 from torch import nn
 
-from qkd.about import ABOVE_ZERO, Only, published
 from qkd.bounds import NotNegative, Positive, Share
-from qkd.heads import Head, adapt, learning, level
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.schedules import Ramp
-from qkd.taps import Tap
-from qkd.targets import mean, one, virtual
-from qkd.terms import Term, attend, hint, imitate, label, mutual
+from qkd.distill.heads import Head, adapt, learning, level
+from qkd.distill.method_info import ABOVE_ZERO, Only, published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.schedules import Ramp
+from qkd.distill.taps import Tap
+from qkd.distill.targets import mean, one, virtual
+from qkd.distill.terms import Term, attend, hint, imitate, label, mutual
 
 MAP, FUSED = "fusion", "fused"  # the fused feature map, and the classifier behind it
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.about import Only, published
 from qkd.bounds import NotNegative, Positive, Share
+from qkd.distill.feature_terms import LOSSES as FEATURES
+from qkd.distill.feature_terms import Feature, features
+from qkd.distill.heads import learning
+from qkd.distill.method_info import Only, published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.targets import mean
+from qkd.distill.terms import Term, decouple, imitate, label
 from qkd.errors import PlanError
-from qkd.features import LOSSES as FEATURES
-from qkd.features import Feature, features
-from qkd.heads import learning
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.targets import mean
-from qkd.terms import Term, decouple, imitate, label
 
 ONLY_WITH: Only = {
     "temperature": ("logits", ("kl", "dkd")),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd import targets
-from qkd.about import published
 from qkd.bounds import NotNegative, Positive
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.surveys import Errors
-from qkd.taps import Tap
-from qkd.terms import imitate, label
+from qkd.distill import targets
+from qkd.distill.epoch_statistics import Errors
+from qkd.distill.method_info import published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.terms import imitate, label
 
 TARGETS = {"naive": targets.naive, "linear": targets.linear, "min_logit": targets.min_logit, "mean": targets.mean}
 

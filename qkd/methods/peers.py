@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.about import published
 from qkd.bounds import NotNegative, Positive
-from qkd.heads import average
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.targets import one
-from qkd.terms import Term, imitate, label, mutual
+from qkd.distill.heads import average
+from qkd.distill.method_info import published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.targets import one
+from qkd.distill.terms import Term, imitate, label, mutual
 
 ENSEMBLE = "ensemble"
 

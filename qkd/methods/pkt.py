@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from qkd.about import published
 from qkd.bounds import NotNegative, Positive
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.relations import information_flow
-from qkd.schedules import Decay
-from qkd.taps import Tap
-from qkd.terms import label, relate
+from qkd.distill.method_info import published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.relational_losses import information_flow
+from qkd.distill.schedules import Decay
+from qkd.distill.taps import Tap
+from qkd.distill.terms import label, relate
 
 
 @published("Passalis et al., CVPR 2020", teachers=1, most=2, match=True)

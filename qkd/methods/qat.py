@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qkd.about import published
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.terms import label
+from qkd.distill.method_info import published
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.terms import label
 
 
 @published("Jacob et al., CVPR 2018")

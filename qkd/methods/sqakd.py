@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.about import published
 from qkd.bounds import NotNegative, Positive
+from qkd.distill.method_info import published
+from qkd.distill.on_grid import OnGrid
+from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.taps import Tap
+from qkd.distill.targets import one
+from qkd.distill.terms import hint, imitate, label
 from qkd.errors import PlanError
-from qkd.lattice import OnGrid
-from qkd.plan import Cast, Phase, Plan, Step
-from qkd.taps import Tap
-from qkd.targets import one
-from qkd.terms import hint, imitate, label
 
 
 @published(

@@ -7,14 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qkd.about import Only, about, idle
+from qkd.distill.method_info import Only, about, idle
 from qkd.errors import Problem, RecipeError, nearest
 from qkd.options import options_from
-from qkd.recipe.check import recipe_of
 from qkd.recipe.models import DataEntry, MethodEntry, NetworkEntry, Origin, Pretrain, Recipe, Train
-from qkd.recipe.override import override
+from qkd.recipe.overrides import override
+from qkd.recipe.parse import recipe_of
 from qkd.recipe.schema import schema
-from qkd.recipe.text import Source, read, write
+from qkd.recipe.source import Source, read, write
 from qkd.user_code import named
 
 __all__ = [

@@ -10,8 +10,8 @@ from qkd.bounds import Count
 from qkd.errors import SchemeError, UsageError, nearest
 from qkd.options import Options, options_from
 from qkd.recipe.models import FLOAT, SCRATCH, DataEntry, MethodEntry, NetworkEntry
-from qkd.recipe.options import checked, model_of
-from qkd.recipe.text import Key, Source, listed, shown, under
+from qkd.recipe.source import Key, Source, listed, shown, under
+from qkd.recipe.validate import checked, model_of
 from qkd.user_code import is_own, named
 
 

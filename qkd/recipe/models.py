@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qkd.bounds import Bounds, Count, NotNegative, Positive, Seed, Share
 from qkd.errors import Problem
-from qkd.recipe.text import Key, Place, problem_at, under
+from qkd.recipe.source import Key, Place, problem_at, under
 
 if TYPE_CHECKING:
     from qkd.quantizers import Scheme

@@ -7,7 +7,7 @@ from typing import Any
 
 from qkd.options import options_from
 from qkd.recipe.models import DataEntry, NetworkEntry, Pretrain, Train
-from qkd.recipe.options import model_of
+from qkd.recipe.validate import model_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

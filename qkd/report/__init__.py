@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qkd.report.evidence import Evidence, gather
 from qkd.report.page import render
+from qkd.report.run_data import Evidence, gather
 
 REPORT = "report.html"
 

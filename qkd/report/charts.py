@@ -9,8 +9,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from qkd.report.formatting import number
 from qkd.report.svg import COLOURS, Frame, Scale, element, line, path, picture, round_step, text
-from qkd.report.words import number
 
 WIDTH, HEIGHT = 360.0, 208.0
 NAMED, LETTER = 52.0, 7.0  # where bars begin; about the width of a letter behind one

@@ -10,15 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from qkd import __version__
-from qkd.report import curves, tables, verdict, words
-from qkd.report.evidence import Evidence, assembled
+from qkd.report import formatting, headline, tables, training_curves
+from qkd.report.run_data import Evidence, assembled
 from qkd.report.svg import COLOURS
 
 if TYPE_CHECKING:
-    from qkd.assemble import Assembly
+    from qkd.assembly.assemble import Assembly
     from qkd.recipe import Recipe
-    from qkd.report.scene import Scene
-    from qkd.report.weights import Weights
+    from qkd.report.diagram_model import Scene
+    from qkd.report.weight_stats import Weights
 
 TEMPLATES = Path(__file__).parent
 
@@ -49,22 +49,22 @@ def page(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(words=words, version=__version__, colours=COLOURS)
+    environment.globals.update(words=formatting, version=__version__, colours=COLOURS)
     return environment.get_template(template).render(**content)
 
 
 def render(evidence: Evidence) -> str:
     """The report as HTML."""
-    from qkd.report.picture import arrowheads
+    from qkd.report.diagram import arrowheads
 
     found = assembled(evidence)
     return page(
         "report.html",
         run=evidence.run.folder.resolve().name,
         evidence=evidence,
-        verdict=verdict,
+        verdict=headline,
         tables=tables,
-        curves=curves,
+        curves=training_curves,
         arrowheads=arrowheads(),
         teaching=Teaching([], missing=found) if isinstance(found, str) else _teaching(evidence, *found),
         weights=None if isinstance(found, str) else _weights(evidence, found[1]),
@@ -72,21 +72,21 @@ def render(evidence: Evidence) -> str:
 
 
 def _weights(evidence: Evidence, assembly: Assembly) -> Weights | None:
-    from qkd.report.weights import weights
+    from qkd.report.weight_stats import weights
 
     return weights(evidence, assembly)
 
 
 def _teaching(evidence: Evidence, recipe: Recipe, assembly: Assembly) -> Teaching:
-    from qkd.plan import rounds
-    from qkd.report.picture import draw
-    from qkd.report.scene import scene_of
+    from qkd.distill.plan import rounds
+    from qkd.report.diagram import draw
+    from qkd.report.diagram_model import scene_of
 
     plan, acts = assembly.plan, []
-    facts = {"top1": _top1(evidence), "importance": curves.latest_importance(evidence)}
+    facts = {"top1": _top1(evidence), "importance": training_curves.latest_importance(evidence)}
     for phase, epochs in zip(plan.phases, rounds(plan, recipe.train.epochs), strict=True):
         for number, step in enumerate(phase.steps, 1):
-            title = f"Phase {phase.name}, {words.counted(epochs, 'epoch')}"
+            title = f"Phase {phase.name}, {formatting.counted(epochs, 'epoch')}"
             title += f", step {number} of each batch" if len(phase.steps) > 1 else ""
             scene = scene_of(recipe, assembly, step, **facts)  # type: ignore[arg-type]
             acts.append(Act(title, draw(scene), _rows(scene), _rates(assembly)))
@@ -95,7 +95,7 @@ def _teaching(evidence: Evidence, recipe: Recipe, assembly: Assembly) -> Teachin
 
 
 def _rows(scene: Scene) -> list[dict[str, str]]:
-    from qkd.report.scene import named, source_of
+    from qkd.report.diagram_model import named, source_of
 
     return [
         {"kind": link.kind, "weight": link.weight, "pupil": named(link.pupil), "source": source_of(link)}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
-from qkd.report import words
-from qkd.report.arrows import Box, meet
+from qkd.report import formatting
+from qkd.report.diagram_edges import Box, meet
 from qkd.report.svg import COLOURS, Frame, Scale, element, path, picture, text
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("Accuracy against latency", "p50_ms", "float_p50_ms", "median latency, ms", 1.0, words.milliseconds),
+    Panel("Accuracy against latency", "p50_ms", "float_p50_ms", "median latency, ms", 1.0, formatting.milliseconds),
     Panel(
         "Accuracy against size",
         "bytes",
         "float_bytes",
         "size of the file, kB",
         1e-3,
-        lambda kilo: words.size(1e3 * kilo),
+        lambda kilo: formatting.size(1e3 * kilo),
     ),
 )
 
@@ -66,7 +66,7 @@ def spots(rows: Sequence[Mapping[str, Any]], panel: Panel) -> list[Spot]:
     ]
     first = {
         row["network"]: Spot(
-            f"float {words.network(row['network'])}", row[panel.float_key] * panel.scaled, row["float_top1"], None
+            f"float {formatting.network(row['network'])}", row[panel.float_key] * panel.scaled, row["float_top1"], None
         )
         for row in reversed(rows)
         if row[panel.float_key] is not None and row["float_top1"] is not None
@@ -105,7 +105,7 @@ def draw(panel: Panel, found: Sequence[Spot]) -> Markup:
     parts.append(path(_stairs([(frame.x(x), frame.y(y)) for x, y in front]), "front"))
     parts += [_point(spot, frame, kinds) for spot in found]
     parts += _names(found, frame)
-    spoken = "; ".join(f"{spot.name} {words.percent(spot.top1)} at {panel.show(spot.cost)}" for spot in found)
+    spoken = "; ".join(f"{spot.name} {formatting.percent(spot.top1)} at {panel.show(spot.cost)}" for spot in found)
     return picture(WIDTH, HEIGHT, f"{panel.title}: {spoken}", *parts)
 
 
@@ -122,7 +122,7 @@ def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _point(spot: Spot, frame: Frame, kinds: Sequence[str]) -> Markup:
-    hover = element("title", f"{spot.name}: {words.percent(spot.top1, 2)}")
+    hover = element("title", f"{spot.name}: {formatting.percent(spot.top1, 2)}")
     class_ = "hollow" if spot.kind is None else f"point dot c{kinds.index(spot.kind) % COLOURS}"
     return element("circle", hover, cx=frame.x(spot.cost), cy=frame.y(spot.top1), r=6, class_=class_)
 

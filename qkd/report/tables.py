@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from qkd.report import words
+from qkd.report import formatting
 from qkd.report.charts import Bar, bar_chart
-from qkd.report.evidence import Evidence, is_float_file, is_number, mapping, short
-from qkd.run import RECIPE
+from qkd.report.run_data import Evidence, is_float_file, is_number, mapping, short
+from qkd.storage.run import RECIPE
 
 MACHINE = ("--device", "--precision", "--threads")  # options of `qkd train` that change what comes out
 STUDENT = "student"
@@ -55,7 +55,7 @@ def steps(evidence: Evidence) -> list[Step]:
 def test_images(evidence: Evidence) -> str:
     """On how many images accuracy was measured."""
     count = mapping(evidence.data.get("images")).get("test")
-    return words.counted(count, "test image") if isinstance(count, int) else "the test images"
+    return formatting.counted(count, "test image") if isinstance(count, int) else "the test images"
 
 
 def calibration_error(evidence: Evidence) -> str:
@@ -63,7 +63,7 @@ def calibration_error(evidence: Evidence) -> str:
     error = evidence.result.get("ece")
     if error is None:
         return ""
-    return f"Expected calibration error after training: {words.percent(100 * error)}."
+    return f"Expected calibration error after training: {formatting.percent(100 * error)}."
 
 
 def cost_rows(evidence: Evidence) -> list[list[str]]:
@@ -79,8 +79,8 @@ def cost_rows(evidence: Evidence) -> list[list[str]]:
 def cost_note(evidence: Evidence) -> str:
     """What was timed, and the time and memory of training, as far as they are known."""
     result, cost = evidence.result, mapping(evidence.result.get("cost"))
-    of = f" of {words.counted(cost['batch'], 'image')}" if is_number(cost.get("batch")) else ""
-    took = [words.duration(result["training_seconds"])] if "training_seconds" in result else []
+    of = f" of {formatting.counted(cost['batch'], 'image')}" if is_number(cost.get("batch")) else ""
+    took = [formatting.duration(result["training_seconds"])] if "training_seconds" in result else []
     took += [f"at most {cost['peak_memory_mb']:,.0f} MiB of memory"] if is_number(cost.get("peak_memory_mb")) else []
     whole = f" All of training took {' and '.join(took)}." if took else ""
     return f"Each network by itself, one batch{of}.{whole}"
@@ -91,7 +91,9 @@ def parts(evidence: Evidence) -> list[Part]:
     top1 = mapping(evidence.result.get("parts"))
     entries = {STUDENT: evidence.student, **mapping(evidence.recipe.get("teachers"))}
     networks = [(name, mapping(entry)) for name, entry in entries.items() if entry]
-    found = [Part(name, words.network(entry.get("build")), short(entry), top1.get(name)) for name, entry in networks]
+    found = [
+        Part(name, formatting.network(entry.get("build")), short(entry), top1.get(name)) for name, entry in networks
+    ]
     added = [Part(name, "made by the method", "", top1[name]) for name in top1 if name not in entries]
     return found + added
 
@@ -107,17 +109,17 @@ def export_rows(evidence: Evidence) -> list[tuple[str, str]]:
     rows += [("in float", f"{name}: {reasons[name]}" if name in reasons else str(name)) for name in left]
     rows += [
         ("warning", evidence.outdated),
-        ("equal to the integer emulator", f"{words.share(export['equal_fraction'])} of the test images")
+        ("equal to the integer emulator", f"{formatting.share(export['equal_fraction'])} of the test images")
         if "equal_fraction" in export
         else ("", ""),
         (
             "same top-1 class as in PyTorch",
-            _maybe(export.get("agreement"), lambda percent: words.share(percent / 100), " of the test images"),
+            _maybe(export.get("agreement"), lambda percent: formatting.share(percent / 100), " of the test images"),
         ),
         ("one by one as in a batch", _yes(export.get("same_in_batches"))),
         ("first difference", str(export.get("first_divergence") or "")),
-        ("size", _maybe(export.get("bytes"), words.size)),
-        ("size of the float file", _maybe(export.get("float_bytes"), words.size)),
+        ("size", _maybe(export.get("bytes"), formatting.size)),
+        ("size of the float file", _maybe(export.get("float_bytes"), formatting.size)),
         ("weights stored as", str(export.get("storage", ""))),
         ("needs onnxruntime", _maybe(export.get("minimum_onnxruntime"), lambda version: f">= {version}")),
     ]
@@ -149,12 +151,12 @@ def bench_rows(evidence: Evidence) -> list[list[str]]:
             Path(row["file"]).name,
             str(row.get("batch", "")),
             str(row.get("threads", "")),
-            words.milliseconds(row.get("p50_ms")),
-            words.milliseconds(row.get("p95_ms")),
+            formatting.milliseconds(row.get("p50_ms")),
+            formatting.milliseconds(row.get("p95_ms")),
             _maybe(row.get("images_per_second"), lambda value: f"{value:,.0f}"),
-            words.size(row.get("bytes")),
+            formatting.size(row.get("bytes")),
             _maybe(row.get("speedup"), lambda value: f"{value:.2f}x"),
-            words.percent(row.get("top1")),
+            formatting.percent(row.get("top1")),
         ]
         for row in evidence.rows
     ]
@@ -169,7 +171,7 @@ def latency_chart(evidence: Evidence) -> Markup:
     for row in evidence.rows:
         if row.get("p50_ms") is not None:
             batch, threads = row.get("batch", 1), row.get("threads", 1)
-            heading = f"batch {batch}, {words.counted(threads, 'thread')}"
+            heading = f"batch {batch}, {formatting.counted(threads, 'thread')}"
             groups.setdefault(heading, []).append(_latency_bar(row))
     return bar_chart("Median latency", groups)
 
@@ -179,7 +181,9 @@ def _latency_bar(row: Mapping[str, Any]) -> Bar:
     theirs = is_float_file(row)
     ratio = row.get("speedup")
     faster = f", {ratio:.2f}x" if ratio is not None and not theirs else ""
-    return Bar(name[:9], row["p50_ms"], f"{words.milliseconds(row['p50_ms'])}{faster}", "theirs" if theirs else "ours")
+    return Bar(
+        name[:9], row["p50_ms"], f"{formatting.milliseconds(row['p50_ms'])}{faster}", "theirs" if theirs else "ours"
+    )
 
 
 def size_chart(evidence: Evidence) -> Markup:
@@ -187,7 +191,7 @@ def size_chart(evidence: Evidence) -> Markup:
     own, start = evidence.export.get("bytes"), evidence.export.get("float_bytes")
     if not own or not start:
         return Markup("")
-    bars = [Bar("student", own, words.size(own), "ours"), Bar("float", start, words.size(start), "theirs")]
+    bars = [Bar("student", own, formatting.size(own), "ours"), Bar("float", start, formatting.size(start), "theirs")]
     return bar_chart("Size of the file", {"": bars})
 
 

@@ -1,0 +1,102 @@
+"""Raw images at the front of a file: bytes as cameras give them, normalised as the training data was, to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from qkd.errors import ExportError, UsageError, nearest
+from qkd.export.onnx_graph import INPUT, Graph
+from qkd.export.session import open_session
+
+Layout = Literal["nchw", "nhwc"]
+FLOATS, SCALED, SHIFTED, PLANES = (f"{INPUT}.{what}" for what in ("float", "scaled", "shifted", "planes"))
+FRONT = (FLOATS, SCALED, SHIFTED, PLANES)
+"""Names of the nodes that normalise; they are float on purpose, and exact: each rounds once, as in training."""
+BYTES = 256
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """Images as uint8, and how they become what the network was trained on: ``image * scale + shift`` in float32.
+
+    scale, shift: float32 (channels,). layout: where the channels lie, "nchw" in front of the rows, "nhwc" behind the
+    columns.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+    layout: Layout = "nchw"
+
+    def arranged(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images (N, C, H, W) in the layout of the file."""
+        return arranged(images, self.layout)
+
+    def normalized(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images (N, C, H, W) as the float32 images that a file with float input takes."""
+        scale, shift = (part.astype(np.float32).reshape(-1, 1, 1) for part in (self.scale, self.shift))
+        return images.astype(np.float32) * scale + shift
+
+
+def arranged(images: np.ndarray, layout: str) -> np.ndarray:
+    """Images (N, C, H, W) in a layout."""
+    return np.ascontiguousarray(images if layout == "nchw" else images.transpose(0, 2, 3, 1))
+
+
+def require_layout(layout: str) -> None:
+    known = get_args(Layout)
+    if layout not in known:
+        raise UsageError(f"layout {layout!r}: choose one of {', '.join(known)}{nearest(layout, known)}")
+
+
+def front(graph: Graph, shape: tuple[int, ...], raw: RawImages) -> str:
+    """Makes uint8 images the graph's input and returns the name of the normalised float images (N, C, H, W).
+
+    The same three float32 operations as in training, so the codes behind them are those of a file with float input for
+    each of the 256 bytes. Source: ``Data.normalize``. Folding them into an integer convolution would round twice.
+    """
+    require_layout(raw.layout)
+    channels, height, width = shape
+    if np.size(raw.scale) != channels or np.size(raw.shift) != channels:
+        raise ExportError(
+            f"{np.size(raw.scale)} scales and {np.size(raw.shift)} shifts for images of {channels} channels; give one each"
+        )
+    last = raw.layout == "nhwc"
+    graph.takes(TensorProto.UINT8, (height, width, channels) if last else shape)
+    # behind the columns a row of all columns and channels is multiplied at once: 3 numbers at a time are 4 times slower
+    scale, shift = (
+        np.tile(part, (width, 1)) if last else part.reshape(-1, 1, 1)
+        for part in (np.asarray(part, np.float32) for part in (raw.scale, raw.shift))
+    )
+    floats = graph.node("Cast", [INPUT], FLOATS, to=TensorProto.FLOAT)
+    scaled = graph.node("Mul", [floats, graph.constant(scale, f"{SCALED}.by")], SCALED)
+    shifted = graph.node("Add", [scaled, graph.constant(shift, f"{SHIFTED}.by")], SHIFTED)
+    return graph.node("Transpose", [shifted], PLANES, perm=[0, 3, 1, 2]) if last else shifted
+
+
+def require_exact(model: onnx.ModelProto, raw: RawImages, shape: tuple[int, ...]) -> None:
+    """Runs all 256 bytes of every channel through the front; raises ExportError where a float differs from training's."""
+    channels, height, width = shape
+    count = -(-BYTES // (height * width))
+    every = np.resize(np.arange(BYTES, dtype=np.uint8), (count, 1, height, width)).repeat(channels, axis=1)
+    found = open_session(_alone(model), threads=1).run(None, {INPUT: raw.arranged(every)})[0]
+    wrong = found != raw.normalized(every)
+    if wrong.any():
+        values = sorted({int(value) for value in every[wrong]})
+        raise ExportError(
+            f"{INPUT}: onnxruntime normalises the bytes {values[:8]} otherwise than training; use --input float"
+        )
+
+
+def _alone(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The front as a model of its own."""
+    nodes = [node for node in model.graph.node if node.name in FRONT]
+    read = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    output = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "front", list(model.graph.input), [output], constants)
+    return helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)

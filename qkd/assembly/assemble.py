@@ -1,0 +1,232 @@
+"""Assemble: names become objects. Recipe -> networks, quantized and cut -> plan, checked before the first batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qkd.assembly.build import STUDENT, Facts, Start, construct, keep_fresh
+from qkd.assembly.ensemble import Parts
+from qkd.assembly.product import for_heads, quantize_heads
+from qkd.data import Batch
+from qkd.distill.plan import EXCHANGE, Cast, Phase, Plan, Shape, Step, needed
+from qkd.distill.stages import Staged
+from qkd.distill.taps import SHARED, Outputs, Tap
+from qkd.distill.terms import Term
+from qkd.errors import PlanError, QkdError, SchemeError, nearest
+from qkd.methods import METHODS
+from qkd.quantizers import disabled
+from qkd.user_code import is_own, named
+
+if TYPE_CHECKING:
+    from qkd.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The networks and the plan of a recipe, ready to train or to load."""
+
+    parts: Parts
+    plan: Plan
+    cast: Cast
+    facts: Facts
+
+    def product(self) -> nn.Module:
+        return self.parts.product(self.plan)
+
+
+def assemble(recipe: Recipe, facts: Facts, *, start: Start = keep_fresh) -> Assembly:
+    """Build, start, quantize and cut every network, measure shapes, ask the method for its plan, and check it all.
+
+    Raises RecipeError with the mistakes of all networks; PlanError, or SchemeError of a head, where it stands in the recipe.
+    """
+    networks, shapes = construct(recipe, facts, start)
+    stages = tuple(name for name in networks[STUDENT].names if name != "logits")
+    starts = {part: entry.start_from for part, entry in recipe.networks.items()}
+    cast = Cast(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
+    torch.manual_seed(recipe.seed)
+    with _placed(recipe):
+        plan = _plan(recipe, cast)
+        _check_heads(plan, networks)
+        if recipe.student.quantize is not None:
+            quantize_heads(plan, networks, for_heads(recipe.student.quantize, networks[STUDENT].network))
+        parts = Parts(networks, plan)
+        check(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
+    return Assembly(parts, plan, cast, facts)
+
+
+@contextlib.contextmanager
+def _placed(recipe: Recipe) -> Iterator[None]:
+    """What is wrong with a plan is said where it stands in the recipe; so is whatever a method of the user's own raises."""
+    try:
+        yield
+    except PlanError as error:
+        raise PlanError(str(recipe.problem_within((), str(error), other="method"))) from error
+    except SchemeError as error:
+        raise SchemeError(str(recipe.problem_within((STUDENT, "quantize"), str(error)))) from error
+    except QkdError:
+        raise
+    except Exception as error:
+        if not is_own(recipe.method.name):
+            raise
+        said = f"{recipe.method.name}: {type(error).__name__}: {error}"
+        raise PlanError(str(recipe.problem("method", said))) from error
+
+
+def _plan(recipe: Recipe, cast: Cast) -> Plan:
+    method = named(recipe.method.name, METHODS, what="method", error=PlanError)
+    plan = method(cast, **recipe.method.options)
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{recipe.method.name}: gave {type(plan).__name__}, not a qkd.distill.plan.Plan")
+    return plan
+
+
+def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts, *, mixed: bool = False) -> None:
+    """Every mistake of wiring that would show in the first batch, before it. Raises PlanError.
+
+    ``mixed``: labels will be shares of two classes, so every term must make do with such.
+    """
+    _check_exchange(plan, shapes)
+    _check_views(parts, plan)
+    if plan.product not in parts.networks and plan.head(plan.product) is None:
+        raise PlanError(f"the product {plan.product!r} is neither a network nor a head; there are {_known(parts)}")
+    _check_phases(plan)
+    for phase in plan.phases:
+        for step in phase.steps:
+            _check_names(parts, plan, phase, step)
+            _check_step(parts, plan, phase, step, facts, mixed)
+
+
+def _check_phases(plan: Plan) -> None:
+    if not plan.phases:
+        raise PlanError("the plan has no phases; it needs at least one, such as Phase('train', (Step(...),))")
+    for phase in plan.phases:
+        if not phase.steps or not all(step.terms and step.learners for step in phase.steps):
+            raise PlanError(
+                f"phase {phase.name}: needs a step, and each step learners and terms for them to learn from"
+            )
+        if not phase.share > 0:
+            raise PlanError(f"phase {phase.name}: its share of the epochs is {phase.share}; it must be above zero")
+
+
+def _check_heads(plan: Plan, networks: Mapping[str, Staged]) -> None:
+    for via in (head.via for head in plan.heads if head.via is not None):
+        if via.part not in networks:
+            raise PlanError(f"no network {via.part!r} to borrow from{nearest(via.part, networks)}")
+        stages = networks[via.part].names
+        if via.stage not in stages:
+            raise PlanError(f"{via.part} has no stage {via.stage!r} to borrow; there are {', '.join(stages)}")
+        if networks[via.part].inputs(via.stage) != 1:
+            raise PlanError(
+                f"match: {via} cannot be borrowed: it reads more than the tensor before it; cut {via.part} where a "
+                f"single tensor is alive, for example behind a block"
+            )
+
+
+def _known(parts: Parts) -> str:
+    return ", ".join([*parts.networks, *parts.heads])
+
+
+def _check_exchange(plan: Plan, shapes: Mapping[Tap, Shape]) -> None:
+    for stage in plan.exchange.stages:
+        members = [member for member in plan.exchange.members if plan.exchange.adapter(Tap(member, stage)) is None]
+        found = {member: shapes[Tap(member, stage)] for member in members}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{member} {'x'.join(map(str, shape))}" for member, shape in found.items())
+            raise PlanError(
+                f"match: {stage}: only feature maps (channels, height, width) can be adapted to each other, found {listed}; "
+                f"match other layers"
+            )
+
+
+def _check_views(parts: Parts, plan: Plan) -> None:
+    for part in plan.views:
+        if part not in parts.networks:
+            raise PlanError(f"views: no network {part!r}{nearest(part, parts.networks)}; there are {_known(parts)}")
+    if len({plan.views.get(member, 0) for member in plan.exchange.members}) > 1:
+        members = ", ".join(plan.exchange.members)
+        raise PlanError(f"views: {members} hand each other features, so they must see the same view of the images")
+
+
+def _check_names(parts: Parts, plan: Plan, phase: Phase, step: Step) -> None:
+    names = {*parts.networks, *parts.heads, EXCHANGE}
+    for learner in sorted(step.learners):
+        part = learner.partition(".")[0]
+        if part not in names:
+            raise PlanError(
+                f"phase {phase.name}: no part {part!r} to learn{nearest(part, names)}; there are {_known(parts)}"
+            )
+    twice = [name for name, count in Counter(term.name for term in step.terms).items() if count > 1]
+    if twice:
+        raise PlanError(f"phase {phase.name}: two terms of one step are named {twice[0]}; each needs a name of its own")
+    for term in step.terms:
+        for tap in term.reads:
+            if tap.part not in {*names, SHARED}:
+                raise PlanError(
+                    f"phase {phase.name}, term {term.name}: reads {tap}, but there is no part {tap.part!r}"
+                    f"{nearest(tap.part, names)}; there are {_known(parts)}"
+                )
+
+
+def _check_step(parts: Parts, plan: Plan, phase: Phase, step: Step, facts: Facts, mixed: bool) -> None:
+    """A rehearsal on two images: every term can be computed and reaches a learner, every learner is reached by a term."""
+    state = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *facts.shape, generator=generator)
+    labels = torch.arange(2) % facts.classes
+    batch = Batch(images, torch.eye(facts.classes)[labels] if mixed else labels, torch.arange(2))
+    parts.learn(step.learners)
+    with disabled(parts):
+        outputs = parts(images, sorted(needed(plan, step)))
+        losses = {term.name: _rehearse(phase, term, outputs, batch) for term in step.terms}
+    total = torch.stack([loss for loss in losses.values() if loss.requires_grad] or [torch.zeros(())]).sum()
+    if not total.requires_grad:
+        raise PlanError(f"phase {phase.name}: no term depends on a learner ({', '.join(sorted(step.learners))})")
+    total.backward()
+    idle = [learner for learner in sorted(step.learners) if not _reached(parts.modules_of(learner))]
+    parts.zero_grad(set_to_none=True)
+    parts.load_state_dict(state)
+    if idle:
+        hint = "; with `importance: uniform` it need not be taught" if f"{EXCHANGE}.importance" in idle else ""
+        raise PlanError(
+            f"phase {phase.name}: no term teaches {', '.join(idle)}; {', '.join(losses)} do not reach it{hint}"
+        )
+
+
+def _rehearse(phase: Phase, term: Term, outputs: Outputs, batch: Batch) -> Tensor:
+    missing = [str(tap) for tap in term.reads if tap not in outputs]
+    if missing:
+        raise PlanError(
+            f"phase {phase.name}, term {term.name}: nothing is recorded at {', '.join(missing)}; "
+            f"there are {', '.join(map(str, outputs))}"
+        )
+    try:
+        return _number(term(outputs, batch))
+    except PlanError as error:
+        raise PlanError(f"phase {phase.name}, term {term.name}: {error}") from error
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        if batch.labels.dim() == 1:
+            raise
+        said = "it needs one label for each image; train.mixup and train.cutmix make shares of two: leave them out"
+        raise PlanError(f"phase {phase.name}, term {term.name}: {said}") from error
+
+
+def _number(loss: object) -> Tensor:
+    """A loss, if it is one. Raises PlanError."""
+    if not isinstance(loss, Tensor) or loss.dim():
+        found = f"a tensor of {'x'.join(map(str, loss.shape))}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise PlanError(
+            f"its loss is {found}, not one number as a tensor without dimensions; take its mean, for example"
+        )
+    return loss
+
+
+def _reached(modules: Iterable[nn.Module]) -> bool:
+    # a gradient of zero is one: equal teachers teach the importance nothing yet
+    return any(p.grad is not None for m in modules for p in m.parameters() if p.requires_grad)

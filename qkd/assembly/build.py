@@ -1,0 +1,192 @@
+"""Construct: the networks of a recipe, built, started, quantized, cut and measured; every mistake of all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from qkd.assembly.product import for_network
+from qkd.distill.plan import Shape
+from qkd.distill.stages import Staged, cut
+from qkd.distill.taps import LOGITS, Tap
+from qkd.errors import NetworkError, Problem, QkdError, RecipeError, SchemeError, UsageError
+from qkd.networks.build import build
+from qkd.networks.tracing import trace
+from qkd.quantizers import disabled, insert
+
+if TYPE_CHECKING:
+    from qkd.quantizers import Scheme
+    from qkd.recipe import NetworkEntry, Recipe
+
+STUDENT = "student"
+Start = Callable[[str, "NetworkEntry", nn.Module], None]  # (part, entry, network): gives a float network its weights
+
+
+class Facts(NamedTuple):
+    """What networks must know of the data."""
+
+    shape: tuple[int, int, int]  # channels, height, width
+    classes: int
+
+
+def keep_fresh(part: str, entry: NetworkEntry, network: nn.Module) -> None:
+    """A start that leaves the fresh weights: for checking a recipe, and where a checkpoint is loaded afterwards."""
+
+
+def construct(recipe: Recipe, facts: Facts, start: Start) -> tuple[dict[str, Staged], dict[Tap, Shape]]:
+    """Every network of a recipe, and the shape behind each of its stages.
+
+    Raises RecipeError with the mistakes of all networks, and at once whatever a start raises, naming the part.
+    """
+    networks: dict[str, Staged] = {}
+    shapes: dict[Tap, Shape] = {}
+    wrong: list[Problem] = []
+    for part, entry in recipe.networks.items():
+        try:
+            begin = keep_fresh if wrong else start  # nothing is trained for a recipe that will be refused
+            networks[part] = _network(part, entry, recipe, facts, begin)
+            shapes |= _measured(part, networks[part], recipe, facts)
+        except RecipeError as error:
+            wrong += error.problems
+    if wrong:
+        raise RecipeError(_told_once(wrong))
+    return networks, shapes
+
+
+def _told_once(wrong: Sequence[Problem]) -> list[Problem]:
+    """The mistakes, with that of a matched layer told once for all networks of which the same is to be said."""
+    alike: dict[tuple[str, int, str, str], list[Problem]] = {}
+    for problem in wrong:
+        stage = problem.key.rpartition(".")[0] if problem.key.startswith("match.") else problem.key
+        alike.setdefault((problem.file, problem.line, stage, problem.message), []).append(problem)
+    told = []
+    for (_, _, stage, message), same in alike.items():
+        parts = ", ".join(problem.key.rpartition(".")[2] for problem in same)
+        one = same[0] if len(same) == 1 else same[0]._replace(key=stage, message=f"{parts}: {message}")
+        told.append(one)
+    return told
+
+
+def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: Facts, start: Start) -> Staged:
+    """Raises RecipeError with everything that is wrong with this network."""
+    torch.manual_seed(recipe.seed)  # networks of one architecture start equal
+    try:
+        network = build(entry.build, classes=facts.classes, channels=facts.shape[0], options=entry.options)
+    except UsageError as error:
+        raise RecipeError([recipe.problem((*_key(part), "build"), str(error))]) from error
+    try:
+        start(part, entry, network)
+    except RecipeError:
+        raise
+    except QkdError as error:
+        raise type(error)(f"{part}: {error}") from error
+    scheme = entry.quantize
+    if scheme is not None and part == STUDENT:
+        scheme = for_network(scheme, network)
+    try:
+        quantized = trace(network) if scheme is None else insert(network, scheme)
+    except NetworkError as error:
+        raise RecipeError([recipe.problem((*_key(part), "build"), str(error))]) from error
+    except SchemeError as error:
+        assert scheme is not None
+        raise RecipeError(_refused(part, network, scheme, recipe, str(error))) from error
+    try:
+        return cut(quantized, matches(recipe, part))
+    except NetworkError as error:
+        order = recipe.problem("match", f"{part}: {error}")
+        raise RecipeError(_mismatched(part, quantized, recipe) or [order]) from error
+
+
+def _key(part: str) -> tuple[str, ...]:
+    return (part,) if part == STUDENT else ("teachers", part)
+
+
+def _refused(part: str, network: nn.Module, scheme: Scheme, recipe: Recipe, first: str) -> list[Problem]:
+    """Why a scheme does not fit a network, override by override; and what is wrong with the match besides."""
+    key = (*_key(part), "quantize")
+    try:
+        plain = insert(network, replace(scheme, overrides={}))
+    except SchemeError as error:
+        return [recipe.problem_within(key, str(error))]
+    found = []
+    for pattern, shorthand in scheme.overrides.items():
+        try:
+            insert(network, replace(scheme, overrides={pattern: shorthand}))
+        except SchemeError as error:
+            said = str(error).removeprefix("overrides: ")
+            found.append(recipe.problem((*key, "overrides", pattern), said))
+    return [*(found or [recipe.problem_within(key, first)]), *_mismatched(part, plain, recipe)]
+
+
+def _mismatched(part: str, network: fx.GraphModule, recipe: Recipe) -> list[Problem]:
+    """Every matched path at which this network cannot be cut. Those are tried one by one; the network is spent thereby."""
+    found = []
+    for at, (stage, path) in enumerate(matches(recipe, part).items()):
+        try:
+            cut(network, {stage: path})
+        except NetworkError as error:
+            written = ("match", stage, part)
+            listed = ("match", str(at))  # of a list each entry holds for every network
+            placed = recipe.problem(written if written in recipe.origin.places else listed, str(error))
+            found.append(placed._replace(key=".".join(written)))
+    return found
+
+
+def matches(recipe: Recipe, part: str) -> dict[str, str]:
+    """Stage -> module path of one part."""
+    return {stage: paths[part] for stage, paths in recipe.match.items()}
+
+
+def _measured(part: str, network: Staged, recipe: Recipe, facts: Facts) -> dict[Tap, Shape]:
+    try:
+        return measure({part: network}, facts)
+    except NetworkError as error:
+        said = str(error).removeprefix(f"{part}: ")
+        raise RecipeError([recipe.problem((*_key(part), "build"), said)]) from error
+
+
+@torch.no_grad()
+def measure(networks: Mapping[str, Staged], facts: Facts) -> dict[Tap, Shape]:
+    """The shape behind every stage of every network, without the batch, from a run on two black images."""
+    shapes: dict[Tap, Shape] = {}
+    for part, network in networks.items():
+        network.eval()
+        flow: tuple = (torch.zeros(2, *facts.shape),)
+        with disabled(network):
+            for stage in network.names:
+                try:
+                    flow = network.advance(stage, flow)
+                except Exception as error:  # layers of the user's own may raise anything
+                    size, kind = "x".join(map(str, facts.shape)), type(error).__name__
+                    said = next(iter(str(error).splitlines()), "")
+                    why = said if isinstance(error, RuntimeError) and said else f"{kind}: {said}"
+                    raise NetworkError(
+                        f"{part}: fails on images of {size} before {stage}: {why}; choose another data size or network"
+                    ) from error
+                if stage == LOGITS:
+                    _require_logits(part, network, flow)
+                if not isinstance(flow[0], Tensor):
+                    raise NetworkError(f"{part}: {stage} gives {type(flow[0]).__name__}, not one tensor; cut elsewhere")
+                shapes[Tap(part, stage)] = tuple(flow[0].shape[1:])
+        if shapes[Tap(part)] != (facts.classes,):
+            found = "x".join(map(str, shapes[Tap(part)]))
+            raise NetworkError(
+                f"{part}: its output has shape (batch, {found}); the data needs (batch, {facts.classes})"
+            )
+    return shapes
+
+
+def _require_logits(part: str, network: Staged, flow: tuple) -> None:
+    """Raises NetworkError for a network that returns anything but one tensor."""
+    alone = len(flow) == 1 and isinstance(network.result, fx.Node)
+    made = flow[0] if len(flow) == 1 and (alone or not isinstance(flow[0], Tensor)) else flow
+    if not isinstance(made, Tensor):
+        count = f" of {len(made)}" if isinstance(made, tuple | list) else ""
+        raise NetworkError(
+            f"{part}: its output is a {type(made).__name__}{count}; a network returns one tensor of logits, (batch, classes): "
+            f"return that alone, if need be from a class around it"
+        )

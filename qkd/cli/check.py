@@ -1,0 +1,106 @@
+"""``qkd check``, ``explain``, ``layers``, ``ls``: look before training."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from qkd.assembly.assemble import Assembly
+    from qkd.recipe import Recipe
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--print", "complete", is_flag=True, help="Print the recipe with every default filled in.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool) -> None:
+    """Every mistake of RECIPE at once, in seconds; exit code 2 if there is one."""
+    from qkd import recipe as recipes
+    from qkd.assembly.unused import unheard
+    from qkd.errors import RecipeError, UsageError
+    from qkd.report.describe import checked
+
+    try:
+        loaded, assembly = checked(recipe, overrides)
+        floating = _foreseen(loaded, assembly)
+    except RecipeError as error:
+        if as_json:
+            click.echo(json.dumps({"problems": [problem._asdict() for problem in error.problems], "plan": None}))
+        raise
+    except UsageError as error:
+        if as_json:
+            problem = {"file": recipe, "line": 0, "key": "", "message": str(error)}
+            click.echo(json.dumps({"problems": [problem], "plan": None}))
+        raise
+    for warning in (*recipes.warnings(loaded), *unheard(loaded, assembly), *floating):
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps({"problems": [], "plan": [phase.name for phase in assembly.plan.phases]}))
+    elif complete:
+        click.echo(recipes.dump(loaded), nl=False)
+    else:
+        click.echo(f"{recipe}: nothing wrong; `qkd explain {recipe}` shows what it will do")
+
+
+def _foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
+    """What export will say. Raises RecipeError for a product that has no exported form, or not the one asked for."""
+    from qkd.assembly.export_preview import foreseen
+    from qkd.errors import ExportError, RecipeError, SchemeError
+
+    try:
+        return foreseen(recipe, assembly)
+    except ExportError as error:
+        said = f"the product will not be exported: {error}"
+        raise RecipeError([recipe.problem("student.build", said)]) from error
+    except SchemeError as error:
+        raise RecipeError([recipe.problem_within(("student", "quantize"), str(error))]) from error
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def explain(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Who teaches whom in RECIPE, at which layer, with which weight; what it costs."""
+    from qkd.report.describe import checked, describe
+
+    loaded, assembly = checked(recipe, overrides)
+    click.echo(describe(loaded, assembly))
+
+
+@click.command()
+@click.argument("network")
+@click.option(
+    "--size", type=click.IntRange(min=1), default=32, show_default=True, help="Height and width of the images."
+)
+@click.option("--channels", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True)
+def layers(network: str, size: int, channels: int, classes: int) -> None:
+    """The layers of NETWORK: shapes, parameters, and where it can be cut (`match:`)."""
+    from qkd.report.describe import layer_table
+
+    click.echo(layer_table(network, size=size, channels=channels, classes=classes))
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["methods", "networks", "schemes", "datasets", "recipes"]))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def ls(what: str, as_json: bool) -> None:
+    """What there is."""
+    from qkd.report.describe import listing, methods
+
+    if what == "methods":
+        found = methods()
+        rows = [(row["name"], f"{row['about']}\n{row['paper']}; needs {row['needs']}") for row in found]
+    else:
+        rows = listing(what)
+        found = [{"name": name, "about": about} for name, about in rows]
+    if as_json:
+        click.echo(json.dumps({what: found}))
+        return
+    width = max(len(name) for name, _ in rows)
+    for name, about in rows:
+        click.echo(f"{name:<{width}}  " + about.replace("\n", "\n" + " " * (width + 2)))

@@ -1,0 +1,35 @@
+"""``qkd eval``: accuracy on the recipe's test data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from qkd.cli.train import on_machine
+
+
+@click.command("eval")
+@click.argument("run_or_file", type=click.Path(path_type=Path))
+@click.option(
+    "--data", "recipe", help="A recipe whose test data is used instead; needed for an ONNX file outside a run folder."
+)
+@click.option("--integer", is_flag=True, help="Evaluate with the integer emulator: the accuracy that is deployed.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@on_machine
+def evaluate(
+    run_or_file: Path, recipe: str | None, integer: bool, as_json: bool, device: str, threads: int | None
+) -> None:
+    """Top-1 of a run's product, or of an ONNX file, on the test split."""
+    from qkd.pipeline.evaluate import file_of, score
+    from qkd.pipeline.export import altered
+
+    file = file_of(run_or_file, integer)
+    warning = "" if file is None else altered(file)
+    if warning:
+        click.echo(f"warning: {warning}", err=True)
+    result = score(run_or_file, recipe=recipe, integer=integer, device=device, threads=threads)
+    click.echo(
+        json.dumps(result) if as_json else f"{run_or_file}: {result['top1']:.2f} % of {result['images']} test images"
+    )

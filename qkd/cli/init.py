@@ -1,0 +1,42 @@
+"""``qkd init``, ``schema``, ``env``: start a recipe, help an editor, report a bug."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("name", default="digits_cmtkd_w2a2")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file. [default: <name>.yaml]")
+def init(name: str, output: Path | None) -> None:
+    """Copy a recipe that comes with qkd (`qkd ls recipes`) to edit."""
+    import qkd.recipe as recipes
+    from qkd.errors import RunError
+
+    path = output or Path(f"{name}.yaml")
+    text = recipes.text_of(name)
+    if path.exists():
+        raise RunError(f"{path}: is there already; choose another name with -o")
+    path.write_text(text)
+    click.echo(f"{path}: written; next: qkd check {path}")
+
+
+@click.command()
+def schema() -> None:
+    """JSON Schema of recipes, for editors."""
+    import qkd.recipe as recipes
+
+    click.echo(json.dumps(recipes.schema(), indent=2))
+
+
+@click.command()
+def env() -> None:
+    """Versions, processor, devices: the facts a bug report needs."""
+    from qkd.storage.run import environment
+
+    for name, value in environment().items():
+        if name != "command":
+            click.echo(f"{name:<12} {value}")

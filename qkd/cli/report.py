@@ -1,0 +1,20 @@
+"""``qkd report`` : one page about a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write RUN/report.html: one self-contained page with curves, importance, export and speed."""
+    from qkd.report import gather, write
+    from qkd.storage.run import Run
+
+    evidence = gather(Run.open(run))
+    for warning in evidence.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(write(evidence))

@@ -1,0 +1,167 @@
+"""``qkd train``: the whole way to a trained product and its run folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+DRY_STEPS = 2
+
+machine_options = [
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
+    click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU; 1 makes runs bit-identical."),
+]
+
+
+def on_machine(function: Any) -> Any:
+    """The options that say where to compute."""
+    for option in machine_options:
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder. [default: runs/<recipe name>[-N]]")
+@click.option("--resume", is_flag=True, help="Go on with the newest run of this recipe (or with --out).")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--compile",
+    "compile_",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="torch.compile each stage; auto: when the run is long enough to pay for it; off: no C kernels either.",
+)
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Minutes between checkpoints inside an epoch.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode images kept in files.  [default: one per processor, at most 8]",
+)
+@click.option(
+    "--logger",
+    "loggers",
+    type=click.Choice(["tensorboard", "csv", "wandb", "mlflow"]),
+    multiple=True,
+    help="Tell the metrics of every epoch to this tool too (if it is installed); repeatable.",
+)
+@click.option("--tensorboard", is_flag=True, help="Short for --logger tensorboard.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many batches.")
+@click.option(
+    "--dry-run", is_flag=True, help="Everything once, quickly: build, two batches, export, verify. Nothing is kept."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, warnings only.")
+@on_machine
+def train(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    max_steps: int | None,
+    as_json: bool,
+    quiet: bool,
+    **machine: Any,
+) -> None:
+    """Train the product of RECIPE (a file, or the name of a recipe that comes with qkd) into a run folder.
+
+    KEY=VALUE changes single settings: `train.epochs=3 student.quantize=w4a4 seed=1`. Several processes:
+    `torchrun --nproc-per-node 2 -m qkd train RECIPE`; data.batch then counts the images of all of them together.
+    """
+    from qkd import recipe as recipes
+    from qkd.engine.device import Machine
+    from qkd.engine.distributed import is_first
+    from qkd.errors import UsageError
+
+    if dry_run and (out or resume):
+        raise UsageError("--dry-run keeps nothing: it has no use for --out and --resume")
+    loaded = recipes.load(recipe, overrides)
+    first = is_first()
+    for warning in recipes.warnings(loaded) if first else ():
+        click.echo(f"warning: {warning}", err=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        if dry_run:
+            out, max_steps = Path(scratch) / "dry", DRY_STEPS
+            loaded = recipes.load(recipe, (*overrides, "pretrain.epochs=1"))
+        run = _run(recipe, loaded, out, resume) if first else None
+        machine["compile"] = machine.pop("compile_")
+        machine["loggers"] += ("tensorboard",) if machine.pop("tensorboard") else ()
+        result = _produce(loaded, run, Machine(**machine), resume, max_steps, quiet=quiet or not first)
+        if dry_run and run is not None:
+            from qkd.pipeline.export import ship
+
+            result |= {"run": None, "export": ship(run)}
+    if not first:
+        return
+    if as_json:
+        click.echo(json.dumps(result))
+    elif dry_run:
+        images = result["export"]["images"]
+        click.echo(
+            f"{recipe}: trained {DRY_STEPS} batches, exported, verified on {images} test images; nothing is kept"
+        )
+    else:
+        _print(result)
+
+
+def _produce(
+    recipe: Any, run: Any, machine: Any, resume: bool, max_steps: int | None, *, quiet: bool
+) -> dict[str, Any]:
+    from qkd.cli.progress import Reporter
+    from qkd.engine.signals import Interrupted
+    from qkd.errors import UsageError
+    from qkd.pipeline.train import produce
+
+    try:
+        with Reporter(quiet=quiet) as reporter:
+            return produce(recipe, run, machine, resume=resume, max_steps=max_steps, listen=reporter)
+    except Interrupted as interrupted:
+        if run is not None:
+            click.echo(f"{run.folder}: {interrupted.message}; go on with --out {run.folder} --resume", err=True)
+        raise
+    except UsageError:
+        if run is not None and not resume:
+            run.abandon()
+        raise
+
+
+def _run(recipe: str, loaded: Any, out: Path | None, resume: bool) -> Any:
+    from qkd import recipe as recipes
+    from qkd.pipeline.reload import latest, refuse_changed, to_go_on
+    from qkd.storage.run import ORIGINAL, RECIPE, Run
+
+    if resume:
+        run = to_go_on(out) if out else latest(Path("runs"), Path(recipe).stem)
+        if (run.folder / RECIPE).is_file():
+            refuse_changed(run, loaded)
+            return run
+    else:
+        wanted = out or Path("runs") / Path(recipe).stem
+        run = Run.create(wanted)
+        if out and run.folder.name != out.name:
+            click.echo(f"{out}: there is something in it already; this run is {run.folder}", err=True)
+    run.write(ORIGINAL, recipes.text_of(recipe))
+    run.write(RECIPE, recipes.dump(loaded))
+    return run
+
+
+def _print(result: dict[str, Any]) -> None:
+    start = f"float start {result['float_top1']:.2f} %, " if result["float_top1"] is not None else ""
+    before = f"{result['before_top1']:.2f} % before training, " if result["before_top1"] is not None else ""
+    click.echo(f"{result['run']}: {result['method']}: {start}{before}{result['top1']:.2f} % on test")
+    if result["before_top1"] is not None and result["top1"] < result["before_top1"]:
+        click.echo("warning: it was better before training; lower train.rate or train for longer", err=True)
+    click.echo(f"next: qkd export {result['run']}")

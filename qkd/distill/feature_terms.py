@@ -1,0 +1,46 @@
+"""Features: the classic ways in which one network's hidden layers learn from another's, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from qkd.distill.heads import Head, adapt
+from qkd.distill.losses import attention_distance, hint_distance
+from qkd.distill.relational_losses import contrastive_distance, relational_distance, similarity_distance
+from qkd.distill.taps import Tap
+from qkd.distill.terms import Term, relate
+
+Feature = Literal["none", "attention", "hint", "similarity", "relational", "contrastive"]
+
+LOSSES = {
+    "attention": attention_distance,
+    "hint": hint_distance,
+    "similarity": similarity_distance,
+    "relational": relational_distance,
+    "contrastive": contrastive_distance,
+}
+WEIGHTS = {"none": 0.0, "attention": 1000.0, "hint": 100.0, "similarity": 3000.0, "relational": 1.0, "contrastive": 0.8}
+SAME_CHANNELS = ("hint", "contrastive")  # the rest compare maps of any channels ...
+ANY_SHAPE = ("similarity", "relational")  # ... and these of any shape
+
+
+def features(
+    kind: Feature,
+    pairs: Sequence[tuple[Tap, Tap]],
+    shapes: Mapping[Tap, Sequence[int]],
+    weight: float | None = None,
+) -> tuple[tuple[Head, ...], list[Term]]:
+    """The terms by which each first tap learns from the second, and the adapters needed where shapes differ.
+
+    Without a ``weight`` it is that of the RepDistiller lineage (contrastive: that of CRD). The weight holds for every
+    pair; sources are constants. Raises PlanError for shapes that cannot be adapted.
+    """
+    heads: dict[str, Head] = {}
+    terms: list[Term] = []
+    for tap, source in pairs if kind != "none" else ():
+        if kind not in ANY_SHAPE:
+            tap, source, needed = adapt(tap, source, shapes, channels=kind in SAME_CHANNELS)
+            heads |= {head.name: head for head in needed}
+        terms.append(relate(kind, LOSSES[kind], tap, source) * (WEIGHTS[kind] if weight is None else weight))
+    return tuple(heads.values()), terms

@@ -1,0 +1,131 @@
+"""Head: an extra output fed by taps; and the heads that several methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qkd.distill.adapters import size as size_of
+from qkd.distill.module_map import Members
+from qkd.distill.stages import Staged
+from qkd.distill.taps import Outputs, Tap
+from qkd.errors import PlanError
+
+PROJECTED = "projected"
+
+
+class Head(nn.Module):
+    """A part without a backbone: reads taps, joins them along the channels, runs ``body``, writes ``Tap(name)``.
+
+    It may read other heads that stand before it in the plan. With ``via=Tap(owner, stage)`` the body is a projector: its
+    output is recorded as ``Tap(name, "projected")`` and goes on through the owner's stage (a borrowed classifier), which
+    belongs to its owner and not to the head. ``borrowed`` is that stage on the product's grid, where its owner is float;
+    it shares the owner's weights. ``about`` says in words what the head does.
+    """
+
+    def __init__(
+        self, name: str, reads: Sequence[Tap], body: nn.Module, *, via: Tap | None = None, about: str = ""
+    ) -> None:
+        super().__init__()
+        self.name, self.reads, self.body, self.via, self.about = name, tuple(reads), body, via, about
+        self.borrowed: nn.Module | None = None
+        self.joined = False  # the body takes what is read as it is, and joins it by itself
+
+    @property
+    def parts(self) -> set[str]:
+        """The networks and heads that must run for this head."""
+        return {tap.part for tap in self.reads} | ({self.via.part} if self.via else set())
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything in it to learn."""
+        return any(parameter.requires_grad for parameter in self.body.parameters())
+
+    def forward(self, outputs: Outputs, networks: Members[Staged]) -> Outputs:
+        read = [outputs[tap] for tap in self.reads]
+        x = self.body(*read) if self.joined or len(read) == 1 else self.body(torch.cat(read, 1))
+        if self.via is None:
+            return {Tap(self.name): x}
+        return {Tap(self.name, PROJECTED): x, Tap(self.name): self._classify(x, networks)}
+
+    def _classify(self, x: Tensor, networks: Members[Staged]) -> Tensor:
+        assert self.via is not None
+        if self.borrowed is not None:
+            logits: Tensor = self.borrowed(x)
+            return logits
+        return networks[self.via.part].advance(self.via.stage, (x,))[0]
+
+
+def classifier(channels: int, classes: int) -> nn.Module:
+    """Global average pooling and a linear layer: (B, C, H, W) -> (B, classes)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def average(name: str, parts: Sequence[str], classes: int) -> Head:
+    """The mean of the logits of several parts: (B, classes) each -> (B, classes).
+
+    A linear layer with the fixed weights 1/n over the joined logits, so that it leaves as one integer layer.
+    """
+    body = nn.Linear(len(parts) * classes, classes, bias=False)
+    with torch.no_grad():
+        body.weight.copy_(torch.eye(classes).repeat(1, len(parts)) / len(parts))
+    body.requires_grad_(False)
+    return Head(name, [Tap(part) for part in parts], body, about="mean of logits")
+
+
+def adapt(
+    tap: Tap, source: Tap, shapes: Mapping[Tap, Sequence[int]], *, channels: bool = True
+) -> tuple[Tap, Tap, tuple[Head, ...]]:
+    """Where to read ``tap`` and ``source`` instead, so that they have one shape, and the heads that makes necessary.
+
+    A learned 1x1 convolution takes the channels of ``tap`` to those of ``source`` (not with ``channels`` off: attention
+    needs none); of two sizes the larger map is averaged down to the smaller. Equal shapes need nothing. Raises PlanError
+    where they are not both feature maps.
+    """
+    (own, theirs), names = (shapes[tap], shapes[source]), (f"{tap.part}.{tap.stage}", f"{source.part}.{source.stage}")
+    if tuple(own) == tuple(theirs):
+        return tap, source, ()
+    if len(own) != 3 or len(theirs) != 3:
+        raise PlanError(
+            f"match: {names[0]} is {size_of(own)} and {names[1]} {size_of(theirs)}: only feature maps (channels, height, "
+            f"width) can be adapted to each other; match other layers"
+        )
+    size = min(own[1], theirs[1]), min(own[2], theirs[2])
+    convolve = channels and own[0] != theirs[0]
+    first = _adapter(tap, source.part, own, size, theirs[0] if convolve else None)
+    second = _adapter(source, tap.part, theirs, size, None)
+    heads = tuple(head for head in (first, second) if head is not None)
+    return Tap(first.name) if first else tap, Tap(second.name) if second else source, heads
+
+
+def level(taps: Sequence[Tap], shapes: Mapping[Tap, Sequence[int]]) -> tuple[list[Tap], tuple[Head, ...]]:
+    """Where to read feature maps instead, so that all have the size of the smallest, and the heads that makes necessary."""
+    sizes = {tap: tuple(shapes[tap][1:]) for tap in taps}
+    if any(len(size) != 2 for size in sizes.values()):
+        listed = ", ".join(f"{tap} {size_of(shapes[tap])}" for tap in taps)
+        raise PlanError(f"match: only feature maps (channels, height, width) can be joined, found {listed}")
+    least = min(size[0] for size in sizes.values()), min(size[1] for size in sizes.values())
+    heads = {tap: _adapter(tap, f"{least[0]}x{least[1]}", shapes[tap], least, None) for tap in taps}
+    found = [head for head in heads.values() if head is not None]
+    return [Tap(head.name) if (head := heads[tap]) else tap for tap in taps], tuple(found)
+
+
+def _adapter(tap: Tap, other: str, shape: Sequence[int], size: tuple[int, int], channels: int | None) -> Head | None:
+    layers: list[nn.Module] = []
+    if tuple(shape[1:]) != size:
+        layers.append(nn.AdaptiveAvgPool2d(size))
+    if channels is not None:
+        layers.append(nn.Conv2d(shape[0], channels, 1))
+    if not layers:
+        return None
+    words = [f"pooled to {size[0]}x{size[1]}"] * (tuple(shape[1:]) != size)
+    words += [f"1x1 convolution {shape[0]} -> {channels}"] * (channels is not None)
+    name = f"adapt_{tap.part}_{tap.stage}_to_{other}".replace(".", "_")
+    return Head(name, [tap], nn.Sequential(*layers), about=f"adapter, {', '.join(words)}")
+
+
+def learning(heads: Sequence[Head]) -> list[str]:
+    """The names of those heads that have something to learn."""
+    return [head.name for head in heads if head.learns]

@@ -1,0 +1,92 @@
+"""Compiling: torch.compile, a stage at a time, where a run is long enough to pay for it.
+
+Stages are the unit: taps lie between them, and no graph has to know which other networks run. Only training steps are
+compiled; evaluation and calibration run the network itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from qkd.distill.plan import needed, rounds
+from qkd.distill.stages import Staged
+from qkd.engine.device import Compile
+from qkd.errors import TrainingError
+from qkd.quantizers import disabled
+
+if TYPE_CHECKING:
+    from qkd.engine.train import Training
+
+ENOUGH = {"cpu": 3e13, "cuda": 1e17}
+"""Floating-point operations of a whole run, forward alone, from which on compiling pays by itself: about an hour on one
+CPU thread, a quarter of one on a GPU. A fixed count, not a clock, so that the same run is always decided alike."""
+
+
+def wanted(training: Training, choice: Compile) -> bool:
+    """Whether stages are to be compiled. ``auto`` counts operations; several ranks stay eager unless told otherwise."""
+    if choice != "auto":
+        return choice == "on"
+    if training.fabric.world_size > 1 or training.device.type not in ENOUGH:
+        return False
+    return operations(training) >= ENOUGH[training.device.type]
+
+
+@torch.no_grad()
+def operations(training: Training) -> float:
+    """Floating-point operations of all forward passes of a run. Nothing about the parts changes."""
+    images = torch.zeros(1, *training.data.shape, device=training.device)
+    epochs = rounds(training.plan, training.settings.epochs)
+    training.parts.eval()
+    cost: dict[str, int] = {}
+    for name, network in training.parts.networks.items():
+        with FlopCounterMode(display=False) as counter, disabled(network):
+            network.network(images)
+        cost[name] = counter.get_total_flops()
+    steps = zip(training.plan.phases, epochs, strict=True)
+    each = sum(e * sum(cost[n] for step in phase.steps for n in needed(training.plan, step)) for phase, e in steps)
+    return each * len(training.data.train.labels)
+
+
+def compile_stages(parts: nn.Module) -> int:
+    """Put a compiled stage in place of each stage of each network. -> how many
+
+    Shapes are static: a last smaller batch is a second graph, made once, instead of slower ones for every size.
+    """
+    torch._functorch.config.donated_buffer = False  # gradient shares go back through a graph more than once
+    count = 0
+    for network in _networks(parts):
+        count += len(network.names)
+        network.replace_stages(_compiled)
+    return count
+
+
+def undo(parts: nn.Module) -> None:
+    """Back to the stages as they were."""
+    for network in _networks(parts):
+        network._apply(lambda tensor: tensor)
+
+
+def _compiled(stage: nn.Module) -> Any:
+    return torch.compile(stage, dynamic=False)
+
+
+def _networks(parts: nn.Module) -> list[Staged]:
+    return [module for module in parts.modules() if isinstance(module, Staged)]
+
+
+def tried(parts: nn.Module, choice: Compile, rehearse: Callable[[], object]) -> str | None:
+    """Rehearse once. -> why it stays eager, if compiling failed; raises TrainingError where it was asked for"""
+    try:
+        rehearse()
+    except Exception as error:  # whatever a compiler, its C++ compiler or its code generator may raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        if choice == "on":
+            raise TrainingError(f"--compile on: {type(error).__name__}: {why}; --compile off does without") from error
+        undo(parts)
+        return why
+    return None

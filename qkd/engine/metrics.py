@@ -1,0 +1,57 @@
+"""Evaluate: accuracy of the product and of every part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qkd.assembly.ensemble import Parts
+from qkd.distill.taps import LOGITS
+
+if TYPE_CHECKING:
+    from qkd.data import Batch
+
+
+@torch.no_grad()
+def logits(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    """The network's logits for all batches in evaluation mode, on the CPU. -> (images, classes)"""
+    mode = network.training
+    network.eval()
+    result = torch.cat([network(batch.images).float().cpu() for batch in batches])
+    network.train(mode)
+    return result
+
+
+def top1(scores: Tensor, labels: Tensor) -> float:
+    """The share of images whose largest logit is the label's, in percent."""
+    return 100 * (scores.argmax(1) == labels.cpu()).double().mean().item()
+
+
+def ece(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """The expected calibration error, 0..1: how far confidence is from accuracy, in bins of equal width of confidence.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3.
+    """
+    confidence, chosen = scores.double().softmax(1).max(1)
+    right = (chosen == labels.cpu()).double()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
+    return gaps.abs().sum().item() / len(labels)
+
+
+@torch.no_grad()
+def top1_of_parts(parts: Parts, batches: Iterable[Batch]) -> dict[str, float]:
+    """Accuracy of everything that has logits when all run together, exchange and heads included, in percent."""
+    parts.eval()
+    right: dict[str, int] = {}
+    count = 0
+    for batch in batches:
+        outputs = parts(batch.images, tuple(parts.networks))
+        count += len(batch.labels)
+        for tap, scores in outputs.items():
+            if tap.stage == LOGITS and scores.dim() == 2:
+                right[tap.part] = right.get(tap.part, 0) + int((scores.argmax(1) == batch.labels).sum())
+    return {part: 100 * hits / count for part, hits in right.items()}

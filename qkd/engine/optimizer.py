@@ -1,0 +1,82 @@
+"""Optimizers: parameter groups, and the learning rate as a pure function of progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from qkd.assembly.ensemble import Parts
+from qkd.distill.plan import Plan, Step
+from qkd.quantizers import scales
+
+if TYPE_CHECKING:
+    from qkd.recipe import Train
+
+
+FUSED = ("cpu", "cuda")
+"""Devices on which torch has fused SGD and AdamW."""
+
+
+def optimizer_for(
+    step: Step, parts: Parts, plan: Plan, settings: Train, *, scaled: bool = False
+) -> torch.optim.Optimizer:
+    """One optimizer over the learners of a step; fused (one pass over memory), where nobody unscales its gradients first.
+
+    Every group carries ``factor``, its share of the learning rate: a part's from ``plan.rates``, times
+    ``settings.scale_rate`` for quantizer scales. Weight decay is for weights of two or more dimensions alone: decay pulls
+    scales, batch norm and importance towards values that mean nothing.
+    """
+    groups: list[dict] = []
+    taken: set[int] = set()
+    for learner in sorted(step.learners):
+        factor = plan.rate_of(learner)
+        steps, weights, others = _sorted(parts.modules_of(learner), taken)
+        groups += [
+            {"params": weights, "factor": factor, "weight_decay": settings.weight_decay},
+            {"params": others, "factor": factor, "weight_decay": 0.0},
+            {"params": steps, "factor": factor * settings.scale_rate, "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
+    fused = None if scaled else all(p.device.type in FUSED for group in groups for p in group["params"]) or None
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.rate, fused=fused)
+    nesterov = settings.nesterov and settings.momentum > 0
+    return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
+
+
+def _sorted(
+    modules: Iterable[nn.Module], taken: set[int]
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Quantizer scales, weights, and the rest; parameters in ``taken`` are left out, those given out are added to it."""
+    lists: tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]] = ([], [], [])
+    for module in modules:
+        learned = {id(parameter) for parameter in scales(module)}
+        for parameter in module.parameters():
+            if id(parameter) in taken:
+                continue
+            taken.add(id(parameter))
+            kind = 0 if id(parameter) in learned else 1 if parameter.dim() > 1 else 2
+            lists[kind].append(parameter)
+    return lists
+
+
+def rate_at(progress: float, settings: Train, epochs: int) -> float:
+    """The share of the full learning rate at a progress of 0..1 through a phase of so many epochs."""
+    warm = settings.warmup / epochs
+    if progress < warm:
+        return max(progress / warm, 1e-3)
+    if settings.schedule == "cosine":
+        along = (progress - warm) / max(1 - warm, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+    if settings.schedule == "step":
+        return 0.1 ** sum(progress >= at for at in settings.milestones)
+    return 1.0
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]

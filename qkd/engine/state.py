@@ -1,0 +1,115 @@
+"""Position: where training is, as a state that can be kept and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qkd.assembly.ensemble import Parts
+from qkd.engine.distributed import gathered
+from qkd.errors import RunError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from qkd.engine.ema import Average
+
+
+@dataclass
+class Cursor:
+    """How far training is: what a checkpoint holds beside tensors. ``facts`` are of before training."""
+
+    phase: int = 0
+    epoch: int = 0  # epochs done in this phase
+    steps: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    best: float = -1.0
+    facts: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass
+class Running:
+    """The epoch in progress: batches done, what was measured so far."""
+
+    batches: int = 0
+    losses: dict[str, list[Tensor]] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+
+    def state(self, fabric: Fabric) -> dict[str, Any]:
+        """Of several ranks the losses of each, (ranks, batches); else (batches,). To be called on every rank."""
+        seen = {name: torch.stack(each) for name, each in self.losses.items() if each}
+        losses = {name: torch.stack(gathered(fabric, each)).squeeze(0).cpu() for name, each in seen.items()}
+        return {"batches": self.batches, "losses": losses, "values": dict(self.values)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], fabric: Fabric) -> Running:
+        """What this rank had; where there were other ranks, the mean of what those had."""
+        losses = {name: _own(seen, fabric).to(fabric.device) for name, seen in state["losses"].items()}
+        return cls(state["batches"], {name: list(own.unbind()) for name, own in losses.items()}, dict(state["values"]))
+
+
+def _own(seen: Tensor, fabric: Fabric) -> Tensor:
+    if seen.dim() == 1:
+        return seen
+    return seen[fabric.global_rank] if len(seen) == fabric.world_size else seen.mean(0)
+
+
+def snapshot(
+    fabric: Fabric,
+    parts: Parts,
+    cursor: Cursor,
+    *,
+    optimizers: Sequence[Any] = (),
+    running: Running | None = None,
+    average: Average | None = None,
+) -> dict[str, Any]:
+    """Everything that what follows depends on, of all ranks. To be called on every rank."""
+    cuda = (
+        torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else torch.empty(0, dtype=torch.uint8)
+    )
+    return {
+        "parts": parts.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "cursor": {**vars(cursor), "facts": dict(cursor.facts)},
+        "running": running.state(fabric) if running else None,
+        "average": average.state() if average else None,
+        "precision": fabric.strategy.precision.state_dict(),  # the loss scale of fp16
+        "random": gathered(fabric, torch.get_rng_state()),
+        "random_cuda": gathered(fabric, cuda),
+    }
+
+
+def take_up(
+    fabric: Fabric, saved: Mapping[str, Any], optimizers: Sequence[Any], average: Average | None
+) -> Running | None:
+    """Put everything but parts and cursor back. -> the epoch that was in progress, if one was"""
+    states = saved["optimizers"]
+    if states and len(states) != len(optimizers):
+        raise RunError("the checkpoint belongs to another plan: it has another number of optimizer steps per batch")
+    for optimizer, state in zip(optimizers, states, strict=False):
+        optimizer.load_state_dict(state)
+    if average is not None and saved["average"] is not None:
+        average.load(saved["average"])
+    if saved["precision"]:  # a run that began in another precision has none, and begins with the usual one
+        fabric.strategy.precision.load_state_dict(saved["precision"])
+    if len(saved["random"]) == fabric.world_size:  # with other ranks the run goes on, but not to the same bits
+        torch.set_rng_state(saved["random"][fabric.global_rank])
+        cuda = saved["random_cuda"][fabric.global_rank]
+        if fabric.device.type == "cuda" and len(cuda):
+            torch.cuda.set_rng_state(cuda, fabric.device)
+    return Running.of(saved["running"], fabric) if saved["running"] else None
+
+
+def order(*numbers: int) -> int:
+    """A seed from seeds: the hash that CPython gives a tuple of small numbers, written out, so that it never changes."""
+    mask, state = 2**64 - 1, 2870177450012600261
+    for number in numbers:
+        state = (state + number * 14029467366897019727) & mask
+        state = ((state << 31) | (state >> 33)) & mask
+        state = (state * 11400714785074694791) & mask
+    return (state + (len(numbers) ^ (2870177450012600261 ^ 3527539))) % 2**31

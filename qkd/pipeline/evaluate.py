@@ -1,0 +1,103 @@
+"""Score: the accuracy of a run's product or of a file, on the test images of its own recipe or of another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from qkd import recipe as recipes
+from qkd.assembly.inputs import load_data
+from qkd.data import Data
+from qkd.engine.device import Machine
+from qkd.engine.metrics import top1
+from qkd.errors import DataError, UsageError
+from qkd.export import emulate, predict, suited_to, told
+from qkd.pipeline.export import STUDENT_FILE
+from qkd.pipeline.reload import reload
+from qkd.pipeline.train import test_top1
+from qkd.storage.run import RECIPE, Run
+
+
+class Sample(NamedTuple):
+    """Test images (N, C, H, W), normalised and as bytes, and their labels (N,)."""
+
+    images: np.ndarray
+    raw: np.ndarray
+    labels: np.ndarray
+
+
+def test_images(run: Run) -> Sample | None:
+    """The test images of a run's recipe; None where the data is not there any more."""
+    try:
+        return _sample(_data_for(run.folder / STUDENT_FILE, None))
+    except DataError:
+        return None
+
+
+def score(
+    run_or_file: Path, *, recipe: str | None, integer: bool, device: str = "auto", threads: int | None = None
+) -> dict[str, Any]:
+    """Accuracy of a run's product or of an ONNX file on test images. -> what `qkd eval --json` prints.
+
+    ``recipe`` names whose test images; of a run, or a file in its folder, the run's own by default. They are normalised
+    as those of training were, where the file says how. ``integer`` evaluates the ONNX file with the integer emulator.
+    Raises DataError if no test data is known, or it does not fit; UsageError for a file and a device other than the CPU.
+    """
+    path = file_of(run_or_file, integer)
+    if path is None:
+        return _of_product(Run.open(run_or_file), recipe, Machine(device, threads=threads))
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--device {device}: an ONNX file runs on the CPU here; leave it out")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; `qkd export` writes one")
+    data = _as_trained(_data_for(path, recipe), json.loads(told(path).get("preprocessing", "{}")))
+    sample = _sample(data)
+    images = suited_to(path, sample.images, sample.raw, data.classes)
+    outputs = emulate(path, images) if integer else predict(path, images, threads=threads)
+    return {"top1": top1(torch.from_numpy(outputs), torch.from_numpy(sample.labels)), "images": len(sample.labels)}
+
+
+def file_of(run_or_file: Path, integer: bool) -> Path | None:
+    """The ONNX file that is scored; None where it is a run's product in PyTorch."""
+    if not run_or_file.is_dir():
+        return run_or_file
+    return run_or_file / STUDENT_FILE if integer else None
+
+
+def _of_product(run: Run, recipe: str | None, machine: Machine) -> dict[str, Any]:
+    finished = reload(run)
+    data = load_data(finished.recipe if recipe is None else recipes.load(recipe))
+    wanted, found = (finished.facts.shape, finished.facts.classes), (data.shape, data.classes)
+    if wanted != found:
+        raise DataError(f"{run.folder}: was trained on {_words(*wanted)}; the data has {_words(*found)}")
+    fabric, data = machine.fabric(), _as_trained(data.at_hand(), finished.data)
+    value = test_top1(finished.product.to(fabric.device), data, finished.recipe.data.batch, fabric.device)
+    return {"top1": value, "images": len(data.test.labels)}
+
+
+def _words(shape: tuple[int, int, int], classes: int) -> str:
+    return f"images of {' x '.join(map(str, shape))} (channels, height, width) and {classes} classes"
+
+
+def _as_trained(data: Data, how: Mapping[str, Any]) -> Data:
+    """The data, normalised by the mean and deviation of the images of training, where they are known and fit."""
+    if len(how.get("mean", ())) != data.shape[0]:
+        return data
+    return replace(data, mean=tuple(how["mean"]), std=tuple(how["std"]))
+
+
+def _sample(data: Data) -> Sample:
+    return Sample(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())
+
+
+def _data_for(path: Path, recipe: str | None) -> Data:
+    own = path.parent / RECIPE  # of a run, whose data may be gone by now: load_data says so
+    if recipe is None and not own.is_file():
+        raise DataError(f"{path}: stands in no run folder; name a recipe whose test data is meant with --data")
+    return load_data(recipes.load(own, paths_exist=False) if recipe is None else recipes.load(recipe)).at_hand()

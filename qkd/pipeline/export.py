@@ -1,0 +1,207 @@
+"""Ship: a finished run -> its ONNX file, verified on the test split, with the float file of the same network beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qkd.assembly.inputs import load_data
+from qkd.data import Data
+from qkd.engine.metrics import logits
+from qkd.errors import ExportError, GateError
+from qkd.export import (
+    INPUT,
+    Emitted,
+    Layout,
+    OpenVino,
+    RawImages,
+    Target,
+    Verdict,
+    emit,
+    emit_float,
+    float_likeness,
+    likeness,
+    predict,
+    require,
+    require_likeness,
+    require_openvino,
+    save,
+    target_of,
+    verify,
+)
+from qkd.pipeline.onnx_metadata import INFER, metadata, write_program
+from qkd.pipeline.reload import Finished, float_network, reload
+from qkd.storage.atomic import digest, on_trial, place
+from qkd.storage.run import Run
+
+STUDENT_FILE, FLOAT_FILE, EXPORT = "student.onnx", "float.onnx", "export.json"
+Input = Literal["float", "uint8"]
+COMPARED, LIKENED = 256, 32
+"""Images for which a file with raw input is held against the one with float input, and a file against the network."""
+
+
+def ship(
+    run: Run,
+    *,
+    output: Path | None = None,
+    storage: Literal["int8", "packed"] = "int8",
+    input: Input = "float",
+    layout: Layout = "nchw",
+    target: str = "onnxruntime",
+) -> dict[str, Any]:
+    """Emit, verify, save; the float file, ``infer.py`` and the report beside. -> what `qkd export --json` prints.
+
+    With ``input`` "uint8" the file takes raw images in a layout and normalises them itself, to the same logits. Raises
+    GateError if the file is not what was trained, and leaves what was there; ExportError for settings that make no file.
+    """
+    chosen = target_of(target)
+    path = output or run.folder / STUDENT_FILE
+    _require(path, input, layout)
+    if not chosen.proven:
+        from qkd.pipeline.export_targets import ship_for
+
+        return ship_for(run, chosen, output=output, storage=storage, raw_input=input == "uint8", layout=layout)
+    second = require_openvino() if target == "openvino" else None
+    finished = reload(run)
+    data = load_data(finished.recipe).at_hand()
+    scale, shift = (part.reshape(-1).numpy() for part in data.affine())
+    raw = RawImages(scale, shift, layout)
+    emitted = _emitted(finished, storage, raw, input, chosen)
+    with on_trial(path) as beside:
+        save(emitted.model, beside)
+        given = raw if input == "uint8" else None
+        like = _like(finished, emitted, path, data, given)
+        verdict = _verify(finished, beside, data, given)
+        if second is not None:
+            verdict["openvino"] = {"version": second.__version__, **_on_openvino(beside, data, given)}
+        if input == "uint8":
+            _require_same(finished, storage, beside, data, raw)
+        floating = save(_float_model(finished, path, data), companion(path, FLOAT_FILE))
+        facts = {"file": str(path), "bytes": beside.stat().st_size, "float_bytes": floating.stat().st_size}
+        sha256 = digest(beside)
+    report = {
+        **verdict,
+        **facts,
+        **like,
+        "sha256": sha256,
+        "target": target,
+        "storage": storage,
+        "input": input,
+        "layout": layout,
+        **_resolution(emitted),
+    }
+    program = write_program(path, companion(path, INFER))
+    report["program"] = None if program is None else str(program)
+    place(companion(path, EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    return report
+
+
+def companion(path: Path, name: str) -> Path:
+    """Where what belongs to an exported file stands: ``name`` itself beside student.onnx, ``x.name`` beside x.onnx.
+
+    So a second file in a folder, of another network perhaps, leaves alone what belongs to the first.
+    """
+    return path.with_name(name if path.name == STUDENT_FILE else f"{path.name.removesuffix('.onnx')}.{name}")
+
+
+def altered(path: Path) -> str:
+    """What to say of a file that is no longer the one that was verified; empty where it is, or nothing is known of it."""
+    try:
+        report = json.loads(companion(path, EXPORT).read_text())
+        told = report.get("sha256") if Path(report["file"]).name == path.name else None
+        same = told in (None, digest(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return "" if same else f"{path}: no longer the file that was verified; export it again"
+
+
+def _require(path: Path, input: str, layout: str) -> None:
+    if path.suffix != ".onnx" or path.is_dir():
+        what = "is a folder" if path.is_dir() else "does not end with .onnx"
+        raise ExportError(f"{path}: {what}; -o names the file to write, such as {path.with_name('student.onnx')}")
+    if path.name == FLOAT_FILE or path.name.endswith(f".{FLOAT_FILE}"):
+        raise ExportError(f"{path}: float files beside exported ones get such names; choose another with -o")
+    if layout != "nchw" and input != "uint8":
+        raise ExportError(f"layout {layout} with float input: training's own layout is nchw; add --input uint8")
+
+
+def _emitted(
+    finished: Finished, storage: Literal["int8", "packed"], raw: RawImages, input: Input, target: Target
+) -> Emitted:
+    told = metadata(finished, raw, "uint8" if input == "uint8" else "float32")
+    given = raw if input == "uint8" else None
+    return emit(finished.product, finished.facts.shape, storage=storage, metadata=told, raw=given, target=target)
+
+
+def _verify(finished: Finished, path: Path, data: Data, raw: RawImages | None) -> dict[str, Any]:
+    reference = logits(finished.product, data.batches("test", finished.recipe.data.batch)).numpy()
+    verdict = verify(path, _given(data, raw), labels=data.test.labels.numpy(), reference_logits=reference)
+    require(verdict)
+    _require_exact(finished, verdict)
+    return verdict.as_dict()
+
+
+def _like(finished: Finished, emitted: Emitted, path: Path, data: Data, raw: RawImages | None) -> dict[str, Any]:
+    """What the report says of PyTorch beside the file, layer by layer. Raises GateError where it is another network."""
+    images = data.test.images[:LIKENED]
+    floats = data.normalize(images).numpy()
+    given = floats if raw is None else raw.arranged(images.numpy())
+    found = likeness(finished.product, emitted, given, floats)
+    require_likeness(found, path)
+    return {"same_integers": found.same, "compared_quantizers": found.quantizers}
+
+
+def _float_model(finished: Finished, path: Path, data: Data) -> Any:
+    """The float file beside. Raises GateError if it is not the float network."""
+    network = float_network(finished) or finished.product
+    model = emit_float(network, finished.facts.shape)
+    wrong = float_likeness(network, model, data.normalize(data.test.images[:LIKENED]).numpy())
+    if wrong:
+        raise GateError(f"{companion(path, FLOAT_FILE)}: is not the float network: {wrong}")
+    return model
+
+
+def _given(data: Data, raw: RawImages | None) -> np.ndarray:
+    """The test images as a file takes them."""
+    images: np.ndarray = data.normalize(data.test.images).numpy()
+    return images if raw is None else raw.arranged(data.test.images[:].numpy())
+
+
+def _on_openvino(path: Path, data: Data, raw: RawImages | None) -> dict[str, float]:
+    """Top-1 there, and how often it is onnxruntime's, in %; its rounding is its own, so bits are not compared."""
+    images, labels = _given(data, raw), data.test.labels.numpy()
+    found, expected = OpenVino(path, 1).logits(INPUT, images).argmax(1), predict(path, images).argmax(1)
+    return {"top1": float(100 * (found == labels).mean()), "agreement": float(100 * (found == expected).mean())}
+
+
+def _require_exact(finished: Finished, verdict: Verdict) -> None:
+    """Raises GateError if a network of the bit-exact edition gives other logits in PyTorch than in onnxruntime."""
+    scheme, same = finished.recipe.student.quantize, verdict.same_as_reference
+    if scheme is not None and scheme.exact and same is not None and same < 1:
+        raise GateError(
+            f"{verdict.file}: exact: {100 * (1 - same):.3g} % of the images have other logits in PyTorch; pools over 2^n "
+            f"pixels and layers that stay integer are exact, others are not: leave exact out"
+        )
+
+
+def _require_same(
+    finished: Finished, storage: Literal["int8", "packed"], path: Path, data: Data, raw: RawImages
+) -> None:
+    """Raises GateError unless bytes give the logits of normalised images, to the last bit."""
+    images = data.test.images[:COMPARED]
+    floats = emit(finished.product, finished.facts.shape, storage=storage).model
+    expected = predict(floats, data.normalize(images).numpy())
+    same = (predict(path, raw.arranged(images.numpy())) == expected).all(axis=1)
+    if not same.all():
+        raise GateError(f"{path}: {100 * (1 - same.mean()):.3g} % of raw images give other logits than normalised ones")
+
+
+def _resolution(emitted: Emitted) -> dict[str, Any]:
+    """What the report says of each integer layer's resolution, and of those whose bias is coarse."""
+    return {
+        "resolution": [each.as_dict() for each in emitted.resolution],
+        "coarse_layers": [each.layer for each in emitted.resolution if each.coarse],
+    }

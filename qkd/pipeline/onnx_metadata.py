@@ -1,0 +1,118 @@
+"""Inscription: what travels inside an exported file, and the program beside it that reads it and classifies images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qkd import __version__
+from qkd.storage.atomic import place
+from qkd.storage.run import RECIPE
+
+if TYPE_CHECKING:
+    from qkd.export import RawImages
+    from qkd.pipeline.reload import Finished
+    from qkd.recipe import Recipe
+
+INFER = "infer.py"
+MARK = '"""Written by `qkd export`: classifies image files with the ONNX file beside it.'
+PROGRAM = (
+    MARK
+    + '''
+
+    python infer.py IMAGE...        needs numpy, pillow and onnxruntime
+"""
+import json, sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+model = Path(__file__).with_name(FILE)
+session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+told = session.get_modelmeta().custom_metadata_map
+labels, how = json.loads(told["labels"]), json.loads(told["preprocessing"])
+for path in sys.argv[1:]:
+    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if how["channels"] == 1 else "RGB")
+    image = ImageOps.fit(image, (how["width"], how["height"]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image).reshape(1, how["height"], how["width"], how["channels"])
+    if how["input"] == "float32":
+        pixels = pixels.astype(np.float32) * np.float32(how["multiply"]) + np.float32(how["add"])
+    if how["layout"] == "nchw":
+        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    logits = session.run(None, {session.get_inputs()[0].name: pixels})[0][0]
+    chances = np.exp(logits - logits.max())
+    print(path, labels[logits.argmax()], f"{chances.max() / chances.sum():.4f}", sep="\\t")
+'''
+)
+
+
+def metadata(finished: Finished, raw: RawImages, kind: str) -> Mapping[str, str]:
+    """What an exported file says of itself: labels, preprocessing, bits, scheme, the completed recipe, versions.
+
+    ``kind`` is "uint8" or "float32"; ``raw`` says how bytes are normalised, inside the file or before it.
+    """
+    folder = finished.run.folder
+    text = (folder / RECIPE).read_text()
+    return inscribed(finished.recipe, finished.data, raw, kind, name=folder.name, text=text, commit=commit(folder))
+
+
+def inscribed(
+    recipe: Recipe, data: Mapping[str, Any], raw: RawImages, kind: str, *, name: str, text: str, commit: str
+) -> Mapping[str, str]:
+    """``metadata`` from its parts: ``data`` as a run keeps it, the ``name`` of the run, the ``text`` of its recipe."""
+    scheme = recipe.student.quantize
+    found = {
+        "name": name,
+        "labels": json.dumps(data["labels"]),
+        "preprocessing": json.dumps(preprocessing(data, raw, kind)),
+        "scheme": "float" if scheme is None else str(scheme),
+        "bits": json.dumps(None if scheme is None else bits(scheme)),
+        "network": recipe.student.build,
+        "method": recipe.method.name,
+        "recipe": text,
+        "qkd": __version__,
+        "commit": commit,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def preprocessing(data: Mapping[str, Any], raw: RawImages, kind: str) -> dict[str, Any]:
+    """From an image file to the file's input; ``multiply`` and ``add`` are float32, written so that they come back exactly."""
+    channels, height, width = data["shape"]
+    return {
+        "input": kind,
+        "layout": raw.layout,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "resize": "scaled and cropped in the middle, bilinear",
+        "mean": data["mean"],
+        "std": data["std"],
+        "scale": 255,
+        "multiply": [float(value) for value in raw.scale],
+        "add": [float(value) for value in raw.shift],
+    }
+
+
+def bits(scheme: Any) -> dict[str, int]:
+    """Bits of weights and activations between the ends, and of the first and last layers."""
+    return {name: getattr(scheme, name) for name in ("weights", "activations", "first", "last")}
+
+
+def commit(folder: Path) -> str:
+    """The git commit of the tree a folder stands in; empty where there is none."""
+    try:
+        words = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        return ""
+
+
+def write_program(file: Path, path: Path) -> Path | None:
+    """The program for an exported file, beside it. None, and nothing written, where somebody's own stands there."""
+    if path.is_file() and not path.read_text(errors="replace").startswith(MARK):
+        return None
+    return place(path, lambda to: to.write(PROGRAM.replace("(FILE)", f"({json.dumps(file.name)})").encode()))

@@ -1,0 +1,196 @@
+"""Starts: the float weights a network begins from. Pretrained once per architecture, data and settings; cached by content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from qkd import __version__
+from qkd.assembly.ensemble import Parts
+from qkd.data.root import cache
+from qkd.distill.plan import Phase, Plan, Step
+from qkd.distill.stages import cut
+from qkd.distill.terms import label
+from qkd.engine.device import Machine
+from qkd.engine.diagnostics import finite
+from qkd.engine.metrics import logits, top1
+from qkd.engine.train import Listener, Training, train
+from qkd.errors import NetworkError, RunError, TrainingError, nearest
+from qkd.networks.tracing import trace
+from qkd.storage.atomic import held, place
+from qkd.storage.checkpoints import LAST, Checkpoints
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from qkd.data import Data
+    from qkd.recipe import NetworkEntry, Recipe
+
+FLOAT, SCRATCH = "float", "scratch"
+LATER = {
+    "cutout": None,
+    "randaugment": None,
+    "mixup": None,
+    "cutmix": None,
+    "milestones": [0.5, 0.75],
+    "nesterov": True,
+}
+"""Settings that came later; left at their defaults they do not change the key of what is cached."""
+
+
+@dataclass
+class Starts:
+    """Gives each network its float weights, and remembers the accuracy they have on the test split."""
+
+    recipe: Recipe
+    data: Data
+    fabric: Fabric
+    folder: Path  # for checkpoints of what is not finished yet
+    machine: Machine = field(default_factory=Machine)
+    listen: Listener = field(default=lambda event, values: None)
+    top1: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, part: str, entry: NetworkEntry, network: nn.Module) -> None:
+        """Load or make the weights of one float network, in place."""
+        if entry.start_from == SCRATCH:
+            return
+        if entry.start_from == FLOAT:
+            network.load_state_dict(self._pretrained(part, entry, network))
+        else:
+            load_checkpoint(network, Path(entry.start_from))
+        batches = self.data.batches("test", self.recipe.data.batch, device=self.fabric.device)
+        scores = logits(network.to(self.fabric.device), batches)
+        self.top1[part] = top1(scores, self.data.test.labels)
+        network.to("cpu")
+
+    def _pretrained(self, part: str, entry: NetworkEntry, network: nn.Module) -> dict[str, Tensor]:
+        key = self._key(network)
+        path = cache() / "float" / f"{key}.safetensors"
+        with held(path) if self.fabric.world_size == 1 else contextlib.nullcontext():  # others may be making it
+            state = self.fabric.broadcast(_cached(path) if self.fabric.is_global_zero else None)
+            if state is not None:
+                self.listen("cached", {"part": part, "build": entry.build})
+                return dict(state)
+            self.listen("pretrain", {"part": part, "build": entry.build, "epochs": self.recipe.pretrain.epochs})
+            checkpoints = Checkpoints(self.folder / f"float-{key}")
+            self._train(network, checkpoints)
+            state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+            if broken := _broken(state):
+                found = f"the float start of {part} ended with numbers that are not finite: {broken}"
+                raise TrainingError(f"{found}; take a lower pretrain.rate")
+            if self.fabric.is_global_zero:
+                _keep(path, state)
+                checkpoints.clear()
+        return state
+
+    def _train(self, network: nn.Module, checkpoints: Checkpoints) -> None:
+        """Train a float network. What an interrupted run of the same folder had done of it is taken up."""
+        staged = cut(trace(network), [])
+        plan = Plan((Phase("float", (Step(["student"], [label("student")]),)),))
+        training = Training(
+            parts=Parts({"student": staged}, plan),
+            plan=plan,
+            data=self.data,
+            settings=self.recipe.pretrain,
+            batch=self.recipe.data.batch,
+            seed=self.recipe.seed,
+            fabric=self.fabric,
+            checkpoints=checkpoints,
+            choose=False,
+            save_every=60 * self.machine.save_every,
+            compile=self.machine.compile,
+            listen=self.listen,
+        )
+        torch.manual_seed(self.recipe.seed)
+        saved = self.fabric.broadcast(checkpoints.load(LAST) if self.fabric.is_global_zero else None)
+        train(training, saved=saved)
+        network.to("cpu")
+
+    def _key(self, network: nn.Module) -> str:
+        """The architecture (graph and first weights), the data and the settings: what the result depends on."""
+        digest = hashlib.sha256(f"{__version__.rpartition('.')[0]} {trace(network).code}".encode())
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+        settings = self.recipe.pretrain.model_dump(mode="json")
+        del settings["recompute"]  # it changes no bit
+        for name, default in LATER.items():
+            if settings[name] == default:
+                del settings[name]
+        facts = [settings, self.recipe.data.batch, self.recipe.seed, self.data.fingerprint()]
+        facts += [self.machine.precision] * (self.machine.precision != "fp32")
+        facts += ["averaged"] * (settings["ema"] is not None)  # once the average was made and not taken
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        return digest.hexdigest()[:24]
+
+
+def _cached(path: Path) -> dict[str, Tensor] | None:
+    """What is cached there; None for nothing, or a file that is damaged or holds numbers that are not finite."""
+    try:
+        state = dict(load_file(path)) if path.is_file() else None
+    except (SafetensorError, OSError):
+        return None
+    return None if state is None or _broken(state) else state
+
+
+def _broken(state: Mapping[str, Tensor]) -> str:
+    """The first tensor that is not finite; the guard of training looks at every step but not behind the last."""
+    return next((name for name, tensor in state.items() if not finite(tensor)), "")
+
+
+def _keep(path: Path, state: Mapping[str, Tensor]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place(path, lambda file: file.write(save(dict(state))))
+    except (OSError, RunError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path}: cannot keep the float start: {why}; set XDG_CACHE_HOME elsewhere") from error
+
+
+def load_checkpoint(network: nn.Module, path: Path) -> None:
+    """Load float weights from a safetensors file or a state dict saved by torch, without executing anything from it.
+
+    Raises NetworkError naming a missing, unexpected or differently shaped tensor.
+    """
+    if not path.is_file():
+        raise NetworkError(f"start_from: {path}: no such file; possible are `float`, `scratch` or a checkpoint")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:
+        raise NetworkError(f"start_from: {path}: not readable: {str(error).splitlines()[0]}") from error
+    own = network.state_dict()
+    counts = {name: count for name, count in own.items() if name.endswith(".num_batches_tracked")}
+    state = {**counts, **_innermost(path, state)}  # files older than that counter lack it
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        name, what = (missing[0], "lacks") if missing else (extra[0], "has an unknown")
+        hint = nearest(name, extra if missing else own)
+        raise NetworkError(f"start_from: {path}: {what} {name!r}{hint} ({len(missing)} missing, {len(extra)} unknown)")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the network"
+            raise NetworkError(f"start_from: {path}: {name} has shape {shapes}")
+    network.load_state_dict(dict(state))
+
+
+def _innermost(path: Path, state: object) -> Mapping[str, Tensor]:
+    """The state dict itself, where training scripts wrapped it together with other things."""
+    if isinstance(state, Mapping):
+        inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+        if all(isinstance(tensor, Tensor) for tensor in inner.values()):
+            return inner
+    raise NetworkError(f"start_from: {path}: holds no state dict (tensors by name)")

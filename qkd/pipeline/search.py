@@ -1,0 +1,165 @@
+"""Search: settings that Optuna proposes, one run each, judged on the validation split; resumable."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qkd.errors import UsageError
+from qkd.pipeline.sweep import Point, named
+
+STUDY, NAME = "search.db", "qkd"
+SCORE = "val_top1"  # never the test split: what is chosen by it is not measured by it
+Train = Callable[[Point], str | None]  # -> why it failed
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values a setting may take: between two numbers, perhaps on a logarithmic scale, or one of several words."""
+
+    key: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+    words: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The values at its ends."""
+        numbers = (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
+        return self.words or numbers
+
+    def written(self, value: Any) -> str:
+        """A value as an override writes it; six digits are enough for a recipe."""
+        return f"{self.key}={value:.6g}" if isinstance(value, float) else f"{self.key}={value}"
+
+
+def searched(text: str) -> Range:
+    """``a.b=0.01:1:log``, ``a.b=1:8`` (whole numbers) or ``a.b=sgd,adamw``. Raises UsageError."""
+    key, sign, values = text.partition("=")
+    wrong = UsageError(f"--search {text}: expected KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=VALUE,VALUE")
+    if not sign or not key.strip() or not values.strip():
+        raise wrong
+    words = values.split(":")
+    if len(words) == 1:
+        choices = tuple(value.strip() for value in values.split(","))
+        if not all(choices) or len(set(choices)) < max(2, len(choices)):
+            raise wrong
+        return Range(key.strip(), words=choices)
+    try:
+        low, high = (float(word) for word in words[:2])
+    except ValueError as error:
+        raise wrong from error
+    whole = all(word.strip().lstrip("+-").isdigit() for word in words[:2])
+    if len(words) > 3 or (len(words) == 3 and words[2] != "log") or not low < high or (len(words) == 3 and low <= 0):
+        raise wrong
+    return Range(key.strip(), low, high, len(words) == 3, whole)
+
+
+def search(
+    out: Path,
+    ranges: Sequence[Range],
+    trials: int,
+    train: Train,
+    *,
+    check: Callable[[Point], object],
+    jobs: int = 1,
+    listen: Callable[[Point, str], None] = lambda point, state: None,
+) -> tuple[list[Point], dict[str, str]]:
+    """Train so many proposals in all, those of earlier calls on the same folder included. -> all that were made, and why
+    some failed, by name
+
+    A proposal whose run was broken off is taken up again first. ``check`` raises what is wrong with a point; it is asked
+    about the ends of every range before anything else. Raises UsageError where Optuna is not installed, or the folder
+    belongs to another search.
+    """
+    for end in (0, -1):
+        changes = tuple(each.written(each.ends[end]) for each in ranges)
+        check(Point(out / named(changes), changes))
+    out.mkdir(parents=True, exist_ok=True)
+    study = _Study(out, ranges)
+    failures: dict[str, str] = {}
+    turn, running = threading.Lock(), dict[str, threading.Lock]()
+    left = max(0, trials - study.finished)
+
+    def one(number: int) -> None:
+        with turn:
+            trial, point = study.ask()
+            busy = running.setdefault(point.name, threading.Lock())
+        with busy:  # the same values may be proposed twice
+            failure = None if point.finished else train(point)
+        with turn:
+            score = None if failure else point.result().get(SCORE)
+            if score is None:
+                failures[point.name] = failure or f"no {SCORE}: it ended before the product was compared (--max-steps)"
+            study.tell(trial, score)
+            listen(point, f"{SCORE} {score:.2f}" if score is not None else f"failed: {failures[point.name]}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, range(left)))
+    return study.points(), failures
+
+
+class _Study:
+    """Optuna's memory of a folder."""
+
+    def __init__(self, out: Path, ranges: Sequence[Range]) -> None:
+        try:
+            self.optuna: Any = importlib.import_module("optuna")
+        except ImportError as error:
+            raise UsageError("--search: Optuna is not installed; pip install 'qkd[optuna]'") from error
+        self.out, self.ranges = out, ranges
+        self.space = {each.key: self._distribution(each) for each in ranges}
+        self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
+        storage = f"sqlite:///{(out / STUDY).resolve()}"
+        self.study = self.optuna.create_study(
+            study_name=NAME, storage=storage, load_if_exists=True, direction="maximize"
+        )
+        before = self.study.trials
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=len(before))  # taken up, it proposes something new
+        if any(trial.distributions not in ({}, self.space) for trial in before):
+            raise UsageError(f"{out}: holds a search over other ranges; choose another folder with --out")
+        states = self.optuna.trial.TrialState
+        for trial in before:
+            if trial.state == states.RUNNING:  # by a process that is no more
+                self.study.tell(trial.number, state=states.FAIL)
+                if trial.params:
+                    self.study.enqueue_trial(trial.params, skip_if_exists=False)
+
+    def _distribution(self, each: Range) -> Any:
+        kinds = self.optuna.distributions
+        if each.words:
+            return kinds.CategoricalDistribution(each.words)
+        if each.whole:
+            return kinds.IntDistribution(int(each.low), int(each.high), log=each.log)
+        return kinds.FloatDistribution(each.low, each.high, log=each.log)
+
+    @property
+    def finished(self) -> int:
+        return len(self._completed())
+
+    def _completed(self) -> list[Any]:
+        return [t for t in self.study.trials if t.state == self.optuna.trial.TrialState.COMPLETE]
+
+    def ask(self) -> tuple[Any, Point]:
+        trial = self.study.ask(self.space)
+        return trial, self._point(trial.params)
+
+    def tell(self, trial: Any, score: float | None) -> None:
+        state = None if score is not None else self.optuna.trial.TrialState.FAIL
+        self.study.tell(trial, score, state=state)
+
+    def points(self) -> list[Point]:
+        """Those that were trained, the best first."""
+        ordered = sorted(self._completed(), key=lambda trial: -trial.value)
+        return list(dict.fromkeys(self._point(trial.params) for trial in ordered))
+
+    def _point(self, params: dict[str, Any]) -> Point:
+        changes = tuple(each.written(params[each.key]) for each in self.ranges)
+        return Point(self.out / named(changes), changes)

@@ -1,0 +1,253 @@
+"""Produce: a recipe goes in, a trained product in a run folder comes out; and a finished run comes back as its product."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from qkd import recipe as recipes
+from qkd.assembly.assemble import Assembly, assemble
+from qkd.assembly.build import STUDENT
+from qkd.assembly.export_preview import foreseen
+from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.unused import unheard
+from qkd.data import Data
+from qkd.engine.bit_schedule import lowered
+from qkd.engine.cost import cost
+from qkd.engine.device import Machine
+from qkd.engine.diagnostics import alarmed
+from qkd.engine.distributed import align, connected, release
+from qkd.engine.loggers import tracked
+from qkd.engine.metrics import ece, logits, top1, top1_of_parts
+from qkd.engine.state import Cursor, snapshot
+from qkd.engine.train import Listener, Training, finished, train
+from qkd.engine.validation import settle
+from qkd.errors import DataError, ExportError
+from qkd.pipeline.pretrain import Starts
+from qkd.pipeline.reload import FLOAT, ended, moved
+from qkd.quantizers import calibrate
+from qkd.storage.atomic import claimed, sweep
+from qkd.storage.checkpoints import LAST
+from qkd.storage.run import DATA, ENVIRONMENT, METRICS, RECIPE, RESULT, Run, environment
+
+if TYPE_CHECKING:
+    from qkd.recipe import Recipe
+
+BEFORE = "before"  # the line of metrics that holds what calibration alone gives
+CALIBRATION_IMAGES = 1024
+
+
+def produce(
+    recipe: Recipe,
+    run: Run | None,
+    machine: Machine,
+    *,
+    resume: bool = False,
+    max_steps: int | None = None,
+    listen: Listener = lambda event, values: None,
+) -> dict[str, Any]:
+    """Train the recipe's product in a run folder. -> what `qkd train --json` prints.
+
+    With ``resume`` it goes on behind the newest checkpoint that is sound, or from the start where there is none yet.
+    Of several ranks the first is given the run; it alone writes and talks. Raises Interrupted, the state kept, when a
+    signal asked for the end.
+    """
+    fabric = machine.fabric()
+    with contextlib.ExitStack() as held:
+        held.enter_context(connected(fabric))
+        folder = Path(fabric.broadcast(str(run.folder) if run else ""))
+        if not fabric.is_global_zero:
+            run, listen = Run(folder, writes=False), lambda event, values: None
+        assert run is not None
+        if resume and fabric.broadcast(run.writes and ended(run)):
+            listen("finished", {"run": str(folder)})
+            return run.read_json(RESULT)
+        if run.writes:
+            held.enter_context(claimed(folder))
+            listen = held.enter_context(tracked(machine.loggers, folder, recipe.model_dump(mode="json"), listen))
+        return _Production(recipe, run, machine, fabric, resume, max_steps, listen).result()
+
+
+@dataclass(frozen=True)
+class _Production:
+    recipe: Recipe
+    run: Run
+    machine: Machine
+    fabric: Any
+    resume: bool
+    max_steps: int | None
+    listen: Listener
+
+    def result(self) -> dict[str, Any]:
+        start, data = time.perf_counter(), load_data(self.recipe)
+        if self.machine.workers is not None:
+            data = replace(data, workers=self.machine.workers)
+        _require_batches(data, self.recipe.data.batch, self.fabric.world_size)
+        if self.run.writes:
+            sweep(self.run.folder)
+        facts = environment(**self.machine.facts(self.fabric))
+        changed = moved(self.run, facts)
+        _write_facts(self.run, self.recipe, data, facts)
+        found = self.run.checkpoints.load(LAST) if self.resume and self.run.writes else None
+        saved = self.fabric.broadcast(found)
+        training, assembly, cursor = self._go_on(data) if saved else self._begin(data)
+        self._state_ranks()
+        if saved:
+            self.listen("resumed", {"steps": saved["cursor"]["steps"], "changed": changed})
+        cursor = train(training, cursor, saved)
+        result = _finish(training, assembly, data)
+        result["finished"] = finished(training, cursor)
+        return _report(self.run, self.recipe, cursor, result, time.perf_counter() - start)
+
+    def _state_ranks(self) -> None:
+        ranks, batch = self.fabric.world_size, self.recipe.data.batch
+        if ranks > 1:
+            facts = {"ranks": ranks, "batch": batch, "each": batch // ranks, "rate": self.recipe.train.rate}
+            self.listen("ranks", facts)
+
+    def _go_on(self, data: Data) -> tuple[Training, Assembly, Cursor | None]:
+        assembly = assemble(self.recipe, facts_of(data))
+        return self._training(assembly, data), assembly, None
+
+    def _begin(self, data: Data) -> tuple[Training, Assembly, Cursor]:
+        """Float starts, quantization, calibration; then a checkpoint, so that none of it is ever done twice."""
+        if self.run.writes:
+            self.run.checkpoints.forget_after(-1, whole=True)
+        self.run.write(METRICS, "")
+        self._foresee(data)
+        starts = Starts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
+        assembly = assemble(self.recipe, facts_of(data), start=lambda *start: _start(self.run, starts, *start))
+        training = self._training(assembly, data)
+        before = _prepare(training, assembly, data)
+        cursor = Cursor(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
+        state = snapshot(self.fabric, training.parts, cursor)
+        if self.run.writes:
+            self.run.checkpoints.save(LAST, state, steps=0)
+        return training, assembly, cursor
+
+    def _foresee(self, data: Data) -> None:
+        """Before training, say what does nothing and what will stay float. Raises SchemeError for what cannot be exact."""
+        with torch.random.fork_rng(devices=[]):
+            assembly = assemble(self.recipe, facts_of(data))
+        lines = [str(problem) for problem in unheard(self.recipe, assembly)]
+        try:
+            lines += foreseen(self.recipe, assembly)
+        except ExportError as error:
+            lines.append(f"the product will not be exported: {error}")
+        if lines:
+            self.listen("foreseen", {"lines": lines})
+
+    def _training(self, assembly: Assembly, data: Data) -> Training:
+        recipe, scheme = self.recipe, self.recipe.student.quantize
+        low = scheme is not None and min(scheme.weights, scheme.activations) <= 4
+        return Training(
+            parts=assembly.parts.to(self.fabric.device).to(memory_format=torch.channels_last),
+            plan=assembly.plan,
+            data=data,
+            settings=recipe.train,
+            batch=recipe.data.batch,
+            seed=recipe.seed,
+            fabric=self.fabric,
+            run=self.run,
+            checkpoints=self.run.checkpoints,
+            reestimate=low if recipe.train.reestimate == "auto" else bool(recipe.train.reestimate),
+            max_steps=self.max_steps,
+            save_every=60 * self.machine.save_every,
+            compile=self.machine.compile,
+            listen=self.listen,
+        )
+
+
+def _require_batches(data: Data, batch: int, ranks: int) -> None:
+    if not data.length(batch, ranks):
+        held = f"{len(data.train.labels)} training images in batches of {batch}"
+        said = f"data.batch: {held} give {ranks} ranks nothing to learn from; take a larger batch or fewer ranks"
+        raise DataError(said)
+
+
+def _start(run: Run, starts: Starts, part: str, entry: Any, network: nn.Module) -> None:
+    """Give a network its float weights; those of the student are kept, to compare the product with."""
+    starts(part, entry, network)
+    if part == STUDENT and part in starts.top1:
+        state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+        run.write(FLOAT, save(state))
+
+
+def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
+    """Calibrate everybody on training images. -> top-1 of the product before training, on the test split."""
+    torch.manual_seed(training.seed)
+    count = max(1, CALIBRATION_IMAGES // training.batch)
+    seen = data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)
+    images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
+    lowered(training, 0, keep_range=False)  # nothing is calibrated yet
+    for staged in training.parts.networks.values():
+        calibrate(staged.network, images)
+    if assembly.plan.deployed():
+        calibrate(assembly.product(), images, under="heads.")
+    if training.reestimate:
+        align(training.fabric, training.parts)  # over the images of all ranks, as in training
+        settle(training)
+        release(training.parts)
+    before = test_top1(assembly.product(), data, training.batch, training.device)
+    assert training.run is not None
+    training.run.log({"phase": BEFORE, "steps": 0, "test/top1": before})
+    training.listen(BEFORE, {"top1": before})
+    return before
+
+
+def test_top1(product: nn.Module, data: Data, batch: int, device: torch.device | str) -> float:
+    return top1(logits(product, data.batches("test", batch, device=device)), data.test.labels)
+
+
+def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any]:
+    product = assembly.product()
+    assert training.run is not None
+    training.run.save_product(product.state_dict())
+    scores = logits(product, data.batches("test", training.batch, device=training.device))
+    together = top1_of_parts(training.parts, data.batches("test", training.batch, device=training.device))
+    return {
+        "top1": top1(scores, data.test.labels),
+        "ece": round(ece(scores, data.test.labels), 4),
+        "parts": {name: round(value, 4) for name, value in together.items()},
+        "cost": cost(training),
+        "alarms": alarmed(training),
+    }
+
+
+def _report(run: Run, recipe: Recipe, cursor: Cursor, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    values = {
+        "run": str(run.folder),
+        "method": recipe.method.name,
+        "top1": result["top1"],
+        "float_top1": cursor.facts.get("float_top1"),
+        "val_top1": cursor.best if cursor.best >= 0 else None,
+        "epochs": recipe.train.epochs,
+        "seconds": round(seconds, 1),
+        "seed": recipe.seed,
+        "before_top1": cursor.facts.get("before_top1"),
+        "training_seconds": round(cursor.seconds, 1),
+        "training_cpu_seconds": round(cursor.cpu_seconds, 1),
+        "steps": cursor.steps,
+        "parts": result["parts"],
+        "ece": result["ece"],
+        "cost": result["cost"],
+        "alarms": result["alarms"],
+        "finished": result["finished"],
+    }
+    run.write_json(RESULT, values)
+    return values
+
+
+def _write_facts(run: Run, recipe: Recipe, data: Data, facts: Mapping[str, Any]) -> None:
+    run.write(RECIPE, recipes.dump(recipe))
+    run.write_json(ENVIRONMENT, facts)
+    images = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
+    run.write_json(DATA, {**data.facts, "images": images})

@@ -1,0 +1,205 @@
+"""Scene: who teaches whom in one optimizer step of a plan, as lanes, links and buses; where they stand is left to the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qkd.assembly.assemble import Assembly
+from qkd.assembly.build import STUDENT
+from qkd.distill.heads import Head
+from qkd.distill.plan import EXCHANGE, Plan, Step, needed
+from qkd.distill.taps import LOGITS, SHARED, Tap
+from qkd.distill.terms import Term
+from qkd.recipe import Recipe
+
+Kind = Literal["network", "exchange", "head"]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A participant: a network, the exchange or a head; ``stages`` are those at which something happens to it."""
+
+    part: str
+    about: str
+    state: str
+    kind: Kind
+    stages: tuple[str, ...]
+    reads: tuple[Tap, ...] = ()  # of a head
+    product: bool = False
+
+
+@dataclass(frozen=True)
+class Link:
+    """A term: its first tap is the pupil, the others are its sources; none of them: it learns from the labels."""
+
+    kind: str
+    weight: str
+    pupil: Tap
+    sources: tuple[Tap, ...]
+    target: str
+
+    @property
+    def mirrored(self) -> tuple[str, str, Tap, tuple[Tap, ...]]:
+        """What a link has to be for its pupil and its source to teach each other alike."""
+        return self.kind, self.weight, self.sources[0], (self.pupil,)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the sources make one target together."""
+        return len(self.sources) > 1 or self.pupil in self.sources
+
+
+@dataclass(frozen=True)
+class Bus:
+    """The exchange at one stage: ``members`` hand it their tensors; ``back``: what it makes of them flows on in all of them."""
+
+    stage: str
+    members: tuple[str, ...]
+    back: bool
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture. ``columns`` are the stages, from the images to the logits."""
+
+    columns: tuple[str, ...]
+    lanes: tuple[Lane, ...]
+    links: tuple[Link, ...]
+    buses: tuple[Bus, ...]
+
+    @property
+    def label(self) -> str:
+        """The scene in words."""
+        parts = ", ".join(f"{lane.part} ({', '.join(filter(None, (lane.about, lane.state)))})" for lane in self.lanes)
+        buses = (f"{', '.join(bus.members)} exchange features at {bus.stage}" for bus in self.buses)
+        links = (
+            f"{named(link.pupil)} learns from {source_of(link)} by {link.kind}, weight {link.weight}"
+            for link in self.links
+        )
+        return ". ".join([f"Parts: {parts}", *buses, *links])
+
+
+def named(tap: Tap) -> str:
+    """A tap as readers know it: a part by its name where its output is meant."""
+    return tap.part if tap.stage == LOGITS else str(tap)
+
+
+def source_of(link: Link) -> str:
+    """Whom a pupil learns from, in words."""
+    if not link.sources:
+        return "the labels" if link.kind == "label" else "itself"
+    listed = ", ".join(map(named, link.sources))
+    target = link.target.removesuffix(f".{LOGITS}")
+    return f"{target} of {listed}" if link.joined or target not in listed else listed
+
+
+def scene_of(
+    recipe: Recipe,
+    assembly: Assembly,
+    step: Step,
+    *,
+    top1: Mapping[str, float] | None = None,
+    importance: Mapping[tuple[str, str], float] | None = None,
+) -> Scene:
+    """The scene of one step; ``top1`` adds accuracies of parts, ``importance`` (part, stage) the weights they ended with."""
+    plan, scores = assembly.plan, top1 or {}
+    running = needed(plan, step)
+    heads = _heads(plan, step, running)
+    read = {tap for term in step.terms for tap in term.reads} | {tap for head in heads for tap in head.reads}
+    columns = tuple(dict.fromkeys((*assembly.cast.stages, LOGITS)))
+    members = tuple(part for part in plan.exchange.members if part in running)
+    buses = _buses(plan, members, read, importance or {})
+    lanes = [_network(recipe, assembly, step, part, scores) for part in assembly.cast.teachers if part in running]
+    lanes += _exchanged(
+        plan, step, columns, buses, {*recipe.networks, *(head.name for head in plan.heads)}, read, scores
+    )
+    lanes += [_head(head, plan, step, scores) for head in heads]
+    if STUDENT in running:
+        lanes.append(_network(recipe, assembly, step, STUDENT, scores))
+    return Scene(columns, tuple(lanes), tuple(map(link_of, step.terms)), buses)
+
+
+def _heads(plan: Plan, step: Step, running: Collection[str]) -> list[Head]:
+    """The heads that terms read, those they read in turn, and the product if it is one that can run."""
+    wanted = {tap.part for term in step.terms for tap in term.reads}
+    wanted |= {head.name for head in plan.deployed() if {tap.part for tap in head.reads} <= {*running, *wanted}}
+    for head in reversed(plan.heads):
+        wanted |= head.parts if head.name in wanted else set()
+    return [head for head in plan.heads if head.name in wanted]
+
+
+def _head(head: Head, plan: Plan, step: Step, top1: Mapping[str, float]) -> Lane:
+    about = f"through {head.via.part}" if head.via else head.about.partition(",")[0] or "head"
+    state = _state(step, head.name, top1.get(head.name))
+    state = state if head.learns else state.removeprefix("frozen").removeprefix(" · ")
+    return Lane(head.name, about, state, "head", (LOGITS,), head.reads, product=plan.product == head.name)
+
+
+def _exchanged(
+    plan: Plan,
+    step: Step,
+    columns: Sequence[str],
+    buses: Sequence[Bus],
+    known: Collection[str],
+    read: Collection[Tap],
+    top1: Mapping[str, float],
+) -> list[Lane]:
+    """A lane for each name under which the exchange records something; one for the exchange itself if there is none."""
+    if not buses:
+        return []
+    names = list(dict.fromkeys(tap.part for tap in sorted(read) if tap.part not in known)) or [SHARED]
+    at = {name: {tap.stage for tap in read if tap.part == name} for name in names}
+    at[names[0]] |= {bus.stage for bus in buses}
+    score, pieces = top1.get(names[0]), [each for each in step.learners if each.startswith(f"{EXCHANGE}.")]
+    about = type(plan.exchange).__name__.lower() + (f" · {score:.1f} %" if score is not None else "")
+    state = "learns" if len(pieces) > 1 else _state(step, EXCHANGE, None)  # short: arrows leave to its right
+    return [Lane(name, about, state, "exchange", tuple(c for c in columns if c in at[name])) for name in names]
+
+
+def link_of(term: Term) -> Link:
+    """A term as a link."""
+    kind, _, rest = term.name.partition("/")
+    return Link(kind, weight_of(term.weight), term.reads[0], term.reads[1:], rest.partition("<")[2])
+
+
+def weight_of(weight: float | Callable[[float], float]) -> str:
+    """A weight, or the first and last value of a schedule."""
+    return f"{weight(0.0):.2g}..{weight(1.0):.2g}" if callable(weight) else f"{weight:.3g}"
+
+
+def _network(recipe: Recipe, assembly: Assembly, step: Step, part: str, top1: Mapping[str, float]) -> Lane:
+    entry = recipe.networks[part]
+    build = entry.build.rpartition(":")[2]
+    bits = str(entry.quantize) if entry.quantize else "float"
+    stages = (*assembly.cast.stages, LOGITS)
+    state = _state(step, part, top1.get(part))
+    return Lane(part, f"{shortened(build)} {bits}", state, "network", stages, product=assembly.plan.product == part)
+
+
+def shortened(name: str, longest: int = 20) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _state(step: Step, part: str, top1: float | None) -> str:
+    learners = {learner.partition(".")[0] for learner in step.learners}
+    stages = sorted(learner.partition(".")[2] for learner in step.learners if learner.startswith(f"{part}."))
+    what = f"learns {', '.join(stages)}" if stages else "learns" if part in learners else "frozen"
+    what = "" if part == EXCHANGE and part not in learners else what
+    return " · ".join(filter(None, [what, "" if top1 is None else f"{top1:.1f} %"]))
+
+
+def _buses(
+    plan: Plan, members: tuple[str, ...], read: Collection[Tap], importance: Mapping[tuple[str, str], float]
+) -> tuple[Bus, ...]:
+    if not members:
+        return ()
+    logits = any(tap == Tap(SHARED) for tap in read)
+    stages = dict.fromkeys([*plan.exchange.stages, *([LOGITS] if logits else [])])
+    back = bool(getattr(plan.exchange, "write_back", False))
+    weights = {
+        stage: {part: importance[part, stage] for part in members if (part, stage) in importance} for stage in stages
+    }
+    return tuple(Bus(stage, members, back and stage != LOGITS, weights[stage]) for stage in stages)

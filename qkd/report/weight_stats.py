@@ -1,0 +1,72 @@
+"""Weights: what rounding did to each layer of the product."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qkd.errors import QkdError
+
+if TYPE_CHECKING:
+    from qkd.assembly.assemble import Assembly
+    from qkd.report.run_data import Evidence
+
+FLOAT_BITS = 32
+QUANTIZED = ("conv", "linear")  # the kinds of layers with quantized weights
+
+
+class Row(NamedTuple):
+    """A layer. ``error``: ``|w - q| / |w|``; ``ends``, ``zeros``: shares of the weights on the outermost levels and on zero."""
+
+    name: str
+    kind: str
+    bits: int
+    shape: str
+    parameters: int
+    error: float | None = None
+    ends: float | None = None
+    zeros: float | None = None
+
+
+class Weights(NamedTuple):
+    """Layers with weights in the order of the network, and how many activation quantizers have how many bits."""
+
+    rows: list[Row]
+    activations: list[tuple[int, int]]
+
+
+def weights(evidence: Evidence, assembly: Assembly) -> Weights | None:
+    """What rounding did to the trained weights; None where there is no product that fits."""
+    from qkd.quantizers import describe
+
+    product = assembly.product()
+    try:
+        product.load_state_dict(evidence.run.load_product())
+    except (QkdError, RuntimeError, OSError):
+        return None
+    layers = describe(product.eval())
+    weighed = [layer for layer in layers if len(layer.shape) > 1]
+    rows = [_row(layer, product.get_submodule(layer.name)) for layer in weighed]
+    others = Counter(layer.bits for layer in layers if layer.bits < FLOAT_BITS and layer.kind not in QUANTIZED)
+    return Weights(rows, sorted(others.items()))
+
+
+def _row(layer: Any, module: nn.Module) -> Row:
+    shape = "x".join(map(str, layer.shape))
+    row = Row(layer.name, layer.kind, layer.bits, shape, layer.parameters)
+    if not hasattr(module, "quant_weight"):
+        return row
+    error, ends, zeros = _rounding(module)
+    return row._replace(error=error, ends=ends, zeros=zeros)
+
+
+@torch.no_grad()
+def _rounding(module: Any) -> tuple[float, float, float]:
+    quantized = module.quant_weight()
+    levels: Tensor = torch.round(quantized.value / quantized.scale)
+    ends = levels.abs() >= levels.abs().amax()
+    error = (module.weight - quantized.value).norm() / module.weight.norm().clamp_min(1e-12)
+    return float(error), float(ends.float().mean()), float((levels == 0).float().mean())

@@ -1,0 +1,131 @@
+"""What Brevitas' proxies call: modules from a tensor to ``(dequantized, scale, zero point, bit width)``."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkd.errors import SchemeError
+from qkd.quantizers.round_to_grid import positive, round_to_grid
+from qkd.quantizers.step_search import steps
+
+Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def levels(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
+    """The lowest and highest integer of a grid with zero point 0; narrow leaves out ``-2 ** (bits - 1)``."""
+    if not signed:
+        return 0, 2**bits - 1
+    top = 2 ** (bits - 1) - 1
+    if top == 0:
+        raise SchemeError("1 bit: a signed grid around zero has one level, zero itself; take 2 bits or more")
+    return (-top if narrow else -top - 1), top
+
+
+def over(x: Tensor, shape: tuple[int, ...]) -> list[int]:
+    """The axes along which numbers share a step of that shape; all of them where it is ()."""
+    return [axis for axis in range(x.ndim) if not shape or shape[axis] == 1]
+
+
+class FakeQuant(nn.Module, ABC):
+    """A quantizer's core: bits, integer range, and whether its scale has been calibrated (kept in the state dict)."""
+
+    calibrated: Tensor
+    zero_point: Tensor
+    bit_width: Tensor
+
+    def __init__(self, bits: int, low: int, high: int, code_bits: int, calibration: str) -> None:
+        super().__init__()
+        self.bits, self.low, self.high, self.calibration = bits, low, high, calibration
+        self.name = ""
+        self.compiled = False
+        self.ladder: tuple[int, ...] = ()  # see qkd.quantizers.progressive
+        self._ready = False
+        self.register_buffer("calibrated", torch.tensor(False))
+        self.register_buffer("zero_point", torch.tensor(0.0), persistent=False)
+        self.register_buffer("bit_width", torch.tensor(float(code_bits)), persistent=False)
+
+    @abstractmethod
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` on the grid, with the quantizer's gradient, and the positive distance between neighbouring integers."""
+
+    @abstractmethod
+    def fit(self, values: Tensor) -> None:
+        """Choose the scale from values (channels, n) and mark the quantizer as calibrated."""
+
+    def zero(self) -> Tensor:
+        """The integer that stands for 0."""
+        return self.zero_point
+
+    def forward(self, x: Tensor) -> Quantized:
+        self.require_calibration()
+        value, scale = self.quantize(x)
+        return value, scale, self.zero(), self.bit_width
+
+    def value(self, x: Tensor) -> Tensor:
+        """``x`` on the grid, and nothing else: the short way of layers, which call it for every batch."""
+        if not self._ready:
+            self.require_calibration()
+        return self.quantize(x)[0]
+
+    def mark_calibrated(self) -> None:
+        self.calibrated.fill_(True)
+        self._ready = True
+
+    def is_calibrated(self) -> bool:
+        """Whether the scale was chosen from data; reads the device only until it is true."""
+        self._ready = self._ready or bool(self.calibrated)
+        return self._ready
+
+    def require_calibration(self) -> None:
+        if not self._ready and not self.is_calibrated():
+            raise SchemeError(
+                f"quantizer {self.name or type(self).__name__} was never calibrated: call "
+                f"qkd.quantizers.calibrate(network, batches), or run inside `with qkd.quantizers.disabled(network):`"
+            )
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._ready = bool(self.calibrated)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, low={self.low}, high={self.high}"
+
+
+class LsqQuant(FakeQuant):
+    """Learned step size quantization. State: ``step`` (learned) and ``calibrated``.
+
+    Source: Esser et al., Learned Step Size Quantization, ICLR 2020. The gradient of the step is scaled by
+    ``1 / sqrt(N * high)``, where N is the number of weights that share the step, or the features of one sample.
+    Departure: weights use the symmetric grid (narrow range), as integer kernels want it; at 2 bits they are ternary.
+    The scale is ``max(|step|, 1e-8)``, so it is positive wherever an optimizer carries the step.
+    """
+
+    def __init__(
+        self, bits: int, signed: bool, calibration: str, shape: tuple[int, ...] = (), of_weights: bool = False
+    ) -> None:
+        super().__init__(bits, *levels(bits, signed, narrow=of_weights), code_bits=bits, calibration=calibration)
+        self.of_weights = of_weights
+        self.step = nn.Parameter(torch.ones(shape))
+
+    def scale(self) -> Tensor:
+        return positive(self.step)
+
+    def fit(self, values: Tensor) -> None:
+        grouped = values.reshape(self.step.numel(), -1)
+        found = steps(grouped, self.low, self.high, self.calibration)
+        with torch.no_grad():
+            self.step.copy_(found.reshape(self.step.shape))
+        self.mark_calibrated()
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return round_to_grid(x, self.step, self.low, self.high, self.gradient_scale(x), compiled=self.compiled)
+
+    def gradient_scale(self, x: Tensor) -> float:
+        """``1 / sqrt(N * high)``. Source: Esser et al., section 2.2."""
+        groups = self.step.numel() if self.of_weights else x.shape[0] if x.ndim else 1
+        return 1 / math.sqrt(max(x.numel() // max(groups, 1), 1) * self.high)

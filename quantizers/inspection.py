@@ -1,0 +1,124 @@
+"""What a quantized network consists of: its quantizers, their learned steps, and its layers for a report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from qkd.quantizers.brevitas_imports import qnn
+from qkd.quantizers.fake_quant import FakeQuant
+from qkd.quantizers.fused_batch_norm import join_norms
+from qkd.quantizers.injectors import ActivationProxy, WeightProxy
+
+_ACTIVATIONS = (qnn.QuantReLU, qnn.QuantIdentity)
+_LAYERS = (qnn.QuantConv1d, qnn.QuantConv2d, qnn.QuantLinear)
+
+
+def activations(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and modules of the quantizers between layers."""
+    for name, module in network.named_modules():
+        if isinstance(module, _ACTIVATIONS) and isinstance(module.act_quant, ActivationProxy):
+            yield name, module
+
+
+def weights(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and modules of the layers with quantized weights."""
+    for name, module in network.named_modules():
+        if isinstance(module, _LAYERS) and isinstance(module.weight_quant, WeightProxy):
+            yield name, module
+
+
+def quantizers(network: nn.Module) -> Iterator[tuple[str, FakeQuant]]:
+    """Every quantizer's core under the name of its layer: first those between layers, then ``<layer>.weight``."""
+    yield from ((name, layer.act_quant.core) for name, layer in activations(network))
+    yield from ((f"{name}.weight", layer.weight_quant.tensor_quant) for name, layer in weights(network))
+
+
+def uncalibrated(network: nn.Module) -> list[str]:
+    """Names of the quantizers whose scale was never chosen from data."""
+    return [name for name, core in quantizers(network) if not core.is_calibrated()]
+
+
+def scales(network: nn.Module) -> list[nn.Parameter]:
+    """What quantizers learn (steps, offsets, clipping levels); weight decay would pull them to zero, so they get none."""
+    return [parameter for _, core in quantizers(network) for parameter in core.parameters()]
+
+
+def compile_cores(network: nn.Module, on: bool = True) -> None:
+    """Round with one kernel forward and one backward in every quantizer, for layers that stay eager.
+
+    The kernels take tensors of every size. On the CPU they are C (half a second once for a process; nothing changes where
+    there is no compiler), and batch norm in training is one kernel with the rounding behind it (`norms`), equal to the two
+    within float32's last digits. Elsewhere they are made by ``torch.compile`` (seconds, at the first step). Inside a stage
+    that is compiled as a whole this changes nothing.
+    """
+    for _, core in quantizers(network):
+        core.compiled = on
+    join_norms(network, on)
+
+
+@contextlib.contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode for the length of the block; every module's mode as before afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def disabled(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[None]:
+    """The network in float for the length of the block: nothing is rounded, activation functions still apply.
+
+    With ``under`` only the layers whose names begin so.
+    """
+    proxies = [layer.act_quant for name, layer in activations(network) if name.startswith(under)] + [
+        layer.weight_quant for name, layer in weights(network) if name.startswith(under)
+    ]
+    before = [proxy.disable_quant for proxy in proxies]
+    for proxy in proxies:
+        proxy.disable_quant = True
+    try:
+        yield
+    finally:
+        for proxy, was in zip(proxies, before, strict=True):
+            proxy.disable_quant = was
+
+
+class Layer(NamedTuple):
+    """A line of a report: bits is 32 for what stays float; shape is that of the weights, () where there are none."""
+
+    name: str
+    kind: str
+    bits: int
+    shape: tuple[int, ...]
+    parameters: int
+
+
+def describe(network: nn.Module) -> list[Layer]:
+    """Every layer and quantizer in the order of the network: conv, linear, relu, signed, unsigned, or its class name."""
+    between, layers = dict(activations(network)), dict(weights(network))
+    found = []
+    for name, module in network.named_modules():
+        if name in layers:
+            kind = "linear" if isinstance(module, nn.Linear) else "conv"
+            found.append(_layer(name, kind, layers[name].weight_quant.tensor_quant.bits, module))
+        elif name in between:
+            proxy = between[name].act_quant
+            kind = "relu" if isinstance(module, qnn.QuantReLU) else "signed" if proxy.is_signed else "unsigned"
+            found.append(_layer(name, kind, proxy.core.bits, module))
+        elif not isinstance(module, FakeQuant) and any(True for _ in module.parameters(recurse=False)):
+            found.append(_layer(name, type(module).__name__, 32, module))
+    return found
+
+
+def _layer(name: str, kind: str, bits: int, module: nn.Module) -> Layer:
+    weight = getattr(module, "weight", None)
+    own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    return Layer(name, kind, bits, tuple(weight.shape) if weight is not None else (), own)

@@ -1,0 +1,241 @@
+"""Rounding to a uniform grid with the gradient of LSQ: one pass forward, one backward, nothing kept but what is needed.
+
+``y = clip(round(x / s), low, high) * s``; with ``q = y / s`` and *inside* meaning ``low * s < x < high * s``:
+
+    dy/dx = 1 inside, 0 outside                         (straight through)
+    dy/ds = q - x / s inside, q (= low or high) outside (Esser et al., ICLR 2020, eq. 3)
+
+Summed over the tensor, ``dL/ds = (sum(g * y) - sum(dL/dx * x)) / s``: two dot products, no temporary tensor.
+Arithmetic is float32 (float64 for float64 tensors) whatever autocast does: a bfloat16 ``x / s`` would round to a
+neighbouring level. ``y`` comes back in the type of ``x``.
+
+Ways that lead to the same numbers: on the CPU, with one step for a tensor, the work is done a block at a time, so that
+memory is read and written once; elsewhere with whole-tensor operations, which ``torch.compile`` traces and fuses with
+what surrounds them; or, where asked for (see `compile_cores`), with kernels of its own: on the CPU those of `native`, on
+other devices the same whole-tensor operations compiled. Behind a batch norm that trains, `norms` does both at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qkd.quantizers import c_kernels
+
+SMALLEST = 1e-8
+"""The floor of every scale: far below any trained step, far above the smallest float32."""
+BLOCK = 2**18
+"""Elements worked on at once: small enough to stay in the cache, large enough to make the calls cheap."""
+
+
+def round_to_grid(
+    x: Tensor,
+    step: Tensor,
+    low: int,
+    high: int,
+    gradient_scale: float,
+    *,
+    scale: Tensor | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``x`` rounded to the grid ``s * {low, ..., high}``, in its shape and type; and ``s``.
+
+    Args:
+        step: learned step, 0-d for the whole tensor or shaped to broadcast over it, e.g. (O, 1, 1, 1).
+        gradient_scale: factor on the gradient of the step (LSQ section 2.2).
+        scale: ``s`` where it is not ``positive(step)``; the gradient of the step is then that of ``s * step / step``,
+            straight through whatever made the one of the other.
+        compiled: forward and backward as one kernel each, where there is one for the device and the type.
+    Source: Esser et al., Learned Step Size Quantization, ICLR 2020, eq. 1-5.
+    """
+    s = positive(step) if scale is None else scale
+    if compiled and not torch.compiler.is_compiling() and c_kernels.fits(x, step, s):
+        return _RoundNatively.apply(x, step, s, low, high, gradient_scale), s
+    return _Round.apply(x, step, s, low, high, gradient_scale, compiled), s
+
+
+def positive(step: Tensor) -> Tensor:
+    """The scale a stored step stands for, ``max(|step|, SMALLEST)``, detached.
+
+    A step that an optimizer carries through zero is reflected, so it goes on learning instead of sticking at the floor.
+    """
+    return step.detach().abs().clamp_min(SMALLEST)
+
+
+def direction(step: Tensor) -> Tensor:
+    """The derivative of ``positive``: 1 or -1, also at zero."""
+    return torch.copysign(torch.ones_like(step), step)
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in the type rounding is decided in: float64 stays, everything else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+Kernels = tuple[Callable[..., Tensor], Callable[..., Any]]
+
+
+def _kernels(x: Tensor, s: Tensor, compiled: bool = False) -> Kernels:
+    if torch.compiler.is_compiling():
+        return _round_whole, _differentiate_whole
+    if compiled and x.device.type != "cpu" and (s.ndim == 0 or s.numel() == len(s)):
+        return _round_fused, _differentiate_fused
+    in_blocks = s.ndim == 0 and x.device.type == "cpu"
+    return (_round_blocks, _differentiate_blocks) if in_blocks else (_round_whole, _differentiate_whole)
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float, compiled: bool
+    ) -> Tensor:
+        still = wide(x)
+        s = s.to(still.dtype)
+        y = _kernels(x, s, compiled)[0](still, s, low, high).to(x.dtype)
+        # a bfloat16 y is off the grid by more than the rounding the step learns from, and a compiled kernel finds y
+        # faster than memory does
+        keep = y.dtype == still.dtype and ctx.needs_input_grad[1] and not compiled
+        ctx.save_for_backward(x, step, s, *([y] if keep else []))
+        ctx.bounds = low, high
+        ctx.gradient_scale, ctx.compiled = gradient_scale, compiled
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, step, s, *kept = ctx.saved_tensors
+        rounded, differentiated = _kernels(x, s, ctx.compiled)
+        if differentiated is _differentiate_fused:
+            passed, total = differentiated(wide(gradient), wide(x), s, *ctx.bounds)
+        else:
+            y = kept[0] if kept else rounded(wide(x), s, *ctx.bounds) if ctx.needs_input_grad[1] else None
+            passed, total = differentiated(wide(gradient), wide(x), y, s, *ctx.bounds)
+        to_x = passed.to(x.dtype) if ctx.needs_input_grad[0] else None
+        to_step = None
+        if ctx.needs_input_grad[1]:
+            to_step = (total * ctx.gradient_scale / torch.copysign(positive(step), step)).to(step.dtype)
+        return to_x, to_step, None, None, None, None, None
+
+
+class _RoundNatively(torch.autograd.Function):
+    """`_Round` for what `native` can do, with as little Python around it as there can be: small tensors notice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+        x = _packed(x)
+        ctx.save_for_backward(x, step, s)
+        ctx.settings = low, high, gradient_scale, SMALLEST
+        return c_kernels.round_rows(x, s, low, high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, step, s = ctx.saved_tensors
+        to_x, to_step = c_kernels.differentiate_rows(_laid_out_as(x, gradient), x, s, step, *ctx.settings)
+        return to_x, to_step, None, None, None, None
+
+
+def _round_whole(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    return (x / s).round_().clamp_(low, high).mul_(s)
+
+
+def _differentiate_whole(
+    g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient passed on to x, and ``s`` times that of the scale where ``y`` is given."""
+    ratio = x / s
+    if torch.compiler.is_compiling():
+        # two choices instead of one between two conditions: the compiler's code for `or` is several times slower
+        passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
+    else:
+        passed = torch.ops.aten.hardtanh_backward(g, ratio, low, high)
+    if y is None:
+        return passed, None
+    if torch.compiler.is_compiling():
+        return passed, _summed(g * y - passed * x, s)
+    return passed, (g * y).addcmul_(passed, x, value=-1).sum_to_size(s.shape)
+
+
+def _summed(values: Tensor, s: Tensor) -> Tensor:
+    """The sum over what shares a step; of images channel by channel first, in one loop with batch norm's own sums."""
+    return values.sum((0, 2, 3)).sum() if s.ndim == 0 and values.ndim == 4 else values.sum_to_size(s.shape)
+
+
+def _round_blocks(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    x = _packed(x)
+    y = torch.empty_like(x)
+    for source, target in zip(_blocks(x), _blocks(y), strict=True):
+        torch.div(source, s, out=target).round_().clamp_(low, high).mul_(s)
+    return y
+
+
+def _differentiate_blocks(
+    g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor | None]:
+    """As `_differentiate_whole`, by kernels that take plain numbers, which anywhere else would mean to wait for them."""
+    x = _packed(x)
+    g = _laid_out_as(x, g)
+    passed = torch.empty_like(x)
+    bottom, top = low * s.item(), high * s.item()
+    total = None if y is None else torch.zeros_like(s)
+    blocks = zip(_blocks(g), _blocks(x), _blocks(passed), _blocks(x if y is None else y), strict=True)
+    for given, values, target, rounded in blocks:
+        torch.ops.aten.hardtanh_backward.grad_input(given, values, bottom, top, grad_input=target)
+        if total is not None:
+            total += torch.dot(given, rounded) - torch.dot(target, values)
+    return passed, total
+
+
+@cache
+def _compiled() -> Kernels:
+    """The whole-tensor kernels, compiled once for tensors of every size."""
+
+    def differentiate(g: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor | None]:
+        return _differentiate_whole(g, x, _round_whole(x, s, low, high), s, low, high)
+
+    return (
+        torch.compile(_round_whole, dynamic=True, fullgraph=True),
+        torch.compile(differentiate, dynamic=True, fullgraph=True),
+    )
+
+
+def _round_fused(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    x = _packed(x.detach())
+    return _compiled()[0](*_rows(s, x), low, high).as_strided(x.shape, x.stride())
+
+
+def _differentiate_fused(g: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    x, g = _packed(x.detach()), g.detach()
+    flat, rows = _rows(s, x)
+    passed, total = _compiled()[1](_laid_out_as(x, g).as_strided(flat.shape, flat.stride()), flat, rows, low, high)
+    return passed.as_strided(x.shape, x.stride()), total.reshape(s.shape)
+
+
+def _rows(s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A packed tensor as one row, or one for each step, in the order of memory; and the steps beside them.
+
+    So the compiler sees two kinds of tensors, whatever the layers.
+    """
+    if s.ndim == 0:
+        return torch.as_strided(x, (x.numel(),), (1,)), s
+    count = x.numel() // len(x)
+    return torch.as_strided(x, (len(x), count), (count, 1)), s.reshape(-1, 1)
+
+
+def _laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    return other if other.stride() == x.stride() else torch.empty_like(x).copy_(other)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """``x`` without gaps or overlaps in memory: itself if it is laid out row by row or channels last."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last or x.is_contiguous() else x.contiguous()
+
+
+def _blocks(x: Tensor) -> Sequence[Tensor]:
+    return torch.as_strided(x, (x.numel(),), (1,)).split(BLOCK)
