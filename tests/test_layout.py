@@ -95,6 +95,17 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
             assert "weights_only=True" in call, path
 
 
+def test_no_test_imports_another_test() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        found = {name for name in _imports(path) if re.search(r"^tests\..*\btest_\w+$", name)}
+        assert not found, path
+
+
+def test_tests_stand_in_folders_like_the_code() -> None:
+    rooms = {p.name for p in (ROOT / "qkd").iterdir() if p.is_dir()} | {"support", "benchmarks", "golden"}
+    assert {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"} <= rooms
+
+
 def test_version_is_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     changelog = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.M)

@@ -1,0 +1,101 @@
+"""Bits go down by the schedule, ranges stay, a resumed run is the unbroken one, and what is deployed has the bits asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qkd import recipe as recipes
+from qkd.engine import loop
+from qkd.engine.device import Machine
+from qkd.errors import PlanError, SchemeError
+from qkd.pipeline.reload import reload
+from qkd.pipeline.train import produce
+from qkd.quantizers import Scheme, calibrate, insert, lower, quantizers, rungs
+from qkd.storage.run import Run
+from tests.support.tiny_runs import TINY, recipe_in
+from tests.support.tiny_wirings import Residual, images, settled
+
+ONE = Machine("cpu", threads=1)
+DOWN = {"weights": 2, "activations": 2, "progressive": [8, 4, 2]}
+
+
+def going_down(folder: Path, **train: Any) -> Any:
+    student = {**TINY["student"], "quantize": DOWN}
+    return recipe_in(
+        folder, method={"name": "qat"}, teachers={}, student=student, train={"epochs": 3, "rate": 0.05, **train}
+    )
+
+
+def bits_in(network: torch.nn.Module) -> set[int]:
+    return {core.bits for _, core in quantizers(network)}
+
+
+def test_ranges_stay_when_bits_go() -> None:
+    module = insert(settled(Residual), Scheme(2, 3, progressive=(8, 4, 2), overrides={"layer1.*": "w5a5"}))
+    cores = dict(quantizers(module))
+    assert rungs(module) == 3
+    assert cores["layer2.conv1.weight"].ladder == (8, 4, 2)
+    assert cores["layer1.conv1.weight"].ladder == (8, 5, 5)
+    assert cores["stem.0.weight"].ladder == (8, 8, 8)
+    lower(module, 0, keep_range=False)
+    assert bits_in(module) == {8}
+    calibrate(module, [images()])
+    before = {name: (core.high - core.low) * core.scale() for name, core in cores.items()}
+    assert lower(module, 1, keep_range=True)
+    assert not lower(module, 1, keep_range=True)
+    assert cores["layer2.conv1.weight"].bits == 4
+    assert lower(module, 2, keep_range=True)
+    for name, core in cores.items():
+        assert torch.allclose((core.high - core.low) * core.scale(), before[name], rtol=1e-5), name
+    fresh = dict(quantizers(insert(settled(Residual), Scheme(2, 3, overrides={"layer1.*": "w5a5"}))))
+    grids = {name: (c.bits, c.low, c.high, int(c.bit_width)) for name, c in fresh.items()}
+    assert {name: (c.bits, c.low, c.high, int(c.bit_width)) for name, c in cores.items()} == grids
+
+
+@pytest.mark.parametrize("wrong", [(2, 4, 8), (8, 4), (9, 2), (8, True, 2)])
+def test_what_is_no_way_down_is_refused(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(SchemeError, match="progressive: .* is no way down to 2 bits"):
+        Scheme(2, 2, progressive=wrong)
+    with pytest.raises(SchemeError, match="progressive: families pot"):
+        Scheme(2, 2, family="pot", progressive=(8, 2))
+
+
+def test_a_run_too_short_for_its_bits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="student: quantize.progressive: 3 numbers of bits need as many epochs"):
+        produce(going_down(tmp_path, epochs=2), Run.create(tmp_path / "run"), ONE)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_bits_go_down_and_the_product_has_those_asked_for(tmp_path: Path, ema: float, monkeypatch: Any) -> None:
+    seen = []
+    measured = loop.Loop.batches
+
+    def batches(self: loop.Loop, *arguments: Any) -> Any:
+        seen.append(min(bits_in(self.training.parts)))
+        return measured(self, *arguments)
+
+    monkeypatch.setattr(loop.Loop, "batches", batches)
+    run, heard = Run.create(tmp_path / "run"), []
+    recipe = going_down(tmp_path, ema=ema) if ema else going_down(tmp_path)
+    result = produce(recipe, run, ONE, listen=lambda event, values: heard.append(event))
+    assert seen == [8, 4, 2]
+    assert heard.count("lowered") == 2
+    assert result["val_top1"] == run.metrics()[-1]["val/top1"]  # what had more bits does not count
+    finished = reload(run)
+    assert min(bits_in(finished.product)) == 2
+    assert recipes.load(run.folder / "recipe.yaml").student.quantize.progressive == (8, 4, 2)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 6, 8])
+def test_a_resumed_run_equals_the_unbroken_one(tmp_path: Path, steps: int) -> None:
+    recipe = going_down(tmp_path)
+    whole, broken = Run.create(tmp_path / "whole"), Run.create(tmp_path / "broken")
+    produce(recipe, whole, ONE)
+    assert produce(recipe, broken, ONE, max_steps=steps)["finished"] is False
+    produce(recipe, broken, ONE, resume=True)
+    one, two = (run.checkpoints.load("last")["parts"] for run in (whole, broken))
+    assert all(torch.equal(one[name], two[name]) for name in one)

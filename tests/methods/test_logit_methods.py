@@ -1,0 +1,355 @@
+"""The relatives that share logits: each loss written out a second time, options, identities, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from qkd import recipe as recipes
+from qkd.assembly.assemble import assemble
+from qkd.assembly.build import measure
+from qkd.assembly.inputs import facts_of, load_data
+from qkd.data import Batch
+from qkd.distill.epoch_statistics import Difficulty
+from qkd.distill.plan import Cast, needed
+from qkd.distill.taps import Tap
+from qkd.engine.device import Machine
+from qkd.errors import PlanError
+from qkd.export import emit, emulate, predict
+from qkd.methods import METHODS
+from qkd.pipeline.train import produce
+from qkd.quantizers import calibrate
+from qkd.storage.run import Run
+from tests.support.ensembles import (
+    FACTS,
+    FAKE,
+    LABELS,
+    STAGES,
+    batch,
+    ce,
+    company,
+    first,
+    kl,
+    names_of,
+    near,
+    outcome,
+    staged,
+)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_dml_is_its_equation(count: int) -> None:
+    parts, plan = company("dml", *("a", "b")[:count], temperature=2.0, weight=0.7)
+    loss, z, _ = outcome(parts, plan, first(plan))
+    expected = sum(ce(own) for own in z.values())
+    expected += 0.7 / count * sum(kl(z[j], z[i], 2.0) for i in z for j in z if i != j)
+    assert loss == near(expected)
+
+
+def test_dml_in_turn_updates_one_peer_after_the_other() -> None:
+    _, plan = company("dml", "a", "b", update="in_turn")
+    assert [step.learners for step in plan.phases[0].steps] == [{"student"}, {"a"}, {"b"}]
+    assert names_of(plan.phases[0].steps[1]) == {"label/a", "imitate/a<student", "imitate/a<b"}
+
+
+def test_without_weight_peers_only_see_labels() -> None:
+    for method in ("dml", "kdcl"):
+        _, plan = company(method, "a", weight=0.0)
+        assert names_of(first(plan)) == {"label/student", "label/a"}
+
+
+@pytest.mark.parametrize("target", ["naive", "linear", "min_logit", "mean"])
+def test_kdcl_is_its_equation(target: str) -> None:
+    parts, plan = company("kdcl", "a", target=target, temperature=2.0, weight=0.5)
+    loss, z, _ = outcome(parts, plan, first(plan))
+    both = torch.stack(list(z.values()))
+    if target == "mean":
+        soft = both.mean(0)
+    elif target == "min_logit":
+        soft = (both - both.gather(2, LABELS.expand(2, 6)[..., None])).amin(0)
+    elif target == "naive":
+        better = [int(F.cross_entropy(both[:, i], LABELS[i].expand(2), reduction="none").argmin()) for i in range(6)]
+        soft = both[better, torch.arange(6)]
+    else:
+        tried = [(ce(s * both[0] + (1 - s) * both[1]).item(), s) for s in torch.linspace(0, 1, 10001).tolist()]
+        soft = min(tried)[1] * both[0] + (1 - min(tried)[1]) * both[1]
+    assert loss == pytest.approx(float(sum(ce(x) + 0.5 * kl(soft, x, 2.0) for x in both)), rel=1e-4)
+
+
+def test_kdcl_general_weighs_by_the_errors_of_a_survey() -> None:
+    parts, plan = company("kdcl", "a", "b", target="general", temperature=2.0)
+    (survey,) = plan.surveys
+    assert survey.weights.tolist() == pytest.approx([1 / 3] * 3)
+    generator = torch.Generator().manual_seed(3)
+    seen = [[torch.randn(8, 4, generator=generator) * (1 + i) for i in range(3)] for _ in range(2)]
+    labels = torch.arange(8) % 4
+    for _ in range(2):  # what was gathered before does not count
+        survey.begin()
+        for tensors in seen:
+            survey.see(tensors, Batch(tensors[0], labels, torch.arange(8)))
+        survey.conclude()
+    errors = [torch.cat([t[i] for t in seen]).double().softmax(1) - F.one_hot(labels.repeat(2), 4) for i in range(3)]
+    c = torch.tensor([[(errors[i] * errors[j]).mean().item() for j in range(3)] for i in range(3)], dtype=torch.float64)
+    c += 0.01 * c.diagonal().mean() * torch.eye(3)
+    inverse = torch.linalg.inv(c)
+    expected = inverse.sum(1) / inverse.sum()
+    torch.testing.assert_close(survey.weights.double(), expected, rtol=1e-4, atol=1e-5)
+    loss, z, _ = outcome(parts, plan, first(plan))
+    soft = sum(weight * x for weight, x in zip(expected, z.values(), strict=True))
+    assert loss == pytest.approx(float(sum(ce(x) + kl(soft, x, 2.0) for x in z.values())), rel=1e-4)
+    assert "surveys.0.weights" in parts.state_dict() and "surveys.0.gathered" not in parts.state_dict()
+
+
+def test_the_loop_lets_surveys_see_the_validation_split_before_each_epoch(tmp_path: Path) -> None:
+    recipe = recipes.load(
+        "digits_kdcl_w2a2",
+        ["method.target=general", "train.epochs=2", "pretrain.epochs=1", FAKE, "student.width=4"]
+        + [f"teachers.{name}={{build: resnet8, width: {width}}}" for name, width in (("four", 4), ("float", 8))],
+    )
+    run = Run.create(tmp_path / "run")
+    produce(recipe, run, Machine("cpu", threads=1))
+    kept = run.checkpoints.load("last")
+    assert kept is not None
+    weights = kept["parts"]["surveys.0.weights"]
+    assert weights.sum().item() == pytest.approx(1.0, abs=1e-5) and weights.unique().numel() > 1
+
+
+def test_sqakd_reads_no_label() -> None:
+    parts, plan = company("sqakd", "float", temperature=4.0, alpha=3.0)
+    loss, z, outputs = outcome(parts, plan, first(plan))
+    assert loss == near(3 * kl(z["float"], z["student"], 4.0))
+    other = Batch(batch().images, LABELS.flip(0), batch().ids)
+    assert [t(outputs, other).item() for t in first(plan).terms] == [
+        t(outputs, batch()).item() for t in first(plan).terms
+    ]
+    assert first(plan).learners == {"student"}
+
+
+def test_sqakd_with_labels_and_features() -> None:
+    parts, plan = company("sqakd", "float", gamma=0.2, feature="hint", beta=0.3)
+    loss, z, outputs = outcome(parts, plan, first(plan))
+    hints = sum((outputs[Tap("student", s)] - outputs[Tap("float", s)]).square().mean() for s in STAGES)
+    assert loss == near(0.2 * ce(z["student"]) + kl(z["float"], z["student"], 4.0) + 0.3 * hints.detach())
+
+
+def test_sqakd_on_the_lattice_puts_both_on_the_students_grid() -> None:
+    recipe = recipes.load(
+        "digits_sqakd_w2a2",
+        ["method.feature=lattice", "match=[layer1, layer2]", "student.width=4", "teachers.float.width=4", FAKE],
+    )
+    data = load_data(recipe)
+    assembly = assemble(recipe, facts_of(data))
+    images = next(iter(data.batches("train", 16))).images
+    calibrate(assembly.parts.networks["student"].network, [images])
+    step = first(assembly.plan)
+    assembly.parts.learn(step.learners)
+    outputs = assembly.parts(images, sorted(needed(assembly.plan, step)))
+    for stage in STAGES:
+        grid = outputs[Tap("student", stage)].unique()
+        rounded = outputs[Tap(f"float_{stage}_on_grid")].unique()
+        assert 1 < len(rounded) <= 4 and all(any(torch.isclose(v, g) for g in grid) for v in rounded)
+    assert any("on_grid" in name for name in names_of(step))
+
+
+def test_three_phases_are_their_equations() -> None:
+    parts, plan = company("three_phase", "t", temperature=3.0, weight=0.6)
+    assert [(phase.name, phase.share) for phase in plan.phases] == [
+        ("self-studying", 30.0),
+        ("co-studying", 100.0),
+        ("tutoring", 70.0),
+    ]
+    steps = [phase.steps[0] for phase in plan.phases]
+    assert [step.learners for step in steps] == [{"student"}, {"student", "t"}, {"student"}]
+    loss, z, _ = outcome(parts, plan, steps[0])
+    assert loss == near(ce(z["student"])) and "t" not in z
+    loss, z, _ = outcome(parts, plan, steps[1])
+    s, t = z["student"], z["t"]
+    assert loss == near(ce(s) + ce(t) + 0.6 * (kl(t, s, 3.0) + kl(s, t, 3.0)))
+    loss, z, _ = outcome(parts, plan, steps[2])
+    assert loss == near(ce(z["student"]) + 0.6 * kl(z["t"], z["student"], 3.0))
+
+
+def test_phases_without_a_share_are_left_out() -> None:
+    _, plan = company("three_phase", "t", self_studying=0.0, tutoring=0.0, answer=False, teacher_rate=0.1)
+    assert [phase.name for phase in plan.phases] == ["co-studying"] and plan.rates == {"t": 0.1}
+    assert "imitate/t<student" not in names_of(first(plan))
+    with pytest.raises(PlanError, match="every phase has a share of 0"):
+        company("three_phase", "t", self_studying=0.0, co_studying=0.0, tutoring=0.0)
+
+
+@pytest.mark.parametrize("scheme", ["a", "b", "c"])
+def test_apprentice_is_its_equation(scheme: str) -> None:
+    parts, plan = company("apprentice", "t", scheme=scheme, alpha=1.0, beta=0.5, gamma=0.25)
+    loss, z, _ = outcome(parts, plan, first(plan))
+    s, t = z["student"], z["t"]
+    cross = -(t.softmax(1) * s.log_softmax(1)).sum(1).mean()
+    assert loss == near((scheme == "a") * ce(t) + 0.5 * ce(s) + 0.25 * cross)
+    assert first(plan).learners == ({"student", "t"} if scheme == "a" else {"student"})
+
+
+@pytest.mark.parametrize(
+    ("scheme", "starts", "message"),
+    [
+        ("a", {"student": "scratch", "t": "float"}, "scheme a needs a scratch t: write `start_from: scratch`"),
+        ("b", {"student": "float", "t": "float"}, "scheme b needs a scratch student"),
+        ("c", {"student": "scratch", "t": "float"}, "scheme c needs a trained student: write `start_from: float`"),
+    ],
+)
+def test_apprentice_schemes_are_held_to_where_networks_start(scheme: str, starts: dict[str, str], message: str) -> None:
+    networks = {"student": staged(0), "t": staged(1)}
+    with pytest.raises(PlanError, match=message):
+        METHODS["apprentice"](Cast("student", ("t",), (), 4, measure(networks, FACTS), starts), scheme=scheme)
+
+
+def test_bdkd_is_its_equation_and_moves_both() -> None:
+    parts, plan = company("bdkd", "t", temperature=2.0, emphasis=3.0, weight=0.5, regularise=0.25)
+    loss, z, _ = outcome(parts, plan, first(plan))
+    s, t = z["student"], z["t"]
+    p, q = (s / 2).softmax(1), (t / 2).softmax(1)
+    forward, reverse = (q * (q / p).log()).sum(1), (p * (p / q).log()).sum(1)
+    unsure = -(q * q.log()).sum(1) > -(p * p.log()).sum(1)
+    balanced = 4 * torch.where(unsure, 3 * forward + reverse, forward + 3 * reverse).mean()
+    assert loss == near(ce(s) + ce(t) + 0.5 * balanced + 0.25 * kl(s, t, 2.0))
+    _, plan = company("bdkd", "t", teachers="frozen")
+    assert first(plan).learners == {"student"} and "label/t" not in names_of(first(plan))
+
+
+def test_peers_are_their_equation() -> None:
+    parts, plan = company("peers", "t", "a", "b", temperature=2.0, taught=0.5, shared=0.25)
+    loss, z, _ = outcome(parts, plan, first(plan))
+    students = [z["student"], z["a"], z["b"]]
+    expected = ce(z["t"]) + sum(ce(x) + 0.5 * kl(z["t"], x, 2.0) for x in students)
+    expected += 0.25 / 2 * sum(kl(y, x, 2.0) for x in students for y in students if x is not y)
+    assert loss == near(expected)
+
+
+def test_peers_frozen_teacher_and_ablations() -> None:
+    _, plan = company("peers", "t", "a", teacher="frozen", shared=0.0)
+    assert first(plan).learners == {"student", "a"} and not any("student<a" in name for name in names_of(first(plan)))
+    _, plan = company("peers", "t", "a", taught=0.0)
+    assert not any(name.endswith("<t") for name in names_of(first(plan)))
+
+
+def test_the_ensemble_of_peers_is_the_mean_of_the_students() -> None:
+    parts, plan = company("peers", "t", "a", product="ensemble")
+    product = parts.product(plan).eval()
+    parts.eval()
+    outputs = parts(batch().images, tuple(parts.networks))
+    torch.testing.assert_close(product(batch().images), (outputs[Tap("student")] + outputs[Tap("a")]) / 2)
+
+
+def test_the_ensemble_of_peers_leaves_as_one_integer_file() -> None:
+    bits = {"teacher": "w8a8", "three": "w3a3", "four": "w4a4"}
+    tiny = [f"teachers.{name}={{build: resnet8, width: 4, quantize: {scheme}}}" for name, scheme in bits.items()]
+    recipe = recipes.load("digits_peers_w2a2", ["method.product=ensemble", FAKE, "student.width=4", *tiny])
+    data = load_data(recipe)
+    assembly = assemble(recipe, facts_of(data))
+    images = next(iter(data.batches("train", 16))).images
+    for network in assembly.parts.networks.values():
+        calibrate(network.network, [images])
+    product = assembly.product()
+    calibrate(product, [images], under="heads.")
+    emitted = emit(product.eval(), data.shape)
+    array = images.contiguous().numpy()
+    assert emitted.float_layers == () and np.array_equal(predict(emitted.model, array), emulate(emitted.model, array))
+
+
+@pytest.mark.parametrize("judge", ["smallest", "largest", "student"])
+def test_ceskd_gives_each_image_of_a_batch_its_expert(judge: str) -> None:
+    parts, plan = company("ceskd", "a", "b", "c", temperature=2.0, soft=0.8, judge=judge, ranking="batch")
+    loss, z, _ = outcome(parts, plan, first(plan))
+    wrong = -z[{"smallest": "a", "largest": "c", "student": "student"}[judge]].log_softmax(1)[torch.arange(6), LABELS]
+    place = {int(image): rank for rank, image in enumerate(wrong.argsort())}
+    soft = torch.stack([z["abc"[place[i] // 2]][i] for i in range(6)])
+    assert loss == near(0.2 * ce(z["student"]) + 0.8 * kl(soft, z["student"], 2.0))
+    assert first(plan).learners == {"student"}
+
+
+@pytest.mark.parametrize("judge", ["smallest", "student"])
+def test_ceskd_ranks_all_training_images(judge: str) -> None:
+    parts, plan = company("ceskd", "a", "b", "c", temperature=2.0, soft=0.8, judge=judge)
+    (survey,) = plan.surveys
+    assert survey.split == "train" and survey.once is (judge != "student")
+    assert survey.reads == (Tap({"smallest": "a", "student": "student"}[judge]),)
+    everything = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(30) % 4
+    survey.begin()
+    for ids in torch.arange(30).split(8):
+        survey.see([everything[ids]], Batch(everything[ids], labels[ids], ids))
+    survey.conclude()
+    wrong = -everything.double().log_softmax(1)[torch.arange(30), labels]
+    place = {int(image): rank for rank, image in enumerate(wrong.argsort())}
+    loss, z, _ = outcome(parts, plan, first(plan))  # a batch of the images 0..5
+    soft = torch.stack([z["abc"[place[i] // 10]][i] for i in range(6)])
+    assert loss == near(0.2 * ce(z["student"]) + 0.8 * kl(soft, z["student"], 2.0))
+    again, _ = company("ceskd", "a", "b", "c", judge=judge)
+    again.load_state_dict(parts.state_dict())
+    assert torch.equal(again.surveys["0"].of(torch.arange(30)), survey.of(torch.arange(30)))
+
+
+def test_ceskd_asks_a_judge_that_does_not_learn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"smallest": 0, "student": 0}
+    conclude_really = Difficulty.conclude
+    for judge in asked:
+
+        def conclude(self: Difficulty, judge: str = judge) -> None:
+            asked[judge] += 1
+            conclude_really(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Difficulty, "conclude", conclude)
+            recipe = recipes.load(
+                "digits_ceskd_w2a2",
+                [f"method.judge={judge}", "train.epochs=3", "pretrain.epochs=1", FAKE, "student.width=4"]
+                + [f"teachers.{name}={{build: resnet8, width: 4}}" for name in ("small", "middle", "large")],
+            )
+            run = Run.create(tmp_path / judge)
+            produce(recipe, run, Machine("cpu", threads=1))
+        kept = run.checkpoints.load("last")
+        assert kept is not None
+        assert kept["parts"]["surveys.0._extra_state"].bincount().tolist() == [22, 21, 21]
+    assert asked == {"smallest": 1, "student": 3}
+
+
+def test_ceskd_with_experts_in_the_wrong_order() -> None:
+    _, plan = company("ceskd", "a", "b", hardest="smallest")
+    assert first(plan).terms[1].reads[1:3] == (Tap("b"), Tap("a"))
+
+
+def test_plain_kd_is_as_it_always_was() -> None:
+    parts, plan = company("kd", "t")
+    loss, z, _ = outcome(parts, plan, first(plan))
+    assert loss == near(0.1 * ce(z["student"]) + 0.9 * kl(z["t"], z["student"], 4.0)) and plan.heads == ()
+
+
+MISSING = [
+    *(
+        (name, (), STAGES, {}, f"{name} needs a teacher, found none: add to `teachers:`")
+        for name in ("kd", "dml", "kdcl", "sqakd", "three_phase", "apprentice", "bdkd", "dcm", "iakd", "pkt", "dpk")
+    ),
+    *((name, ("a",), STAGES, {}, f"{name} needs 2 teachers, found 1") for name in ("peers", "ceskd")),
+    *(
+        (name, ("a", "b"), STAGES, {}, f"{name} takes one teacher, found 2 under `teachers:`: a, b")
+        for name in ("sqakd", "apprentice", "iakd", "dpk")
+    ),
+    ("pkt", ("a", "b", "c"), STAGES, {}, "pkt takes at most 2 teachers"),
+    *(
+        (name, ("a",), (), {}, f"{name} needs matched layers: name them under `match:`")
+        for name in ("dcm", "iakd", "pkt", "dpk")
+    ),
+    ("sqakd", ("a",), (), {"feature": "hint"}, "needs matched layers: name them under `match:`"),
+    ("kd", ("a",), (), {"feature": "hint"}, "feature: hint needs matched layers"),
+]
+
+
+@pytest.mark.parametrize(("method", "teachers", "stages", "options", "message"), MISSING)
+def test_what_is_missing_is_named(
+    method: str, teachers: tuple[str, ...], stages: tuple[str, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        METHODS[method](Cast("student", teachers, stages, 4, {}), **options)

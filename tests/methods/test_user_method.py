@@ -1,0 +1,99 @@
+"""A method in the user's own file, and what methods say of themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qkd.assembly.assemble import assemble
+from qkd.assembly.inputs import facts_of, load_data
+from qkd.distill.method_info import About, about
+from qkd.distill.plan import Cast
+from qkd.errors import PlanError, RecipeError
+from qkd.methods import METHODS
+from qkd.pipeline.reload import reload
+from qkd.report.describe import methods
+from tests.support.tiny_runs import recipe_in, run_of
+from tests.support.user_method import MINE
+
+
+@pytest.fixture
+def mine(in_tmp: Path) -> Path:
+    (in_tmp / "mine.py").write_text(MINE)
+    return in_tmp
+
+
+def test_it_trains_and_comes_back(mine: Path) -> None:
+    recipe = recipe_in(mine, method={"name": "./mine.py:my_method", "weight": 5})
+    assert recipe.method.options == {"weight": 5.0}
+    run, result = run_of(mine, recipe, max_steps=2)
+    assert result["method"].endswith("mine.py:my_method")
+    losses = {key for line in run.metrics() for key in line if key.startswith("train/loss/")}
+    assert losses == {
+        "train/loss/label/student",
+        "train/loss/attention/student.layer1<eight.layer1",
+        "train/loss/attention/student.layer2<eight.layer2",
+    }
+    assert reload(run).product is not None
+
+
+def test_its_options_are_checked_like_any_others(mine: Path) -> None:
+    with pytest.raises(RecipeError, match=r"unknown key.*did you mean 'weight'"):
+        recipe_in(mine, method={"name": "./mine.py:my_method", "wieght": 5})
+    with pytest.raises(RecipeError, match="method.weight"):
+        recipe_in(mine, method={"name": "./mine.py:my_method", "weight": -1})
+    with pytest.raises(RecipeError, match="did you mean 'my_method'"):
+        recipe_in(mine, method={"name": "./mine.py:my_metod"})
+
+
+def test_its_needs_are_checked_like_any_others(mine: Path) -> None:
+    recipe = recipe_in(mine, method={"name": "./mine.py:my_method"}, match=[])
+    with pytest.raises(PlanError, match="my_method needs matched layers: name them under `match:`"):
+        assemble(recipe, facts_of(load_data(recipe)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("import sys\nsys.exit(0)", "SystemExit: 0"), ("1 / 0", "ZeroDivisionError: division by zero")]
+)
+def test_a_file_that_fails_or_leaves_is_named(in_tmp: Path, text: str, said: str) -> None:
+    (in_tmp / "bad.py").write_text(text)
+    with pytest.raises(RecipeError, match=f"bad.py: importing it failed: {said}"):
+        recipe_in(in_tmp, method={"name": "./bad.py:my_method"})
+
+
+def test_what_a_file_prints_is_no_part_of_the_output(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine / "loud.py").write_text(f"print('hello')\n{MINE}")
+    recipe_in(mine, method={"name": "./loud.py:my_method"})
+    seen = capsys.readouterr()
+    assert (seen.out, seen.err) == ("", "hello\n")
+
+
+def test_what_gives_no_plan_is_refused(mine: Path) -> None:
+    recipe = recipe_in(mine, method={"name": "./mine.py:not_a_method"})
+    with pytest.raises(PlanError, match=r"gave str, not a qkd\.distill\.plan\.Plan"):
+        assemble(recipe, facts_of(load_data(recipe)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_its_paper_and_its_needs(name: str) -> None:
+    known = about(METHODS[name])
+    assert known is not None
+    assert known.paper
+    assert known.year is not None
+    if known.teachers:
+        with pytest.raises(PlanError, match=f"{name} needs .* to `teachers:`"):
+            METHODS[name](Cast("student", (), ("layer1",), 4, {}))
+    if known.match:
+        with pytest.raises(PlanError, match=f"{name} needs matched layers: name them under `match:`"):
+            METHODS[name](Cast("student", tuple("abc"[: known.teachers]), (), 4, {}))
+
+
+def test_needs_are_told_in_words() -> None:
+    assert About("A, 2020", 2, True).needs == "labels, 2+ teachers, matched layers"
+    assert About("A, 2020", 1, most=1).needs == "labels, 1 teacher"
+    assert About("A, 2020", 1, most=2).needs == "labels, 1-2 teachers"
+    assert About("A, 2020, arXiv 1999.00001", 1, labels=False).needs == "1+ teachers"
+    assert About("A, 2020, arXiv 1999.00001").year == 2020
+    assert About("", labels=False).needs == "nothing"
+    assert {row["name"]: row["needs"] for row in methods()}["simkd"] == "1+ teachers, matched layers"

@@ -1,0 +1,120 @@
+"""The bit-exact edition: PyTorch's fake-quantized logits are onnxruntime's, to the last bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qkd.assembly.export_preview import require_exact
+from qkd.errors import SchemeError
+from qkd.export import emit, emulate, predict
+from qkd.quantizers import Scheme, calibrate, disabled, insert
+from qkd.quantizers.exact import on_units
+from tests.support.tiny_products import Head, Residual, block, images, logits, settled
+
+SHAPE_16 = (3, 16, 16)
+"""Of a size whose pools average 2^n pixels: a third or a seventh is rounded in float."""
+
+
+def exact(bits: str, network: nn.Module | None = None, **options: Any) -> nn.Module:
+    scheme = Scheme.parse(bits, family="pot", exact=True, calibration="minmax", **options)
+    quantized = insert(settled(network or Residual()), scheme)
+    calibrate(quantized, [torch.from_numpy(images(16, SHAPE_16, seed=2))])
+    return quantized.eval()
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4", "w2a2"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_every_logit_is_the_same_in_pytorch_and_onnxruntime(bits: str, per_channel: bool) -> None:
+    trained, given = exact(bits, per_channel=per_channel), images(64, SHAPE_16)
+    expected = logits(trained, given)
+    for storage in ("int8", "packed"):
+        model = emit(trained, SHAPE_16, storage=storage).model
+        assert np.array_equal(predict(model, given), expected) and np.array_equal(emulate(model, given), expected)
+    assert len(np.unique(expected)) > 50
+
+
+def test_also_after_training_without_the_batch_norms() -> None:
+    network = exact("w2a2").train()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    before = network.get_submodule("conv").bias.detach().clone()
+    for seed in range(4):
+        given = torch.from_numpy(images(16, SHAPE_16, seed=seed))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(given), torch.arange(16) % 5).backward()
+        optimizer.step()
+    assert not torch.equal(network.get_submodule("conv").bias, before)
+    again = copy.deepcopy(network).eval()
+    expected = logits(network.eval(), images(32, SHAPE_16))
+    assert np.array_equal(predict(emit(network, SHAPE_16).model, images(32, SHAPE_16)), expected)
+    assert np.array_equal(logits(again, images(32, SHAPE_16)), expected)
+
+
+def test_without_it_they_differ() -> None:
+    scheme = Scheme.parse("w4a4", family="pot", calibration="minmax")
+    quantized = insert(settled(Residual()), scheme)
+    calibrate(quantized, [torch.from_numpy(images(16, SHAPE_16, seed=2))])
+    given = images(16, SHAPE_16)
+    assert not np.array_equal(logits(quantized.eval(), given), predict(emit(quantized, SHAPE_16).model, given))
+
+
+def test_folding_changes_no_function() -> None:
+    network = settled(Residual())
+    folded = insert(network, Scheme.parse("w4a4", family="pot", exact=True))
+    given = torch.from_numpy(images(4))
+    with torch.no_grad(), disabled(folded):
+        assert torch.allclose(folded.eval()(given), network(given), atol=1e-4)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def test_a_bias_is_whole_units_and_still_learns() -> None:
+    bias = torch.tensor([0.3, -1.7], requires_grad=True)
+    scales = torch.tensor([0.5, 0.25]).reshape(2, 1, 1, 1)
+    for bits, raised in ((8, 1), (4, 8), (2, 32)):
+        found = on_units(bias, torch.tensor(0.125), scales, bits)
+        units = found.detach() / (0.125 * scales.flatten() / raised)
+        assert torch.equal(units, units.round()) and (found - bias).abs().max() <= 0.5 * 0.125 * 0.5 / raised
+        (gradient,) = torch.autograd.grad(found.sum(), bias)
+        assert torch.equal(gradient, torch.ones(2))
+
+
+class NormFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.body, self.head = nn.BatchNorm2d(3), block(3, 4), Head(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.body(self.norm(inputs)))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.conv, self.head = block(3, 4), nn.Conv2d(4, 4, 1), Head(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.conv(torch.relu(self.conv(self.body(inputs)))))
+
+
+def test_pools_that_would_round_are_named_before_training() -> None:
+    trained = exact("w4a4")
+    require_exact(trained, SHAPE_16)
+    with pytest.raises(SchemeError, match=r"exact: .*averages 9 pixels, not 2\^n.* leave exact out"):
+        require_exact(trained, (3, 12, 12))
+
+
+def test_what_cannot_be_exact_is_named() -> None:
+    with pytest.raises(SchemeError, match="exact: scales of family lsq .* take family: pot"):
+        Scheme(4, 4, exact=True)
+    with pytest.raises(SchemeError, match="exact: 1 is not true or false"):
+        Scheme(4, 4, exact=1)  # type: ignore[arg-type]
+    with pytest.raises(SchemeError, match="batch norm norm has no layer of its own"):
+        exact("w4a4", NormFirst())
+    with pytest.raises(SchemeError, match="conv is called on tensors of two scales"):
+        exact("w4a4", Twice())
