@@ -30,13 +30,13 @@ from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.inputs import facts_of, load_data
 from qkd.data import Data
-from qkd.distill.plan import needed
+from qkd.distill.plan import networks_needed
 from qkd.engine.compile import compile_stages
 from qkd.engine.device import Machine
 from qkd.engine.loop import Loop
 from qkd.engine.optimizer import optimizer_for, rate_at, set_rate
-from qkd.engine.signals import Interruption
-from qkd.engine.state import Cursor, Running
+from qkd.engine.signals import InterruptHandler
+from qkd.engine.state import EpochProgress, TrainingState
 from qkd.engine.step import Action
 from qkd.engine.train import Training
 from qkd.quantizers import calibrate
@@ -73,14 +73,14 @@ def ours(method: str, words: argparse.Namespace) -> Callable[[], None]:
     module = fabric.setup_module(assembly.parts)
     if words.compile:
         compile_stages(assembly.parts)
-    loop = Loop(training, module, Cursor(epoch=1), Interruption(3600))
+    loop = Loop(training, module, TrainingState(epoch=1), InterruptHandler(3600))
     [phase] = assembly.plan.phases
     loop.actions = [
-        Action(step, sorted(needed(assembly.plan, step)), fabric.setup_optimizers(optimizer))
+        Action(step, sorted(networks_needed(assembly.plan, step)), fabric.setup_optimizers(optimizer))
         for step in phase.steps
         for optimizer in [optimizer_for(step, assembly.parts, assembly.plan, recipe.train)]
     ]
-    return lambda: loop.batches(phase, EPOCHS, Running()) and None
+    return lambda: loop.batches(phase, EPOCHS, EpochProgress()) and None
 
 
 def bare(method: str, words: argparse.Namespace) -> Callable[[], None]:
@@ -93,7 +93,7 @@ def bare(method: str, words: argparse.Namespace) -> Callable[[], None]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if words.compile:
         compile_stages(assembly.parts)
-    networks, active = assembly.parts.networks, sorted(needed(assembly.plan, step))
+    networks, active = assembly.parts.networks, sorted(networks_needed(assembly.plan, step))
 
     def loss_of(batch: Any) -> torch.Tensor:
         if method == "qat":
@@ -229,7 +229,7 @@ def memory(words: argparse.Namespace) -> dict[str, dict[int, float]]:
 
 def peak(words: argparse.Namespace) -> float:
     from qkd.engine.cost import peak_memory
-    from qkd.pipeline.train import produce
+    from qkd.pipeline.train import train_recipe
     from qkd.storage.run import Run
 
     bits = ("w4a4", "w6a6", "w8a8", "w5a5")
@@ -246,7 +246,7 @@ train: {{epochs: 1, recompute: {str(words.recompute).lower()}}}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.yaml"
         path.write_text(text)
-        produce(recipes.load(path), Run.create(Path(folder) / "run"), Machine("cpu", threads=1))
+        train_recipe(recipes.load(path), Run.create(Path(folder) / "run"), Machine("cpu", threads=1))
     return peak_memory(torch.device("cpu"))
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkd.assembly.export_preview import shortened, stays_float
+from qkd.assembly.export_preview import grouped_by_reason, stays_float
 from qkd.errors import QkdError
 from qkd.export import emit, emulate, predict
 from qkd.export.op_counts import layers_of
@@ -75,7 +75,7 @@ def look_at(name: str, scheme: Scheme, size: int) -> Row:
         row = row._replace(trains=_train(module, images))
         emitted = emit(module.eval(), (3, size, size))
         assert list(emitted.float_layers) == foreseen, "what was foreseen is not what came"
-        row = row._replace(exports="yes", floating="; ".join(shortened(foreseen)).replace("stays float: ", ""))
+        row = row._replace(exports="yes", floating="; ".join(grouped_by_reason(foreseen)).replace("stays float: ", ""))
         weighted = {node.name for node in emitted.model.graph.node if node.op_type in ("Conv", "Gemm")}
         layers = layers_of(emitted.model, optimized(emitted.model))
         integer = len(weighted & set(layers.integer))

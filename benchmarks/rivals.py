@@ -118,7 +118,7 @@ def ours(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]
     """qkd's own road: `qkd train`, `qkd export --storage packed`; what PyTorch predicts is read off the run."""
     from qkd.assembly.inputs import load_data
     from qkd.engine.metrics import logits
-    from qkd.pipeline.reload import reload
+    from qkd.pipeline.reload import reload_product
     from qkd.storage.run import Run
 
     try:
@@ -127,7 +127,7 @@ def ours(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]
     except Failed as error:
         return {"error": str(error).strip().splitlines()[-1]}
     if not (folder / "torch.npy").is_file():
-        finished = reload(Run.open(folder))
+        finished = reload_product(Run.open(folder))
         batches = load_data(finished.recipe).batches("test", 128)
         np.save(folder / "torch.npy", logits(finished.product, batches).argmax(1).numpy())
     return {"training_seconds": found["training_cpu_seconds"], "version": "qkd"}

@@ -109,7 +109,7 @@ def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
     from qkd.assembly.assemble import assemble
     from qkd.assembly.build import Facts
     from qkd.data import Batch
-    from qkd.distill.plan import needed
+    from qkd.distill.plan import networks_needed
     from qkd.distill.terms import weighted_sum
     from qkd.recipe import load
 
@@ -125,7 +125,7 @@ def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
     parts.learn(step.learners)
     optimizer = torch.optim.SGD([p for p in parts.parameters() if p.requires_grad], 1e-3, momentum=0.9, fused=True)
     ids = torch.arange(len(images), device=images.device)
-    batch, active = Batch(images, ids % CLASSES, ids), sorted(needed(assembly.plan, step))
+    batch, active = Batch(images, ids % CLASSES, ids), sorted(networks_needed(assembly.plan, step))
 
     def together() -> None:
         optimizer.zero_grad()

@@ -17,8 +17,8 @@ from qkd.errors import ExportError, UsageError
 from qkd.export.memory import peak_megabytes
 from qkd.export.op_counts import convolutions
 from qkd.export.openvino import OpenVino
-from qkd.export.session import input_type, instructions, only_input, open_session, run, suited
-from qkd.export.timing import Clock, Subject, over_openings
+from qkd.export.session import input_type, instructions, matching_input, only_input, open_session, run
+from qkd.export.timing import Clock, Subject, time_over_openings
 
 
 class Given(NamedTuple):
@@ -109,7 +109,7 @@ def bench(
         for batch in batches:
             feeds = [_feed(reader, path, batch, of) for reader, path, of in zip(readers, paths, data, strict=True)]
             feeds *= len(subjects) // len(paths)
-            times, loads = over_openings(subjects, count, feeds, seconds, repeats, clock)
+            times, loads = time_over_openings(subjects, count, feeds, seconds, repeats, clock)
             for i, subject in enumerate(subjects):
                 other = compared[i % len(paths)]
                 base = None if other is None else float(np.median(times[i - i % len(paths) + other]))
@@ -128,7 +128,7 @@ def _subject(path: Path, given: Given) -> Subject:
 def _elsewhere(path: Path, data: Given) -> Subject:
     """The file in OpenVINO; which of its kernels are integer is not known."""
     session, compiled = open_session(path), OpenVino(path, 1)
-    given = None if data.images is None else suited(session, data.images, data.raw)
+    given = None if data.images is None else matching_input(session, data.images, data.raw)
     if given is None:
         return Subject(path, None, 0, 0, "openvino")
     found = compiled.logits(only_input(session), given).argmax(1)
@@ -173,7 +173,7 @@ def _feed(session: onnxruntime.InferenceSession, path: Path, batch: int, data: G
     fixed = wanted.shape[0]
     if isinstance(fixed, int) and fixed != batch:
         raise ExportError(f"{path}: takes batches of {fixed} only, not of {batch}; ask for that batch size")
-    given = None if data.images is None else suited(session, data.images, data.raw)
+    given = None if data.images is None else matching_input(session, data.images, data.raw)
     if given is not None:
         chosen = np.resize(given, (batch, *given.shape[1:])) if len(given) < batch else given[:batch]
         return {name: np.ascontiguousarray(chosen, dtype=kind)}
@@ -185,7 +185,7 @@ def _feed(session: onnxruntime.InferenceSession, path: Path, batch: int, data: G
 
 def _top1(path: Path, data: Given) -> float | None:
     session = open_session(path)
-    given = None if data.images is None else suited(session, data.images, data.raw)
+    given = None if data.images is None else matching_input(session, data.images, data.raw)
     if given is None or data.labels is None:
         return None
     logits = run(session, given)

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from qkd.errors import ExportError, nearest
 from qkd.export.fold import IntegerWeight
-from qkd.export.fx_nodes import BATCH, constants, is_tensor, label, measure, passes_through, traced, word
+from qkd.export.fx_nodes import BATCH, constants, is_tensor, label, measure_nodes, passes_through, target_name, traced
 from qkd.export.grid import Grid, is_on, read_grid, require_calibrated
 from qkd.export.onnx_graph import INPUT, Graph
 from qkd.export.pack import Storage
-from qkd.export.quantizer_map import Roundings
+from qkd.export.quantizer_map import QuantizerMap
 from qkd.export.targets import ONNXRUNTIME, Target, coarsened
-from qkd.export.uint8_input import RawImages, front
+from qkd.export.uint8_input import Uint8Input, normalise_bytes
 from qkd.quantizers.brevitas_imports import qnn
 
 MOVING_LAYERS = (nn.Flatten, nn.Unflatten, nn.MaxPool2d, nn.ChannelShuffle)
@@ -43,12 +43,12 @@ class Value:
     codes: str = ""
 
 
-Handler = Callable[["Walk", fx.Node], Any]
+Handler = Callable[["Converter", fx.Node], Any]
 """From a node to its value: a Value, or a tuple of them for a node with several results."""
 
 
 @final
-class Walk:
+class Converter:
     """The state of one emission. ``integer`` false emits the float network: master weights, no quantizers."""
 
     def __init__(
@@ -59,24 +59,24 @@ class Walk:
         integer: bool,
         storage: Storage,
         headroom: int,
-        raw: RawImages | None = None,
+        raw: Uint8Input | None = None,
         target: Target = ONNXRUNTIME,
     ) -> None:
         self.module = traced(product)
         if integer:
             require_calibrated(self.module)
-        self.results, self.constants = measure(self.module, shape), constants(self.module)
+        self.results, self.constants = measure_nodes(self.module, shape), constants(self.module)
         self.integer, self.storage, self.headroom = integer, storage, headroom
         self.target, self.coarsened = target, dict[str, None]()
         self.graph = Graph()
-        self.images = Value(INPUT if raw is None else front(self.graph, shape, raw))
+        self.images = Value(INPUT if raw is None else normalise_bytes(self.graph, shape, raw))
         self.weights: dict[str, IntegerWeight] = {}
         self.values: dict[fx.Node, Any] = {}
         self.folded: set[fx.Node] = set()
         self.kept_float: dict[str, str] = {}
         self.in_integers: list[str] = []
         self.averaged: dict[str, int] = {}
-        self.roundings = Roundings(self.weights)
+        self.roundings = QuantizerMap(self.weights)
         self._calls: Counter[str] = Counter()
 
     def run(self, handlers: Mapping[Any, Handler]) -> Value:
@@ -235,8 +235,8 @@ class Walk:
         return Value(self.graph.constant(self.constants[node].cpu().float().numpy(), name))
 
     def _no_form(self, node: fx.Node, handlers: Mapping[Any, Handler]) -> ExportError:
-        kind = type(self.submodule(node)).__name__ if node.op == "call_module" else word(node.target)
-        known = sorted({word(key) for key in handlers})
+        kind = type(self.submodule(node)).__name__ if node.op == "call_module" else target_name(node.target)
+        known = sorted({target_name(key) for key in handlers})
         return ExportError(
             f"{label(node)}: {kind} has no ONNX form here{nearest(kind, known)}; possible are {', '.join(known)}"
         )
@@ -250,5 +250,5 @@ class Walk:
         return result
 
 
-def _pass(walk: Walk, node: fx.Node) -> Any:
+def _pass(walk: Converter, node: fx.Node) -> Any:
     return walk.value(next(argument for argument in node.args if argument not in walk.constants))

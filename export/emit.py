@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from torch import nn
 
-from qkd.export.converter import Handler, Walk
+from qkd.export.converter import Converter, Handler
 from qkd.export.invariants import require_invariants
 from qkd.export.onnx_graph import MINIMUM_ONNXRUNTIME
 from qkd.export.ops_elementwise import ARITHMETIC
@@ -20,10 +20,10 @@ from qkd.export.ops_layers import LAYERS
 from qkd.export.ops_pool import POOLS
 from qkd.export.ops_shape import VIEWS
 from qkd.export.pack import Storage, require_storage
-from qkd.export.quantizer_map import Rounding
+from qkd.export.quantizer_map import MappedQuantizer
 from qkd.export.resolution import Resolution, resolutions
 from qkd.export.targets import ONNXRUNTIME, Target
-from qkd.export.uint8_input import RawImages, require_exact
+from qkd.export.uint8_input import Uint8Input, require_exact_floats
 
 HANDLERS: Mapping[Any, Handler] = MappingProxyType({**LAYERS, **NORMS, **POOLS, **ARITHMETIC, **VIEWS})
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -47,7 +47,7 @@ class Emitted:
     resolution: tuple[Resolution, ...] = ()
     coarsened: tuple[str, ...] = ()
     averaged: tuple[tuple[str, int], ...] = ()
-    roundings: Mapping[str, Rounding] = field(default_factory=dict)
+    roundings: Mapping[str, MappedQuantizer] = field(default_factory=dict)
     unrounded: float = 0.0
 
 
@@ -58,7 +58,7 @@ def emit(
     storage: Storage = "int8",
     headroom: int = 63,
     metadata: Mapping[str, str] = NOTHING,
-    raw: RawImages | None = None,
+    raw: Uint8Input | None = None,
     target: Target = ONNXRUNTIME,
 ) -> Emitted:
     """The product, left in evaluation mode, as ONNX with QuantizeLinear/DequantizeLinear around every operation.
@@ -70,11 +70,11 @@ def emit(
     Raises ExportError for an operation without ONNX form, naming it, and for a quantizer without calibration.
     """
     require_storage(storage)
-    walk = Walk(product, tuple(shape), integer=True, storage=storage, headroom=headroom, raw=raw, target=target)
+    walk = Converter(product, tuple(shape), integer=True, storage=storage, headroom=headroom, raw=raw, target=target)
     model = _model(walk, tuple(shape), {**metadata, **_input(raw), "target": target.name})
     require_invariants(model, target)
     if raw is not None:
-        require_exact(model, raw, tuple(shape))
+        require_exact_floats(model, raw, tuple(shape))
     return Emitted(
         model,
         tuple(walk.in_integers),
@@ -88,17 +88,17 @@ def emit(
     )
 
 
-def emit_float(product: nn.Module, shape: tuple[int, int, int], *, raw: RawImages | None = None) -> onnx.ModelProto:
+def emit_float(product: nn.Module, shape: tuple[int, int, int], *, raw: Uint8Input | None = None) -> onnx.ModelProto:
     """The same network in float32: master weights, batch norm folded into them, no quantizers. What speed is compared with."""
-    walk = Walk(product, tuple(shape), integer=False, storage="int8", headroom=0, raw=raw)
+    walk = Converter(product, tuple(shape), integer=False, storage="int8", headroom=0, raw=raw)
     return _model(walk, tuple(shape), _input(raw))
 
 
-def _input(raw: RawImages | None) -> Mapping[str, str]:
+def _input(raw: Uint8Input | None) -> Mapping[str, str]:
     return {"input": "float32", "layout": "nchw"} if raw is None else {"input": "uint8", "layout": raw.layout}
 
 
-def _model(walk: Walk, shape: tuple[int, ...], metadata: Mapping[str, str]) -> onnx.ModelProto:
+def _model(walk: Converter, shape: tuple[int, ...], metadata: Mapping[str, str]) -> onnx.ModelProto:
     output = walk.run(HANDLERS)
     classes = next(tuple(walk.results[n.args[0]].shape[1:]) for n in walk.module.graph.nodes if n.op == "output")
     reasons = json.dumps(walk.kept_float)

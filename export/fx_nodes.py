@@ -27,7 +27,7 @@ def traced(product: nn.Module) -> fx.GraphModule:
     return trace(product)
 
 
-def measure(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Any]:
+def measure_nodes(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Any]:
     """What every node gives for ``BATCH`` black images: a meta tensor for a tensor, else the value itself."""
     found: dict[fx.Node, Any] = {}
 
@@ -70,7 +70,7 @@ def is_tensor(result: Any) -> bool:
 
 def passes_through(module: nn.Module) -> bool:
     if isinstance(module, ByMode):
-        return "dropout" in word(module.function) or "stochastic_depth" in word(module.function)
+        return "dropout" in target_name(module.function) or "stochastic_depth" in target_name(module.function)
     return isinstance(module, PASSING) or type(module).__name__ in ("StochasticDepth", "DropPath")
 
 
@@ -91,5 +91,5 @@ def scalar(value: Any, where: str) -> float:
     return float(value)
 
 
-def word(target: Any) -> str:
+def target_name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))

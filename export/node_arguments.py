@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 if TYPE_CHECKING:
-    from qkd.export.converter import Walk
+    from qkd.export.converter import Converter
 
 
-def arguments(walk: Walk, node: fx.Node, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(walk: Converter, node: fx.Node, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the arguments behind the first: of a module its attributes, else what was passed, by position or name.
 
     ``wanted`` holds names and defaults in the order of the function's signature.
@@ -29,5 +29,5 @@ def pair(value: Any) -> list[int]:
     return [int(height), int(width)]
 
 
-def _resolved(walk: Walk, value: Any) -> Any:
+def _resolved(walk: Converter, value: Any) -> Any:
     return fx.node.map_aggregate(value, walk.value)

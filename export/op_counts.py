@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from qkd.export.session import Source, metadata, optimized
+from qkd.export.session import Source, optimized, read_metadata
 from qkd.export.uint8_input import FRONT
 
 POOLS = {"MaxPool", "NhwcMaxPool"}
@@ -31,12 +31,12 @@ class Layers:
     reasons: dict[str, str]
 
 
-def census(source: Source) -> dict[str, int]:
+def count_operators(source: Source) -> dict[str, int]:
     """How often each operator occurs in the graph that onnxruntime really runs, most frequent first."""
-    return census_of(optimized(source))
+    return count_operators_of(optimized(source))
 
 
-def census_of(graph: onnx.ModelProto) -> dict[str, int]:
+def count_operators_of(graph: onnx.ModelProto) -> dict[str, int]:
     return dict(Counter(node.op_type for node in graph.graph.node).most_common())
 
 
@@ -49,7 +49,7 @@ def convolutions(source: Source) -> tuple[int, int]:
 
 def layers_of(model: onnx.ModelProto, graph: onnx.ModelProto) -> Layers:
     """Splits the layers of an emitted model by what they became in the graph onnxruntime made of it."""
-    reasons = dict(json.loads(metadata(model).get("float_layers", "{}")))
+    reasons = dict(json.loads(read_metadata(model).get("float_layers", "{}")))
     run_in_integers = _integer_nodes(graph)
     names = [name for name in _layers(model) if not any(name.startswith(f"{other}.") for other in reasons)]
     floating = tuple(name for name in names if name not in run_in_integers)

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qkd.errors import ExportError
-from qkd.export.converter import Handler, Value, Walk
+from qkd.export.converter import Converter, Handler, Value
 from qkd.export.fx_nodes import label, scalar
 from qkd.export.node_arguments import arguments
 
@@ -20,7 +20,7 @@ from qkd.export.node_arguments import arguments
 def binary(kind: str, *, integer: bool) -> Handler:
     """Add or Mul have integer kernels, for two quantized operands; with a number, or Sub and Div, it stays float."""
 
-    def handler(walk: Walk, node: fx.Node) -> Value:
+    def handler(walk: Converter, node: fx.Node) -> Value:
         name = label(node)
         operands = [walk.value(argument) for argument in node.args[:2]]
         if len(operands) < 2 or scalar(node.kwargs.get("alpha", 1), name) != 1:
@@ -37,7 +37,7 @@ def binary(kind: str, *, integer: bool) -> Handler:
     return handler
 
 
-def concatenation(walk: Walk, node: fx.Node) -> Value:
+def concatenation(walk: Converter, node: fx.Node) -> Value:
     name, axis = label(node), arguments(walk, node, {"dim": 0})["dim"]
     rank = len(walk.shape(node))
     if axis % rank == 0:
@@ -51,7 +51,7 @@ def concatenation(walk: Walk, node: fx.Node) -> Value:
 def unary(kind: str, *, integer: bool = False, **fixed: float) -> Handler:
     """An activation function that is one ONNX operator."""
 
-    def handler(walk: Walk, node: fx.Node) -> Value:
+    def handler(walk: Converter, node: fx.Node) -> Value:
         value, name = walk.value(node.args[0]), label(node)
         reason = "" if integer else f"onnxruntime has no integer {kind}"
         if not reason and value.grid is None:
@@ -62,19 +62,19 @@ def unary(kind: str, *, integer: bool = False, **fixed: float) -> Handler:
     return handler
 
 
-def leaky_relu(walk: Walk, node: fx.Node) -> Value:
+def leaky_relu(walk: Converter, node: fx.Node) -> Value:
     slope = arguments(walk, node, {"negative_slope": 0.01})["negative_slope"]
     return unary("LeakyRelu", integer=True, alpha=float(slope))(walk, node)
 
 
-def silu(walk: Walk, node: fx.Node) -> Value:
+def silu(walk: Converter, node: fx.Node) -> Value:
     value, name = walk.value(node.args[0]), label(node)
     walk.note(name, "onnxruntime has no integer SiLU")
     gate = walk.graph.node("Sigmoid", [value.name], f"{name}.sigmoid")
     return Value(walk.graph.node("Mul", [value.name, gate], name))
 
 
-def gelu(walk: Walk, node: fx.Node) -> Value:
+def gelu(walk: Converter, node: fx.Node) -> Value:
     """x/2 * (1 + erf(x / sqrt 2)); opset 17 has no Gelu."""
     value, name = walk.value(node.args[0]), label(node)
     if arguments(walk, node, {"approximate": "none"})["approximate"] != "none":
@@ -90,7 +90,7 @@ def gelu(walk: Walk, node: fx.Node) -> Value:
 def clip(low: float, high: float) -> Handler:
     """ReLU6 and Hardtanh that stayed float layers."""
 
-    def handler(walk: Walk, node: fx.Node) -> Value:
+    def handler(walk: Converter, node: fx.Node) -> Value:
         ends = arguments(walk, node, {"min_val": low, "max_val": high})
         value, name = walk.value(node.args[0]), label(node)
         walk.note(name, "it is not a quantizer")
@@ -100,7 +100,7 @@ def clip(low: float, high: float) -> Handler:
     return handler
 
 
-def softmax(walk: Walk, node: fx.Node) -> Value:
+def softmax(walk: Converter, node: fx.Node) -> Value:
     axis = arguments(walk, node, {"dim": None})["dim"]
     if axis is None or axis % len(walk.shape(node)) == 0:
         raise ExportError(f"{label(node)}: softmax over axis {axis}; give dim=1")
@@ -108,7 +108,7 @@ def softmax(walk: Walk, node: fx.Node) -> Value:
     return Value(walk.graph.node("Softmax", [walk.value(node.args[0]).name], label(node), axis=axis))
 
 
-def _operand(walk: Walk, operand: Any, name: str) -> Value:
+def _operand(walk: Converter, operand: Any, name: str) -> Value:
     if isinstance(operand, Value):
         return operand
     number = scalar(operand, name)

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qkd.errors import ExportError
-from qkd.export.converter import Handler, Value, Walk
+from qkd.export.converter import Converter, Handler, Value
 from qkd.export.emulator_kernels import EXACT
 from qkd.export.fx_nodes import label
 from qkd.export.grid import Grid
@@ -23,7 +23,7 @@ from qkd.export.node_arguments import arguments
 REASON = "onnxruntime has no integer LayerNorm"
 
 
-def layer_norm(walk: Walk, node: fx.Node) -> Value:
+def layer_norm(walk: Converter, node: fx.Node) -> Value:
     """Over the last axis. In float, named; from the codes of its input where their sums are exact."""
     name, value = label(node), walk.value(node.args[0])
     given = arguments(walk, node, {"normalized_shape": None, "weight": None, "bias": None, "eps": 1e-5})
@@ -47,7 +47,7 @@ def _middle(grid: Grid) -> tuple[int, int]:
     return middle, max(middle - grid.low, grid.high - middle)
 
 
-def _from_codes(walk: Walk, value: Value, count: int, eps: float, affine: list[str], name: str) -> Value:
+def _from_codes(walk: Converter, value: Value, count: int, eps: float, affine: list[str], name: str) -> Value:
     """``(c - mean) / sqrt(variance + eps / s^2) * weight + bias`` for codes c, counted from the middle of their grid."""
     assert value.grid is not None
     graph = walk.graph
@@ -74,7 +74,7 @@ def _from_codes(walk: Walk, value: Value, count: int, eps: float, affine: list[s
     return Value(graph.node(steps[-1][0], [result, steps[-1][1]], name))
 
 
-def _numbers(walk: Walk, given: Any, name: str, which: str) -> str:
+def _numbers(walk: Converter, given: Any, name: str, which: str) -> str:
     """The constant of a weight or bias, from a module's parameter or a value of the graph; empty where there is none."""
     if given is None:
         return ""

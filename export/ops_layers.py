@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx, nn
 
 from qkd.errors import ExportError
-from qkd.export.converter import Handler, Value, Walk
+from qkd.export.converter import Converter, Handler, Value
 from qkd.export.fold import Affine, IntegerWeight, across, array, fold, normalization, to_integers, trained_codes
 from qkd.export.fx_nodes import label
 from qkd.export.grid import is_on
@@ -23,7 +23,7 @@ TOGETHER, LEAST_OUTPUTS = 4, 16
 patch first (im2col)."""
 
 
-def convolution(walk: Walk, node: fx.Node) -> Value:
+def convolution(walk: Converter, node: fx.Node) -> Value:
     module, name, value, norm = _layer(walk, node, axis=1)
     if module.padding_mode != "zeros":
         raise ExportError(f"{name}: padding mode {module.padding_mode!r} has no integer form; use 'zeros'")
@@ -39,7 +39,7 @@ def convolution(walk: Walk, node: fx.Node) -> Value:
     return _weighted(walk, node, "Conv", value, norm, reason, **attributes)
 
 
-def linear(walk: Walk, node: fx.Node) -> Value:
+def linear(walk: Converter, node: fx.Node) -> Value:
     """Gemm: in integers with or without a quantizer behind it (the logits have none); of more axes, on all its rows."""
     *outer, features = walk.shape(node)
     module, name, value, norm = _layer(walk, node, axis=len(outer))
@@ -53,7 +53,7 @@ def linear(walk: Walk, node: fx.Node) -> Value:
     return walk.move(result, "Reshape", f"{name}.back", walk.graph.constant(np.array([-1, *outer[1:], features])))
 
 
-def batch_norm(walk: Walk, node: fx.Node) -> Value:
+def batch_norm(walk: Converter, node: fx.Node) -> Value:
     """Folded into the layer before it, else a depthwise 1x1 convolution in integers, else in float."""
     value: Value = walk.value(node.args[0])
     name, module = label(node), walk.submodule(node)
@@ -69,7 +69,7 @@ def batch_norm(walk: Walk, node: fx.Node) -> Value:
     return Value(walk.graph.node("BatchNormalization", [value.name, *constants], name, epsilon=0.0))
 
 
-def quantizer(walk: Walk, node: fx.Node) -> Value:
+def quantizer(walk: Converter, node: fx.Node) -> Value:
     """QuantReLU and QuantIdentity; the ReLU itself is the lower end of the grid."""
     module, name, value = walk.submodule(node), label(node), walk.value(node.args[0])
     if not walk.integer or not is_on(module.act_quant):
@@ -83,7 +83,7 @@ def quantizer(walk: Walk, node: fx.Node) -> Value:
     return walk.quantize(value, grid)
 
 
-def _activation(walk: Walk, module: Any, value: Value, name: str) -> Value:
+def _activation(walk: Converter, module: Any, value: Value, name: str) -> Value:
     """What a quantizer is without its rounding: ReLU, ReLU6 or nothing."""
     if not isinstance(module, qnn.QuantReLU):
         return value
@@ -93,7 +93,7 @@ def _activation(walk: Walk, module: Any, value: Value, name: str) -> Value:
     return Value(walk.graph.node("Relu", [value.name], name))
 
 
-def _layer(walk: Walk, node: fx.Node, axis: int) -> tuple[Any, str, Value, Affine | None]:
+def _layer(walk: Converter, node: fx.Node, axis: int) -> tuple[Any, str, Value, Affine | None]:
     """The layer, its name, its input, and what folds into it: a batch norm, and a factor for each entry of ``axis``."""
     module, name = walk.submodule(node), label(node)
     for which in ("input_quant", "output_quant"):
@@ -118,7 +118,7 @@ def _not_integer(module: Any, value: Value) -> str:
 
 
 def _weighted(
-    walk: Walk, node: fx.Node, kind: str, value: Value, norm: Affine | None, reason: str, **attributes: Any
+    walk: Converter, node: fx.Node, kind: str, value: Value, norm: Affine | None, reason: str, **attributes: Any
 ) -> Value:
     module: Any = walk.submodule(node)
     name = label(node)
@@ -133,7 +133,7 @@ def _weighted(
     return Value(walk.graph.node(kind, [value.name, *weights], name, **attributes))
 
 
-def _float_weights(walk: Walk, node: fx.Node, norm: Affine) -> str:
+def _float_weights(walk: Converter, node: fx.Node, norm: Affine) -> str:
     """The master weights, or for a layer that only has to stay float the values its weight quantizer gives.
 
     Those are in the file as codes where a quantizer follows: onnxruntime would round floats to int8 anew, with one scale
@@ -154,7 +154,7 @@ def _float_weights(walk: Walk, node: fx.Node, norm: Affine) -> str:
     return walk.graph.step("DequantizeLinear", [kept, *map(walk.graph.constant, parts)], axis=0)
 
 
-def _integer(walk: Walk, kind: str, value: Value, weight: IntegerWeight, name: str, **attributes: Any) -> Value:
+def _integer(walk: Converter, kind: str, value: Value, weight: IntegerWeight, name: str, **attributes: Any) -> Value:
     assert value.grid is not None
     graph = walk.graph
     scales = graph.constant(weight.scales)
@@ -172,7 +172,7 @@ def _integer(walk: Walk, kind: str, value: Value, weight: IntegerWeight, name: s
     return Value(result)
 
 
-def _by_fours(walk: Walk, value: Value, weight: IntegerWeight, name: str) -> tuple[Value, IntegerWeight]:
+def _by_fours(walk: Converter, value: Value, weight: IntegerWeight, name: str) -> tuple[Value, IntegerWeight]:
     """Channels of zeros for a first layer on 3 colours or on grey, where onnxruntime then has a better kernel.
 
     They change no sum. Measured on the stem of MobileNet-v2 (224 px, VNNI): 0.31 ms without them, 0.14 ms with.
@@ -186,7 +186,7 @@ def _by_fours(walk: Walk, value: Value, weight: IntegerWeight, name: str) -> tup
     return wider, dataclasses.replace(weight, codes=codes)
 
 
-def _norm_as_convolution(walk: Walk, value: Value, norm: Affine, name: str) -> Value:
+def _norm_as_convolution(walk: Converter, value: Value, norm: Affine, name: str) -> Value:
     """``multiplier * x + offset`` is a depthwise 1x1 convolution with the weights +1 and -1 and scales |multiplier|."""
     assert value.grid is not None
     codes = np.where(norm.multiplier < 0, -1, 1).reshape(-1, 1, 1, 1)

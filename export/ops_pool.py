@@ -9,12 +9,12 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qkd.errors import ExportError
-from qkd.export.converter import Handler, Value, Walk
+from qkd.export.converter import Converter, Handler, Value
 from qkd.export.fx_nodes import label
 from qkd.export.node_arguments import arguments, pair
 
 
-def max_pool(walk: Walk, node: fx.Node) -> Value:
+def max_pool(walk: Converter, node: fx.Node) -> Value:
     """A ceil_mode is written as padding at the end: -infinity changes no maximum."""
     wanted = {
         "kernel_size": None,
@@ -38,7 +38,7 @@ def max_pool(walk: Walk, node: fx.Node) -> Value:
     return walk.move(value, "MaxPool", name, **attributes)
 
 
-def average_pool(walk: Walk, node: fx.Node) -> Value:
+def average_pool(walk: Converter, node: fx.Node) -> Value:
     wanted = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True}
     given = arguments(walk, node, {**wanted, "divisor_override": None})
     kernel, padding = pair(given["kernel_size"]), pair(given["padding"])
@@ -52,7 +52,7 @@ def average_pool(walk: Walk, node: fx.Node) -> Value:
     return _average(walk, node, kernel, strides=stride, pads=[*padding, *padding], count_include_pad=count)
 
 
-def adaptive_average_pool(walk: Walk, node: fx.Node) -> Value:
+def adaptive_average_pool(walk: Converter, node: fx.Node) -> Value:
     size, result = walk.shape(node.args[0])[2:], walk.shape(node)[2:]
     if size == result:
         return walk.value(node.args[0])
@@ -65,7 +65,7 @@ def adaptive_average_pool(walk: Walk, node: fx.Node) -> Value:
     return _average(walk, node, kernel, strides=kernel)
 
 
-def mean(walk: Walk, node: fx.Node) -> Value:
+def mean(walk: Converter, node: fx.Node) -> Value:
     """``x.mean((2, 3))``: a global average pool, and Flatten where the axes go."""
     given = arguments(walk, node, {"dim": None, "keepdim": False})
     shape = walk.shape(node.args[0])
@@ -82,7 +82,7 @@ def mean(walk: Walk, node: fx.Node) -> Value:
     return walk.move(value, "Flatten", f"{label(node)}.flatten", axis=1)
 
 
-def _average(walk: Walk, node: fx.Node, kernel: list[int], **attributes: Any) -> Value:
+def _average(walk: Converter, node: fx.Node, kernel: list[int], **attributes: Any) -> Value:
     name, value = label(node), walk.value(node.args[0])
     walk.note(name, "its input is not quantized" if value.grid is None else walk.no_quantizer_behind(node))
     walk.averaged[name] = kernel[0] * kernel[1]

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qkd.errors import ExportError
-from qkd.export.converter import Handler, Value, Walk
+from qkd.export.converter import Converter, Handler, Value
 from qkd.export.fold import array
 from qkd.export.fx_nodes import BATCH, label
 from qkd.export.node_arguments import arguments
@@ -20,7 +20,7 @@ PERMUTES, TRANSPOSES = (torch.permute, "permute"), (torch.transpose, "transpose"
 PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 
 
-def reshape(walk: Walk, node: fx.Node) -> Value:
+def reshape(walk: Converter, node: fx.Node) -> Value:
     """flatten, view, reshape, squeeze, unsqueeze: the shape that was measured says it all."""
     old, new, name = walk.shape(node.args[0]), walk.shape(node), label(node)
     value: Value = walk.value(node.args[0])
@@ -33,7 +33,7 @@ def reshape(walk: Walk, node: fx.Node) -> Value:
     return walk.move(value, "Reshape", name, _integers(walk, 0, *new[1:]))
 
 
-def transpose(walk: Walk, node: fx.Node) -> Value:
+def transpose(walk: Converter, node: fx.Node) -> Value:
     """permute and transpose."""
     axes = turned(walk, node)
     assert axes is not None
@@ -42,7 +42,7 @@ def transpose(walk: Walk, node: fx.Node) -> Value:
     return walk.move(walk.value(node.args[0]), "Transpose", label(node), perm=axes)
 
 
-def turned(walk: Walk, node: fx.Node) -> list[int] | None:
+def turned(walk: Converter, node: fx.Node) -> list[int] | None:
     """For each axis of a permute's or transpose's result the axis it was before; None for any other node."""
     if node.op not in ("call_function", "call_method") or node.target not in (*PERMUTES, *TRANSPOSES):
         return None
@@ -58,7 +58,7 @@ def turned(walk: Walk, node: fx.Node) -> list[int] | None:
     return found
 
 
-def factors_behind(walk: Walk, node: fx.Node, axis: int) -> tuple[fx.Node | None, np.ndarray]:
+def factors_behind(walk: Converter, node: fx.Node, axis: int) -> tuple[fx.Node | None, np.ndarray]:
     """The product with a constant factor for each entry of ``axis`` that alone reads a node's result, and the factors.
 
     Seen through permutations. (None, no factors) where there is none.
@@ -82,7 +82,7 @@ def factors_behind(walk: Walk, node: fx.Node, axis: int) -> tuple[fx.Node | None
     return readers[0], np.broadcast_to(array(constants[0]).reshape(-1), shape[axis : axis + 1]).copy()
 
 
-def channel_shuffle(walk: Walk, node: fx.Node) -> Value:
+def channel_shuffle(walk: Converter, node: fx.Node) -> Value:
     groups = arguments(walk, node, {"groups": None})["groups"]
     _, channels, height, width = walk.shape(node)
     name, value = label(node), walk.value(node.args[0])
@@ -92,7 +92,7 @@ def channel_shuffle(walk: Walk, node: fx.Node) -> Value:
     return walk.move(value, "Reshape", name, _integers(walk, 0, channels, height, width))
 
 
-def chunk(walk: Walk, node: fx.Node) -> tuple[Value, ...]:
+def chunk(walk: Converter, node: fx.Node) -> tuple[Value, ...]:
     """chunk and split, as one Slice for each part."""
     axis = int(walk.value(node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)))
     sizes = [tuple(part.shape) for part in walk.results[node]]
@@ -104,7 +104,7 @@ def chunk(walk: Walk, node: fx.Node) -> tuple[Value, ...]:
     )
 
 
-def item(walk: Walk, node: fx.Node) -> Value:
+def item(walk: Converter, node: fx.Node) -> Value:
     """``parts[i]`` of a tuple, or a slice such as ``x[:, :, ::2, ::2]`` of a tensor."""
     source, index = walk.value(node.args[0]), node.args[1]
     if isinstance(source, tuple):
@@ -121,7 +121,7 @@ def item(walk: Walk, node: fx.Node) -> Value:
     return _slice(walk, source, label(node), steps) if steps else source
 
 
-def pad(walk: Walk, node: fx.Node) -> Value:
+def pad(walk: Converter, node: fx.Node) -> Value:
     given = arguments(walk, node, {"pad": None, "mode": "constant", "value": None})
     if given["mode"] != "constant" or given["value"] not in (None, 0, 0.0):
         raise ExportError(
@@ -132,7 +132,7 @@ def pad(walk: Walk, node: fx.Node) -> Value:
     return padded(walk, walk.value(node.args[0]), [(0, 0)] * (rank - len(behind)) + behind, label(node))
 
 
-def padded(walk: Walk, value: Value, around: list[tuple[int, int]], name: str) -> Value:
+def padded(walk: Converter, value: Value, around: list[tuple[int, int]], name: str) -> Value:
     """Zeros before and behind each axis; on a grid a zero is the zero point."""
     sizes = _integers(walk, *(before for before, _ in around), *(after for _, after in around))
     if value.grid is None or walk.target.symmetric:
@@ -142,17 +142,17 @@ def padded(walk: Walk, value: Value, around: list[tuple[int, int]], name: str) -
     return walk.dequantize(walk.graph.node("Pad", [value.codes, sizes, zero], name), value.grid)
 
 
-def unchanged(walk: Walk, node: fx.Node) -> Any:
+def unchanged(walk: Converter, node: fx.Node) -> Any:
     return walk.value(node.args[0])
 
 
-def _slice(walk: Walk, value: Value, name: str, steps: list[tuple[int, int, int, int]]) -> Value:
+def _slice(walk: Converter, value: Value, name: str, steps: list[tuple[int, int, int, int]]) -> Value:
     axes, starts, ends, strides = zip(*steps, strict=True)
     parts = (_integers(walk, *starts), _integers(walk, *ends), _integers(walk, *axes), _integers(walk, *strides))
     return walk.move(value, "Slice", name, *parts)
 
 
-def _integers(walk: Walk, *numbers: int) -> str:
+def _integers(walk: Converter, *numbers: int) -> str:
     return walk.graph.constant(np.array(numbers, np.int64))
 
 

@@ -22,7 +22,7 @@ from qkd.errors import GateError
 from qkd.export.emit import Emitted
 from qkd.export.fx_nodes import traced
 from qkd.export.onnx_graph import INPUT, OUTPUT
-from qkd.export.quantizer_map import Rounding
+from qkd.export.quantizer_map import MappedQuantizer
 from qkd.export.session import open_session, run
 from qkd.quantizers import disabled
 
@@ -35,7 +35,7 @@ IMAGES, PIXELS = 32, 2**20
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Parity:
     """What was found. quantizers: how many were compared. same: share of their codes that are equal in PyTorch, in %.
 
     wrong: the first quantizer, or the logits, where the file does not hold what PyTorch computes, and by how much; empty if
@@ -47,7 +47,7 @@ class Likeness:
     wrong: str = ""
 
 
-def likeness(product: nn.Module, emitted: Emitted, images: np.ndarray, floats: np.ndarray | None = None) -> Likeness:
+def torch_parity(product: nn.Module, emitted: Emitted, images: np.ndarray, floats: np.ndarray | None = None) -> Parity:
     """Compares the product, in evaluation mode, with what was emitted of it on the first of the images.
 
     ``images`` as the file takes them; ``floats`` the same ones, normalised (N, C, H, W), where the file takes raw ones.
@@ -61,16 +61,16 @@ def likeness(product: nn.Module, emitted: Emitted, images: np.ndarray, floats: n
         inputs = torch.from_numpy(np.ascontiguousarray(given if floats is None else floats[:count]))
         logits = forced.run(inputs.to(first.device, first.dtype)).cpu().float().numpy()
     wrong = forced.wrong or _wrong_logits(logits, run(open_session(emitted.model), given), emitted.unrounded)
-    return Likeness(forced.compared, 100 * forced.equal / max(forced.values, 1), wrong)
+    return Parity(forced.compared, 100 * forced.equal / max(forced.values, 1), wrong)
 
 
-def float_likeness(network: nn.Module, model: onnx.ModelProto, images: np.ndarray) -> str:
+def float_parity(network: nn.Module, model: onnx.ModelProto, images: np.ndarray) -> str:
     """What is wrong with the float file of a network, as `emit_float` writes it, on the first float images; empty if nothing."""
     with disabled(network):
-        return likeness(network, Emitted(model, (), (), ""), images).wrong
+        return torch_parity(network, Emitted(model, (), (), ""), images).wrong
 
 
-def require_likeness(found: Likeness, where: object) -> None:
+def require_parity(found: Parity, where: object) -> None:
     """Raises GateError, naming the first layer, for a file that is not the network that was trained."""
     if found.wrong:
         raise GateError(f"{where}: is not the network that was trained: {found.wrong}")
@@ -80,7 +80,7 @@ class _Forced(fx.Interpreter):
     """Runs the network, but lets every quantizer give what the file has in its place, after comparing the two."""
 
     def __init__(
-        self, module: fx.GraphModule, roundings: Mapping[str, Rounding], codes: Mapping[str, np.ndarray]
+        self, module: fx.GraphModule, roundings: Mapping[str, MappedQuantizer], codes: Mapping[str, np.ndarray]
     ) -> None:
         super().__init__(module)
         self.roundings, self.codes = roundings, codes
@@ -94,7 +94,7 @@ class _Forced(fx.Interpreter):
         codes = torch.from_numpy(self.codes[rounding.codes]).to(result.device)
         return self._compare(rounding, self.env[n.args[0]], result, codes)  # type: ignore[index]
 
-    def _compare(self, rounding: Rounding, before: Tensor, after: Tensor, codes: Tensor) -> Tensor:
+    def _compare(self, rounding: MappedQuantizer, before: Tensor, after: Tensor, codes: Tensor) -> Tensor:
         grid, self.compared = rounding.grid, self.compared + 1
         if codes.shape != after.shape:
             self._note(

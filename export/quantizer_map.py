@@ -11,7 +11,7 @@ from qkd.export.grid import Grid
 
 
 @dataclass(frozen=True)
-class Rounding:
+class MappedQuantizer:
     """A quantizer of the network and the uint8 tensor that stands for its result in the file.
 
     slack: how far, in steps, rounding the bias of the layer in front of it may move its input.
@@ -24,7 +24,7 @@ class Rounding:
 
 
 @final
-class Roundings:
+class QuantizerMap:
     """What is written down of one emission. ``found``: by the names of the traced network's nodes, its quantizers.
 
     ``weights`` are the integer layers, by the names of their results; they may be added to later.
@@ -32,7 +32,7 @@ class Roundings:
 
     def __init__(self, weights: Mapping[str, IntegerWeight]) -> None:
         self.weights = weights
-        self.found: dict[str, Rounding] = {}
+        self.found: dict[str, MappedQuantizer] = {}
         self._slack: dict[str, float] = {}
         self._followed: set[str] = set()
 
@@ -47,7 +47,7 @@ class Roundings:
         self._slack[moved] = self._slack.get(codes, 0.0)
 
     def record(self, node: str, quantizer: str, codes: str, grid: Grid) -> None:
-        self.found[node] = Rounding(quantizer, codes, grid, self._slack.get(codes, 0.0))
+        self.found[node] = MappedQuantizer(quantizer, codes, grid, self._slack.get(codes, 0.0))
 
     @property
     def unfollowed(self) -> float:

@@ -23,7 +23,7 @@ MOST_APART, FEW = 0.01, 2
 
 
 @dataclass(frozen=True)
-class Trial:
+class ReferenceRun:
     """What was found about one file for another runtime. Accuracies and agreement in %.
 
     coarsened: tensors that the target takes in fewer bits than they were trained in. largest_difference: of a logit from
@@ -47,15 +47,17 @@ class Trial:
         return dataclasses.asdict(self)
 
 
-def literal_logits(source: Source, images: np.ndarray) -> np.ndarray:
+def reference_logits(source: Source, images: np.ndarray) -> np.ndarray:
     """Logits (N, classes) of onnxruntime without its optimizer, which would make other kernels of the operators."""
     return run(open_session(source, optimize=False), images)
 
 
-def attempt(emitted: Emitted, file: Path, images: np.ndarray, labels: np.ndarray, reference: np.ndarray) -> Trial:
+def run_reference(
+    emitted: Emitted, file: Path, images: np.ndarray, labels: np.ndarray, reference: np.ndarray
+) -> ReferenceRun:
     """Runs a file literally on images as it takes them; ``reference`` are the fake-quantized network's logits."""
-    found = literal_logits(file, images)
-    return Trial(
+    found = reference_logits(file, images)
+    return ReferenceRun(
         file=str(file),
         bytes=file.stat().st_size,
         images=len(images),
@@ -70,7 +72,7 @@ def attempt(emitted: Emitted, file: Path, images: np.ndarray, labels: np.ndarray
     )
 
 
-def require_agreement(trial: Trial, target: str) -> None:
+def require_agreement(trial: ReferenceRun, target: str) -> None:
     """Raises GateError for a file whose top-1 is not that of the network it was made from."""
     apart = round(trial.images * (100 - trial.agreement) / 100)
     if apart > max(MOST_APART * trial.images, FEW):

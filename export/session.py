@@ -95,7 +95,7 @@ def input_type(session: onnxruntime.InferenceSession, where: object = "the model
     return TYPES[found]
 
 
-def suited(
+def matching_input(
     session: onnxruntime.InferenceSession, images: np.ndarray, raw: np.ndarray | None, where: object = "the model"
 ) -> np.ndarray | None:
     """Of the same images normalised and ``raw`` (uint8), both (N, C, H, W), those the session takes, in its layout.
@@ -112,11 +112,11 @@ def suited(
     return np.ascontiguousarray(raw.transpose(0, 2, 3, 1)) if last else raw
 
 
-def suited_to(source: Source, images: np.ndarray, raw: np.ndarray, classes: int | None = None) -> np.ndarray:
-    """``suited`` for a file that is not open yet. Raises ExportError where it takes others, or has other ``classes``."""
+def matching_input_of(source: Source, images: np.ndarray, raw: np.ndarray, classes: int | None = None) -> np.ndarray:
+    """``matching_input`` for a file that is not open yet. Raises ExportError where it takes others, or has other ``classes``."""
     where = "the model" if isinstance(source, onnx.ModelProto) else source
     session = open_session(source, threads=1)
-    given = suited(session, images, raw, where)
+    given = matching_input(session, images, raw, where)
     assert given is not None
     _require_fit("takes images of", session.get_inputs()[0].shape, given.shape, where)
     logits = session.get_outputs()[0].shape
@@ -168,7 +168,7 @@ def instructions() -> str:
     return next((name for name in order if name in words), platform.machine())
 
 
-def metadata(source: Source) -> dict[str, str]:
+def read_metadata(source: Source) -> dict[str, str]:
     return {entry.key: entry.value for entry in load(source).metadata_props}
 
 
@@ -177,7 +177,7 @@ def _refused(source: Source, error: Exception) -> str:
     if not isinstance(source, onnx.ModelProto) and not Path(source).is_file():
         return f"{where}: no such file; name an .onnx file"
     try:
-        needed = metadata(source).get("minimum_onnxruntime", "")
+        needed = read_metadata(source).get("minimum_onnxruntime", "")
     except ExportError as unreadable:
         return str(unreadable)
     if needed and _version(onnxruntime.__version__) < _version(needed):

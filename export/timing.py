@@ -39,7 +39,7 @@ class Subject:
     agreement: float | None = None
 
 
-def over_openings(
+def time_over_openings(
     subjects: Sequence[Subject],
     threads: int,
     feeds: Sequence[dict[str, np.ndarray]],
@@ -52,7 +52,7 @@ def over_openings(
     trials: list[list[tuple[list[float], float]]] = []
     for _ in range(count):
         opened = [_opened(subject, threads) for subject in subjects]
-        times = in_turns([session for session, _ in opened], feeds, seconds / count, repeats, clock)
+        times = interleave([session for session, _ in opened], feeds, seconds / count, repeats, clock)
         trials.append([(taken, load) for taken, (_, load) in zip(times, opened, strict=True)])
     chosen = [
         sorted(trial, key=lambda each: float(np.median(each[0])))[count // 2] for trial in zip(*trials, strict=True)
@@ -68,7 +68,7 @@ def _opened(subject: Subject, threads: int) -> tuple[Session, float]:
     return session, time.perf_counter() - start
 
 
-def in_turns(
+def interleave(
     sessions: Sequence[Session],
     feeds: Sequence[dict[str, np.ndarray]],
     seconds: float,

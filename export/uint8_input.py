@@ -21,7 +21,7 @@ BYTES = 256
 
 
 @dataclass(frozen=True)
-class RawImages:
+class Uint8Input:
     """Images as uint8, and how they become what the network was trained on: ``image * scale + shift`` in float32.
 
     scale, shift: float32 (channels,). layout: where the channels lie, "nchw" in front of the rows, "nhwc" behind the
@@ -34,7 +34,7 @@ class RawImages:
 
     def arranged(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (N, C, H, W) in the layout of the file."""
-        return arranged(images, self.layout)
+        return in_layout(images, self.layout)
 
     def normalized(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (N, C, H, W) as the float32 images that a file with float input takes."""
@@ -42,7 +42,7 @@ class RawImages:
         return images.astype(np.float32) * scale + shift
 
 
-def arranged(images: np.ndarray, layout: str) -> np.ndarray:
+def in_layout(images: np.ndarray, layout: str) -> np.ndarray:
     """Images (N, C, H, W) in a layout."""
     return np.ascontiguousarray(images if layout == "nchw" else images.transpose(0, 2, 3, 1))
 
@@ -53,7 +53,7 @@ def require_layout(layout: str) -> None:
         raise UsageError(f"layout {layout!r}: choose one of {', '.join(known)}{nearest(layout, known)}")
 
 
-def front(graph: Graph, shape: tuple[int, ...], raw: RawImages) -> str:
+def normalise_bytes(graph: Graph, shape: tuple[int, ...], raw: Uint8Input) -> str:
     """Makes uint8 images the graph's input and returns the name of the normalised float images (N, C, H, W).
 
     The same three float32 operations as in training, so the codes behind them are those of a file with float input for
@@ -78,7 +78,7 @@ def front(graph: Graph, shape: tuple[int, ...], raw: RawImages) -> str:
     return graph.node("Transpose", [shifted], PLANES, perm=[0, 3, 1, 2]) if last else shifted
 
 
-def require_exact(model: onnx.ModelProto, raw: RawImages, shape: tuple[int, ...]) -> None:
+def require_exact_floats(model: onnx.ModelProto, raw: Uint8Input, shape: tuple[int, ...]) -> None:
     """Runs all 256 bytes of every channel through the front; raises ExportError where a float differs from training's."""
     channels, height, width = shape
     count = -(-BYTES // (height * width))

@@ -14,8 +14,8 @@ import onnx
 from qkd.errors import ExportError, GateError
 from qkd.export.emulator import emulate, first_divergence
 from qkd.export.onnx_graph import load, require_ours
-from qkd.export.op_counts import census_of, layers_of
-from qkd.export.session import instructions, metadata, open_session, optimized, run
+from qkd.export.op_counts import count_operators_of, layers_of
+from qkd.export.session import instructions, open_session, optimized, read_metadata, run
 
 SMALL = 32
 """Images for the comparisons that are slow and need no statistics: one by one, and without the optimizer."""
@@ -89,9 +89,9 @@ def verify(
         file=str(file),
         bytes=Path(file).stat().st_size,
         images=len(images),
-        minimum_onnxruntime=metadata(model).get("minimum_onnxruntime", ""),
+        minimum_onnxruntime=read_metadata(model).get("minimum_onnxruntime", ""),
         instructions=instructions(),
-        census=census_of(graph),
+        census=count_operators_of(graph),
         integer_layers=layers.integer,
         float_layers=layers.floating,
         reasons=layers.reasons,

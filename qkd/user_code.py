@@ -15,21 +15,21 @@ from qkd.errors import UsageError, nearest
 from qkd.options import suggestion
 
 
-def is_own(name: str) -> bool:
+def is_user_code(name: str) -> bool:
     """Whether a name stands for code in a file: ``./file.py:Name``."""
     return name.partition(".py:")[1] != "" or name.endswith(".py")
 
 
-def named(name: str, known: Mapping[str, Any], *, what: str, error: type[UsageError] = UsageError) -> Any:
+def look_up(name: str, known: Mapping[str, Any], *, what: str, error: type[UsageError] = UsageError) -> Any:
     """The entry of ``known`` of that name, or the thing in a file. Raises ``error`` when there is none."""
-    if is_own(name):
-        return own(name, error=error)
+    if is_user_code(name):
+        return load_user_code(name, error=error)
     if name not in known:
         raise error(f"no {what} {name!r}{suggestion(name, known)}")
     return known[name]
 
 
-def own(name: str, *, error: type[UsageError] = UsageError) -> Any:
+def load_user_code(name: str, *, error: type[UsageError] = UsageError) -> Any:
     """The thing called Name in the Python file, for ``file.py:Name``; the file is executed once per content.
 
     Raises ``error`` for a missing file, a file that fails on import, and a missing name.

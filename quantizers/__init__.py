@@ -9,33 +9,33 @@ Imports qkd.errors and qkd.networks.tracing and nothing else of the project.
 from __future__ import annotations
 
 from qkd.quantizers.calibrate import calibrate, pretend_calibrated, reestimate_batch_norm
-from qkd.quantizers.diagnostics import alarms
+from qkd.quantizers.diagnostics import diagnose
 from qkd.quantizers.families import FAMILIES
-from qkd.quantizers.hessian import curved, estimate_deltas
+from qkd.quantizers.hessian import estimate_deltas, needs_delta
 from qkd.quantizers.insert import insert, nearest_layer
 from qkd.quantizers.inspection import Layer, compile_cores, describe, disabled, quantizers, scales, uncalibrated
-from qkd.quantizers.progressive import lower, rungs
+from qkd.quantizers.progressive import bit_stages, set_bit_stage
 from qkd.quantizers.scheme import Scheme, scheme
 
 __all__ = [
     "FAMILIES",
     "Layer",
     "Scheme",
-    "alarms",
+    "bit_stages",
     "calibrate",
     "compile_cores",
-    "curved",
     "describe",
+    "diagnose",
     "disabled",
     "estimate_deltas",
     "insert",
-    "lower",
     "nearest_layer",
+    "needs_delta",
     "pretend_calibrated",
     "quantizers",
     "reestimate_batch_norm",
-    "rungs",
     "scales",
     "scheme",
+    "set_bit_stage",
     "uncalibrated",
 ]

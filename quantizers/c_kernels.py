@@ -67,7 +67,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def fits(x: Tensor, step: Tensor, s: Tensor) -> bool:
+def can_round(x: Tensor, step: Tensor, s: Tensor) -> bool:
     """Whether the kernels can do it: float32 on the CPU, one step for all or one for each entry of the first axis."""
     return (
         x.is_cpu

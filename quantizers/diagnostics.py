@@ -20,7 +20,7 @@ CLIPPED = 0.75
 """Share of weights on the two outermost codes of four or more bits above which their scale is too small."""
 
 
-def alarms(network: nn.Module, batches: Iterable[Tensor]) -> list[str]:
+def diagnose(network: nn.Module, batches: Iterable[Tensor]) -> list[str]:
     """One line for each quantizer that is dead, saturated or not finite, with what was measured; none if all is well.
 
     Dead: practically all its codes are one and the same. Saturated: more than half the activations, or with four bits and

@@ -7,9 +7,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qkd.quantizers.fake_quant import FakeQuant, levels, over
+from qkd.quantizers.fake_quant import FakeQuant, levels, shared_axes
 from qkd.quantizers.hwgq import straight_through
-from qkd.quantizers.round_to_grid import SMALLEST, round_to_grid, wide
+from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32, round_to_grid
 from qkd.quantizers.step_search import steps
 
 MOST_BITS = 7
@@ -36,7 +36,7 @@ class TanhQuant(FakeQuant):
 
     def fit(self, values: Tensor) -> None:
         """``c`` by least squares, from values (channels, n)."""
-        grouped = wide(values.detach()).reshape(self.gain.numel(), -1)
+        grouped = at_least_float32(values.detach()).reshape(self.gain.numel(), -1)
         unit = grouped.tanh()
         unit = unit / unit.abs().amax(1, keepdim=True).clamp_min(SMALLEST)
         found = (grouped * unit).sum(1) / unit.square().sum(1).clamp_min(SMALLEST)
@@ -45,7 +45,7 @@ class TanhQuant(FakeQuant):
         self.mark_calibrated()
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        still, axes = wide(x), over(x, self.shape)
+        still, axes = at_least_float32(x), shared_axes(x, self.shape)
         if self.bits == 1:
             scale = still.detach().abs().mean(axes, keepdim=bool(self.shape)).clamp_min(SMALLEST)
             return straight_through(x, (torch.where(x >= 0, 1.0, -1.0) * scale).to(x.dtype)), scale

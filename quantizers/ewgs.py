@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from qkd.quantizers.fake_quant import LsqQuant
 from qkd.quantizers.hwgq import WEIGHT_STEPS
-from qkd.quantizers.round_to_grid import SMALLEST, direction, wide
+from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32, direction
 
 DELTA = 1e-3
 """The factor of the authors' code where it is not estimated from the Hessian."""
@@ -62,7 +62,7 @@ class EwgsWeight(EwgsQuant):
         self.bit_width.fill_(bits + 1)
 
     def fit(self, values: Tensor) -> None:
-        grouped = wide(values.detach()).reshape(self.step.numel(), -1)
+        grouped = at_least_float32(values.detach()).reshape(self.step.numel(), -1)
         wanted = 3 / self.high if self.calibration == "paper" else WEIGHT_STEPS[self.bits] / 2
         found = (grouped.std(1, correction=0) * wanted).clamp_min(SMALLEST)
         with torch.no_grad():
@@ -85,14 +85,14 @@ class _Scaled(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, step, s, *([delta] if isinstance(delta, Tensor) else []))
         ctx.settings = low, high, gradient_scale, odd
-        return (_codes(wide(x) / s, low, high, odd) * s).to(x.dtype)
+        return (_codes(at_least_float32(x) / s, low, high, odd) * s).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x, step, s, *own), (low, high, gradient_scale, odd) = ctx.saved_tensors, ctx.settings
         delta = own[0] if own else DELTA
-        g, ratio = wide(gradient), wide(x) / s
+        g, ratio = at_least_float32(gradient), at_least_float32(x) / s
         codes = _codes(ratio, low, high, odd)
         passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
         passed = passed + delta / (high - low) * passed.abs() * (ratio - codes)

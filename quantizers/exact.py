@@ -52,8 +52,8 @@ def _fold(layer: Any, norm: Any) -> None:
     layer.bias = nn.Parameter(offset.to(layer.weight.dtype))
 
 
-def share_units(module: fx.GraphModule, layers: list[fx.Node], kind: dict[fx.Node, str]) -> None:
-    """Tells every layer of a quantized graph what rounds its input, so that it can round its bias; see `on_units`.
+def prepare_bias_rounding(module: fx.GraphModule, layers: list[fx.Node], kind: dict[fx.Node, str]) -> None:
+    """Tells every layer of a quantized graph what rounds its input, so that it can round its bias; see `round_bias`.
 
     Raises SchemeError for a layer whose input has no quantizer, or that is called on two of them.
     """
@@ -74,7 +74,7 @@ def _core_before(module: fx.GraphModule, node: fx.Node, kind: dict[fx.Node, str]
     return getattr(getattr(quantizer, "act_quant", None), "core", None)
 
 
-def on_units(bias: Tensor, input_scale: Tensor, weight_scale: Tensor, bits: int) -> Tensor:
+def round_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor, bits: int) -> Tensor:
     """The bias in whole units of the file; the gradient passes straight through.
 
     ``bits`` are those of the weights; their codes are raised by the power of two that fits beside them in ``FREE``.

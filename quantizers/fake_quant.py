@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.errors import SchemeError
-from qkd.quantizers.round_to_grid import positive, round_to_grid
+from qkd.quantizers.round_to_grid import positive_scale, round_to_grid
 from qkd.quantizers.step_search import steps
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -26,7 +26,7 @@ def levels(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
     return (-top if narrow else -top - 1), top
 
 
-def over(x: Tensor, shape: tuple[int, ...]) -> list[int]:
+def shared_axes(x: Tensor, shape: tuple[int, ...]) -> list[int]:
     """The axes along which numbers share a step of that shape; all of them where it is ()."""
     return [axis for axis in range(x.ndim) if not shape or shape[axis] == 1]
 
@@ -113,7 +113,7 @@ class LsqQuant(FakeQuant):
         self.step = nn.Parameter(torch.ones(shape))
 
     def scale(self) -> Tensor:
-        return positive(self.step)
+        return positive_scale(self.step)
 
     def fit(self, values: Tensor) -> None:
         grouped = values.reshape(self.step.numel(), -1)

@@ -23,7 +23,7 @@ from qkd.quantizers.round_to_grid import SMALLEST
 READERS = (Relu, Identity)
 
 
-def pair_norms(module: fx.GraphModule) -> None:
+def pair_batch_norms(module: fx.GraphModule) -> None:
     """Tell every quantizer which batch norm it alone reads."""
     called = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
     for node in module.graph.nodes:
@@ -36,20 +36,20 @@ def pair_norms(module: fx.GraphModule) -> None:
             reader.norm = (norm,)
 
 
-def join_norms(network: nn.Module, on: bool) -> None:
+def fuse_batch_norms(network: nn.Module, on: bool) -> None:
     """Let batch norms do the rounding of the quantizers behind them, or no longer."""
     pairs = ((norm, reader) for reader in network.modules() if isinstance(reader, READERS) for norm in reader.norm)
     for norm, reader in pairs:
         kind: type = type(norm)
         if on and kind is nn.BatchNorm2d:
-            norm.__class__ = NormThenRound
+            norm.__class__ = FusedBatchNorm2d
             norm.reader = (reader,)
-        elif not on and kind is NormThenRound:
+        elif not on and kind is FusedBatchNorm2d:
             norm.__class__ = nn.BatchNorm2d
             del norm.reader
 
 
-class NormThenRound(nn.BatchNorm2d):
+class FusedBatchNorm2d(nn.BatchNorm2d):
     """A batch norm that does its quantizer's work too while it trains."""
 
     is_leaf = True  # for tracing: one layer, like the one it stands for

@@ -31,14 +31,14 @@ Labelled = tuple[Tensor, Tensor]
 Quantize = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def plan_deltas(module: nn.Module, delta: str) -> None:
+def prepare_deltas(module: nn.Module, delta: str) -> None:
     """Give every quantizer of EWGS a delta of its own, kept in the state dict, where it is to be estimated."""
     for core in (core for core in module.modules() if isinstance(core, EwgsQuant)):
         if delta == "hessian":
             core.own_delta()
 
 
-def curved(network: nn.Module) -> bool:
+def needs_delta(network: nn.Module) -> bool:
     """Whether any quantizer's delta is to be estimated."""
     return any(core.delta is not None for core in network.modules() if isinstance(core, EwgsQuant))
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from qkd.errors import SchemeError
-from qkd.quantizers.fake_quant import FakeQuant, levels, over
-from qkd.quantizers.round_to_grid import SMALLEST, round_to_grid, wide
+from qkd.quantizers.fake_quant import FakeQuant, levels, shared_axes
+from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32, round_to_grid
 
 ACTIVATION_STEPS = {1: 0.798, 2: 0.538, 3: 0.3217, 4: 0.184, 5: 0.1030, 6: 0.0566, 7: 0.0307, 8: 0.0165}
 """Distance of the levels for the positive half of a unit Gaussian."""
@@ -43,7 +43,9 @@ class HalfWave(FakeQuant):
 
     def fit(self, values: Tensor) -> None:
         alive = values[values > 0]
-        self.sigma.copy_(wide(alive).square().mean().sqrt().clamp_min(SMALLEST) if len(alive) else torch.tensor(1.0))
+        self.sigma.copy_(
+            at_least_float32(alive).square().mean().sqrt().clamp_min(SMALLEST) if len(alive) else torch.tensor(1.0)
+        )
         self.mark_calibrated()
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +70,8 @@ class MidRise(FakeQuant):
 
     def scale_of(self, weight: Tensor) -> Tensor:
         """Half the distance of the levels, shaped (O, 1, ...) or 0-d."""
-        still = wide(weight.detach())
-        axes = over(weight, self.shape)
+        still = at_least_float32(weight.detach())
+        axes = shared_axes(weight, self.shape)
         if self.bits == 1:
             return still.abs().mean(axes, keepdim=bool(self.shape)).clamp_min(SMALLEST)
         deviation = still.std(axes, correction=0, keepdim=bool(self.shape))
@@ -80,7 +82,7 @@ class MidRise(FakeQuant):
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.scale_of(x)
-        codes = (wide(x.detach()) / (2 * scale)).floor().mul(2).add(1).clamp(self.low, self.high)
+        codes = (at_least_float32(x.detach()) / (2 * scale)).floor().mul(2).add(1).clamp(self.low, self.high)
         return straight_through(x, (codes * scale).to(x.dtype)), scale
 
 

@@ -13,13 +13,13 @@ from torch import Tensor, fx, nn
 
 from qkd.errors import SchemeError, nearest
 from qkd.networks.tracing import trace, where_from
-from qkd.quantizers.exact import fold_batch_norms, share_units
+from qkd.quantizers.exact import fold_batch_norms, prepare_bias_rounding
 from qkd.quantizers.fake_quant import FakeQuant
-from qkd.quantizers.fused_batch_norm import pair_norms
-from qkd.quantizers.hessian import plan_deltas
-from qkd.quantizers.layers import identity_quantizer, relu_quantizer, twin
+from qkd.quantizers.fused_batch_norm import pair_batch_norms
+from qkd.quantizers.hessian import prepare_deltas
+from qkd.quantizers.layers import identity_quantizer, quantized_layer, relu_quantizer
 from qkd.quantizers.node_kinds import Kind, ends, function_name, kinds, never_negative, readers
-from qkd.quantizers.progressive import plan_ladders
+from qkd.quantizers.progressive import prepare_bit_schedule
 from qkd.quantizers.scheme import Scheme, bits_of
 
 _PLAIN = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
@@ -52,9 +52,9 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
     if scheme.exact:
         fold_batch_norms(module)
     _Insertion(module, scheme).run()
-    plan_ladders(module, scheme.progressive)
-    plan_deltas(module, scheme.delta)
-    pair_norms(module)
+    prepare_bit_schedule(module, scheme.progressive)
+    prepare_deltas(module, scheme.delta)
+    pair_batch_norms(module)
     _move_quantizers(module, next(network.parameters(), None))
     module.graph.lint()
     module.recompile()
@@ -83,7 +83,7 @@ class _Insertion:
                 self._quantize(node, bits)
         self._swap_layers()
         if self.scheme.exact:
-            share_units(self.module, self.layers, dict(self.kind))
+            prepare_bias_rounding(self.module, self.layers, dict(self.kind))
         _forbid_overwriting(self.module)
 
     def _overrides(self) -> dict[str, tuple[int, int]]:
@@ -115,7 +115,7 @@ class _Insertion:
     def _swap_layers(self) -> None:
         for path in dict.fromkeys(str(node.target) for node in self.layers):
             bits = min(self._bits_of_layer(node)[0] for node in self.layers if node.target == path)
-            made = twin(self.module.get_submodule(path), bits, self.scheme)
+            made = quantized_layer(self.module.get_submodule(path), bits, self.scheme)
             made.weight_quant.tensor_quant.name = path  # type: ignore[union-attr]
             self.module.set_submodule(path, made)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from qkd.quantizers.brevitas_imports import qnn
 from qkd.quantizers.fake_quant import FakeQuant
-from qkd.quantizers.fused_batch_norm import join_norms
+from qkd.quantizers.fused_batch_norm import fuse_batch_norms
 from qkd.quantizers.injectors import ActivationProxy, WeightProxy
 
 _ACTIVATIONS = (qnn.QuantReLU, qnn.QuantIdentity)
@@ -57,7 +57,7 @@ def compile_cores(network: nn.Module, on: bool = True) -> None:
     """
     for _, core in quantizers(network):
         core.compiled = on
-    join_norms(network, on)
+    fuse_batch_norms(network, on)
 
 
 @contextlib.contextmanager

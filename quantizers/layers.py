@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qkd.errors import SchemeError
 from qkd.quantizers.brevitas_imports import qnn
-from qkd.quantizers.exact import on_units
+from qkd.quantizers.exact import round_bias
 from qkd.quantizers.fake_quant import FakeQuant
 from qkd.quantizers.families import FAMILIES
 from qkd.quantizers.scheme import Scheme
@@ -52,7 +52,7 @@ class _Weighted:
         if self.bias is None or not self.input_core:
             bias: Tensor | None = self.bias
             return bias
-        return on_units(self.bias, self.input_core[0].scale(), scale, int(bits))
+        return round_bias(self.bias, self.input_core[0].scale(), scale, int(bits))
 
 
 @final
@@ -110,7 +110,7 @@ _CONV_SETTINGS = (
 )
 
 
-def twin(layer: nn.Module, bits: int, scheme: Scheme) -> nn.Module:
+def quantized_layer(layer: nn.Module, bits: int, scheme: Scheme) -> nn.Module:
     """The Brevitas layer that computes what ``layer`` does, with quantized weights; it takes over its parameters."""
     names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else _CONV_SETTINGS
     made: nn.Module = _TWINS[type(layer)](

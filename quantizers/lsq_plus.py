@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qkd.quantizers.fake_quant import FakeQuant
-from qkd.quantizers.round_to_grid import direction, positive, wide
+from qkd.quantizers.round_to_grid import at_least_float32, direction, positive_scale
 from qkd.quantizers.step_search import offsets
 
 
@@ -31,7 +31,7 @@ class ShiftedQuant(FakeQuant):
         self.step, self.offset = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.0))
 
     def scale(self) -> Tensor:
-        return positive(self.step)
+        return positive_scale(self.step)
 
     def zero(self) -> Tensor:
         """The integer zero point, one of the codes low..high."""
@@ -59,13 +59,13 @@ class _Shifted(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, step, s, low, high)
         ctx.gradient_scale = gradient_scale
-        return ((wide(x) / s).round_().clamp_(low, high).mul_(s)).to(x.dtype)
+        return ((at_least_float32(x) / s).round_().clamp_(low, high).mul_(s)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, step, s, low, high = ctx.saved_tensors
-        g, ratio = wide(gradient), wide(x) / s
+        g, ratio = at_least_float32(gradient), at_least_float32(x) / s
         passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
         clipped = (g - passed).sum()
         codes = ratio.round().clamp_(low, high)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qkd.quantizers.fake_quant import FakeQuant, levels
-from qkd.quantizers.round_to_grid import direction, positive, wide
+from qkd.quantizers.round_to_grid import at_least_float32, direction, positive_scale
 from qkd.quantizers.step_search import steps
 
 START = 10.0
@@ -30,7 +30,7 @@ class ClippedQuant(FakeQuant):
         self.alpha = nn.Parameter(torch.tensor(START))
 
     def scale(self) -> Tensor:
-        return positive(self.alpha) / self.high
+        return positive_scale(self.alpha) / self.high
 
     def fit(self, values: Tensor) -> None:
         with torch.no_grad():
@@ -50,14 +50,14 @@ class _Clipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, s: Tensor, high: int) -> Tensor:
         ctx.save_for_backward(x, alpha)
-        return ((wide(x) / s).round_().clamp_(0, high).mul_(s)).to(x.dtype)
+        return ((at_least_float32(x) / s).round_().clamp_(0, high).mul_(s)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha = ctx.saved_tensors
-        g, top = wide(gradient), positive(alpha)
-        below = torch.where(wide(x) < top, g, 0.0)
-        passed = torch.where(wide(x) > 0, below, 0.0)
+        g, top = at_least_float32(gradient), positive_scale(alpha)
+        below = torch.where(at_least_float32(x) < top, g, 0.0)
+        passed = torch.where(at_least_float32(x) > 0, below, 0.0)
         to_alpha = ((g - below).sum() * direction(alpha)).to(alpha.dtype)
         return passed.to(x.dtype), to_alpha, None, None

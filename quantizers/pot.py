@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from qkd.quantizers.fake_quant import LsqQuant
-from qkd.quantizers.round_to_grid import positive, round_to_grid
+from qkd.quantizers.round_to_grid import positive_scale, round_to_grid
 
 
 @final
@@ -22,7 +22,7 @@ class PowerOfTwo(LsqQuant):
     """
 
     def scale(self) -> Tensor:
-        return positive(self.step).log2().round_().exp2()
+        return positive_scale(self.step).log2().round_().exp2()
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gradient_scale = self.gradient_scale(x)

@@ -16,19 +16,19 @@ from qkd.errors import SchemeError
 from qkd.quantizers.fake_quant import FakeQuant, LsqQuant, levels
 
 
-def plan_ladders(module: nn.Module, bits: Sequence[int]) -> None:
+def prepare_bit_schedule(module: nn.Module, bits: Sequence[int]) -> None:
     """Give every quantizer the bits it has in each part of a run: never fewer than its own, which it ends with."""
     for core in (core for core in module.modules() if isinstance(core, FakeQuant)):
         core.ladder = (*(max(core.bits, high) for high in bits[:-1]), core.bits) if bits else ()
 
 
-def rungs(module: nn.Module) -> int:
+def bit_stages(module: nn.Module) -> int:
     """How many parts a run has; 0 where bits stay as they are."""
     return max((len(core.ladder) for core in module.modules() if isinstance(core, FakeQuant)), default=0)
 
 
 @torch.no_grad()
-def lower(module: nn.Module, rung: int, *, keep_range: bool) -> bool:
+def set_bit_stage(module: nn.Module, rung: int, *, keep_range: bool) -> bool:
     """Put every quantizer on a rung of its ladder. -> whether any changed
 
     With ``keep_range`` steps grow by what levels become fewer; without, they are taken to be those of that rung already.
@@ -48,7 +48,7 @@ def lower(module: nn.Module, rung: int, *, keep_range: bool) -> bool:
     return changed
 
 
-def check_bits(bits: Sequence[int], least: int, families: tuple[str, str]) -> None:
+def require_decreasing(bits: Sequence[int], least: int, families: tuple[str, str]) -> None:
     """Whether bits are a way down to those of a scheme. Raises SchemeError."""
     if not bits:
         return

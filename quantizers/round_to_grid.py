@@ -53,13 +53,13 @@ def round_to_grid(
         compiled: forward and backward as one kernel each, where there is one for the device and the type.
     Source: Esser et al., Learned Step Size Quantization, ICLR 2020, eq. 1-5.
     """
-    s = positive(step) if scale is None else scale
-    if compiled and not torch.compiler.is_compiling() and c_kernels.fits(x, step, s):
+    s = positive_scale(step) if scale is None else scale
+    if compiled and not torch.compiler.is_compiling() and c_kernels.can_round(x, step, s):
         return _RoundNatively.apply(x, step, s, low, high, gradient_scale), s
     return _Round.apply(x, step, s, low, high, gradient_scale, compiled), s
 
 
-def positive(step: Tensor) -> Tensor:
+def positive_scale(step: Tensor) -> Tensor:
     """The scale a stored step stands for, ``max(|step|, SMALLEST)``, detached.
 
     A step that an optimizer carries through zero is reflected, so it goes on learning instead of sticking at the floor.
@@ -68,11 +68,11 @@ def positive(step: Tensor) -> Tensor:
 
 
 def direction(step: Tensor) -> Tensor:
-    """The derivative of ``positive``: 1 or -1, also at zero."""
+    """The derivative of ``positive_scale``: 1 or -1, also at zero."""
     return torch.copysign(torch.ones_like(step), step)
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in the type rounding is decided in: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -94,7 +94,7 @@ class _Round(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float, compiled: bool
     ) -> Tensor:
-        still = wide(x)
+        still = at_least_float32(x)
         s = s.to(still.dtype)
         y = _kernels(x, s, compiled)[0](still, s, low, high).to(x.dtype)
         # a bfloat16 y is off the grid by more than the rounding the step learns from, and a compiled kernel finds y
@@ -111,14 +111,14 @@ class _Round(torch.autograd.Function):
         x, step, s, *kept = ctx.saved_tensors
         rounded, differentiated = _kernels(x, s, ctx.compiled)
         if differentiated is _differentiate_fused:
-            passed, total = differentiated(wide(gradient), wide(x), s, *ctx.bounds)
+            passed, total = differentiated(at_least_float32(gradient), at_least_float32(x), s, *ctx.bounds)
         else:
-            y = kept[0] if kept else rounded(wide(x), s, *ctx.bounds) if ctx.needs_input_grad[1] else None
-            passed, total = differentiated(wide(gradient), wide(x), y, s, *ctx.bounds)
+            y = kept[0] if kept else rounded(at_least_float32(x), s, *ctx.bounds) if ctx.needs_input_grad[1] else None
+            passed, total = differentiated(at_least_float32(gradient), at_least_float32(x), y, s, *ctx.bounds)
         to_x = passed.to(x.dtype) if ctx.needs_input_grad[0] else None
         to_step = None
         if ctx.needs_input_grad[1]:
-            to_step = (total * ctx.gradient_scale / torch.copysign(positive(step), step)).to(step.dtype)
+            to_step = (total * ctx.gradient_scale / torch.copysign(positive_scale(step), step)).to(step.dtype)
         return to_x, to_step, None, None, None, None, None
 
 

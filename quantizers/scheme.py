@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from qkd.errors import SchemeError, nearest
-from qkd.quantizers.progressive import check_bits
+from qkd.quantizers.progressive import require_decreasing
 
 Bits = Annotated[int, "bits, 1 to 8"]
 FamilyName = Literal["lsq", "lsq_plus", "pact", "dorefa", "hwgq", "pot", "ternary", "binary", "ewgs"]
@@ -89,7 +89,7 @@ class Scheme:
         weights = [("weights", self.weights, "weights"), ("first", self.first, "ends"), ("last", self.last, "ends")]
         weights += [(f"overrides: {name}", bits_of(text)[0], "ends") for name, text in self.overrides.items()]
         wrong = _said(self._check_weights, weights)
-        wrong += _said(check_bits, [(self.progressive, min(self.weights, self.activations), families)])
+        wrong += _said(require_decreasing, [(self.progressive, min(self.weights, self.activations), families)])
         return wrong + _said(self._check_of_one_family, [()])
 
     def _check_of_one_family(self) -> None:

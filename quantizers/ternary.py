@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.fake_quant import FakeQuant, over
+from qkd.quantizers.fake_quant import FakeQuant, shared_axes
 from qkd.quantizers.hwgq import straight_through
-from qkd.quantizers.round_to_grid import SMALLEST, wide
+from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32
 
 THRESHOLD = 0.7
 """Share of mean|W| below which a weight becomes 0; near the optimum for uniform and for Gaussian weights."""
@@ -36,7 +36,7 @@ class TernaryQuant(_Following):
     """
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        size, axes, keep = wide(x.detach()).abs(), over(x, self.shape), bool(self.shape)
+        size, axes, keep = at_least_float32(x.detach()).abs(), shared_axes(x, self.shape), bool(self.shape)
         alive = size > THRESHOLD * size.mean(axes, keepdim=keep)
         count = alive.sum(axes, keepdim=keep).clamp_min(1)
         scale = ((size * alive).sum(axes, keepdim=keep) / count).clamp_min(SMALLEST)
@@ -54,7 +54,12 @@ class BinaryQuant(_Following):
     """
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = wide(x.detach()).abs().mean(over(x, self.shape), keepdim=bool(self.shape)).clamp_min(SMALLEST)
+        scale = (
+            at_least_float32(x.detach())
+            .abs()
+            .mean(shared_axes(x, self.shape), keepdim=bool(self.shape))
+            .clamp_min(SMALLEST)
+        )
         return _Sign.apply(x, scale), scale
 
 

@@ -16,7 +16,7 @@ import torch
 
 from qkd import recipe as recipes
 from qkd.engine.device import Machine
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run, processor
 
 FOLDER = Path(__file__).parent / "golden"
@@ -29,7 +29,7 @@ def losses(name: str, folder: Path) -> dict[str, Any]:
     widths = [f"{'student' if part == 'student' else f'teachers.{part}'}.width=4" for part in recipe.networks]
     recipe = recipes.load(f"digits_{name}_w2a2", [drawn, "train.epochs=2", "pretrain.epochs=1", *widths])
     run = Run.create(folder / name)
-    produce(recipe, run, Machine("cpu", threads=1, compile="off"))  # kernels in C sum in another order
+    train_recipe(recipe, run, Machine("cpu", threads=1, compile="off"))  # kernels in C sum in another order
     lines = [line for line in run.metrics() if line["phase"] != "before"]
     return {
         "processor": processor(),

@@ -9,7 +9,7 @@ import pytest
 
 from qkd import recipe as recipes
 from qkd.cli.main import commands
-from qkd.distill.method_info import about
+from qkd.distill.method_info import method_info
 from qkd.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +20,7 @@ def table() -> str:
     """The method table, from what each method says of itself."""
     rows = ["| method | in a sentence | paper | needs |", "| --- | --- | --- | --- |"]
     for name, method in METHODS.items():
-        known = about(method)
+        known = method_info(method)
         assert known is not None, name
         line = (method.__doc__ or "").strip().splitlines()[0].removesuffix(".")
         rows.append(f"| `{name}` | {line} | {known.paper} | {known.needs} |")

@@ -12,12 +12,12 @@ from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
 from qkd.assembly.inputs import facts_of, load_data
 from qkd.data import Data
-from qkd.distill.plan import needed
+from qkd.distill.plan import networks_needed
 from qkd.engine.device import Machine
 from qkd.engine.loop import Loop
 from qkd.engine.optimizer import optimizer_for
-from qkd.engine.signals import Interruption
-from qkd.engine.state import Cursor, Running
+from qkd.engine.signals import InterruptHandler
+from qkd.engine.state import EpochProgress, TrainingState
 from qkd.engine.step import Action
 from qkd.engine.train import Training
 
@@ -42,12 +42,12 @@ def loop(recipe: recipes.Recipe, data: Data, asked: Job) -> Callable[[], object]
     assembly = assemble(recipe, facts_of(data))
     assembly.parts.to(memory_format=torch.channels_last)
     training = Training(assembly.parts, assembly.plan, data, recipe.train, asked.batch, 0, fabric)
-    running = Loop(training, fabric.setup_module(assembly.parts), Cursor(epoch=1), Interruption(3600))
+    running = Loop(training, fabric.setup_module(assembly.parts), TrainingState(epoch=1), InterruptHandler(3600))
     [phase] = assembly.plan.phases
     [step] = phase.steps
     optimizer = fabric.setup_optimizers(optimizer_for(step, assembly.parts, assembly.plan, recipe.train))
-    running.actions = [Action(step, sorted(needed(assembly.plan, step)), optimizer)]
-    return lambda: running.batches(phase, EPOCHS, Running())
+    running.actions = [Action(step, sorted(networks_needed(assembly.plan, step)), optimizer)]
+    return lambda: running.batches(phase, EPOCHS, EpochProgress())
 
 
 if __name__ == "__main__":

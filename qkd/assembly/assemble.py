@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qkd.assembly.build import STUDENT, Facts, Start, construct, keep_fresh
-from qkd.assembly.ensemble import Parts
-from qkd.assembly.product import for_heads, quantize_heads
+from qkd.assembly.build import STUDENT, Facts, Start, build_networks, keep_initial_weights
+from qkd.assembly.ensemble import Ensemble
+from qkd.assembly.product import quantize_heads, scheme_of_heads
 from qkd.data import Batch
-from qkd.distill.plan import EXCHANGE, Cast, Phase, Plan, Shape, Step, needed
+from qkd.distill.plan import EXCHANGE, Participants, Phase, Plan, Shape, Step, networks_needed
 from qkd.distill.stages import Staged
 from qkd.distill.taps import SHARED, Outputs, Tap
 from qkd.distill.terms import Term
 from qkd.errors import PlanError, QkdError, SchemeError, nearest
 from qkd.methods import METHODS
 from qkd.quantizers import disabled
-from qkd.user_code import is_own, named
+from qkd.user_code import is_user_code, look_up
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
@@ -32,32 +32,32 @@ if TYPE_CHECKING:
 class Assembly:
     """The networks and the plan of a recipe, ready to train or to load."""
 
-    parts: Parts
+    parts: Ensemble
     plan: Plan
-    cast: Cast
+    cast: Participants
     facts: Facts
 
     def product(self) -> nn.Module:
         return self.parts.product(self.plan)
 
 
-def assemble(recipe: Recipe, facts: Facts, *, start: Start = keep_fresh) -> Assembly:
+def assemble(recipe: Recipe, facts: Facts, *, start: Start = keep_initial_weights) -> Assembly:
     """Build, start, quantize and cut every network, measure shapes, ask the method for its plan, and check it all.
 
     Raises RecipeError with the mistakes of all networks; PlanError, or SchemeError of a head, where it stands in the recipe.
     """
-    networks, shapes = construct(recipe, facts, start)
+    networks, shapes = build_networks(recipe, facts, start)
     stages = tuple(name for name in networks[STUDENT].names if name != "logits")
     starts = {part: entry.start_from for part, entry in recipe.networks.items()}
-    cast = Cast(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
+    cast = Participants(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
     torch.manual_seed(recipe.seed)
     with _placed(recipe):
         plan = _plan(recipe, cast)
         _check_heads(plan, networks)
         if recipe.student.quantize is not None:
-            quantize_heads(plan, networks, for_heads(recipe.student.quantize, networks[STUDENT].network))
-        parts = Parts(networks, plan)
-        check(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
+            quantize_heads(plan, networks, scheme_of_heads(recipe.student.quantize, networks[STUDENT].network))
+        parts = Ensemble(networks, plan)
+        rehearse(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
     return Assembly(parts, plan, cast, facts)
 
 
@@ -73,21 +73,21 @@ def _placed(recipe: Recipe) -> Iterator[None]:
     except QkdError:
         raise
     except Exception as error:
-        if not is_own(recipe.method.name):
+        if not is_user_code(recipe.method.name):
             raise
         said = f"{recipe.method.name}: {type(error).__name__}: {error}"
         raise PlanError(str(recipe.problem("method", said))) from error
 
 
-def _plan(recipe: Recipe, cast: Cast) -> Plan:
-    method = named(recipe.method.name, METHODS, what="method", error=PlanError)
+def _plan(recipe: Recipe, cast: Participants) -> Plan:
+    method = look_up(recipe.method.name, METHODS, what="method", error=PlanError)
     plan = method(cast, **recipe.method.options)
     if not isinstance(plan, Plan):
         raise PlanError(f"{recipe.method.name}: gave {type(plan).__name__}, not a qkd.distill.plan.Plan")
     return plan
 
 
-def check(parts: Parts, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts, *, mixed: bool = False) -> None:
+def rehearse(parts: Ensemble, plan: Plan, shapes: Mapping[Tap, Shape], facts: Facts, *, mixed: bool = False) -> None:
     """Every mistake of wiring that would show in the first batch, before it. Raises PlanError.
 
     ``mixed``: labels will be shares of two classes, so every term must make do with such.
@@ -129,7 +129,7 @@ def _check_heads(plan: Plan, networks: Mapping[str, Staged]) -> None:
             )
 
 
-def _known(parts: Parts) -> str:
+def _known(parts: Ensemble) -> str:
     return ", ".join([*parts.networks, *parts.heads])
 
 
@@ -145,7 +145,7 @@ def _check_exchange(plan: Plan, shapes: Mapping[Tap, Shape]) -> None:
             )
 
 
-def _check_views(parts: Parts, plan: Plan) -> None:
+def _check_views(parts: Ensemble, plan: Plan) -> None:
     for part in plan.views:
         if part not in parts.networks:
             raise PlanError(f"views: no network {part!r}{nearest(part, parts.networks)}; there are {_known(parts)}")
@@ -154,7 +154,7 @@ def _check_views(parts: Parts, plan: Plan) -> None:
         raise PlanError(f"views: {members} hand each other features, so they must see the same view of the images")
 
 
-def _check_names(parts: Parts, plan: Plan, phase: Phase, step: Step) -> None:
+def _check_names(parts: Ensemble, plan: Plan, phase: Phase, step: Step) -> None:
     names = {*parts.networks, *parts.heads, EXCHANGE}
     for learner in sorted(step.learners):
         part = learner.partition(".")[0]
@@ -174,7 +174,7 @@ def _check_names(parts: Parts, plan: Plan, phase: Phase, step: Step) -> None:
                 )
 
 
-def _check_step(parts: Parts, plan: Plan, phase: Phase, step: Step, facts: Facts, mixed: bool) -> None:
+def _check_step(parts: Ensemble, plan: Plan, phase: Phase, step: Step, facts: Facts, mixed: bool) -> None:
     """A rehearsal on two images: every term can be computed and reaches a learner, every learner is reached by a term."""
     state = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
@@ -183,7 +183,7 @@ def _check_step(parts: Parts, plan: Plan, phase: Phase, step: Step, facts: Facts
     batch = Batch(images, torch.eye(facts.classes)[labels] if mixed else labels, torch.arange(2))
     parts.learn(step.learners)
     with disabled(parts):
-        outputs = parts(images, sorted(needed(plan, step)))
+        outputs = parts(images, sorted(networks_needed(plan, step)))
         losses = {term.name: _rehearse(phase, term, outputs, batch) for term in step.terms}
     total = torch.stack([loss for loss in losses.values() if loss.requires_grad] or [torch.zeros(())]).sum()
     if not total.requires_grad:

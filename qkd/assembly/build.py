@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from qkd.assembly.product import for_network
+from qkd.assembly.product import scheme_of_network
 from qkd.distill.plan import Shape
 from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import LOGITS, Tap
@@ -33,11 +33,11 @@ class Facts(NamedTuple):
     classes: int
 
 
-def keep_fresh(part: str, entry: NetworkEntry, network: nn.Module) -> None:
+def keep_initial_weights(part: str, entry: NetworkEntry, network: nn.Module) -> None:
     """A start that leaves the fresh weights: for checking a recipe, and where a checkpoint is loaded afterwards."""
 
 
-def construct(recipe: Recipe, facts: Facts, start: Start) -> tuple[dict[str, Staged], dict[Tap, Shape]]:
+def build_networks(recipe: Recipe, facts: Facts, start: Start) -> tuple[dict[str, Staged], dict[Tap, Shape]]:
     """Every network of a recipe, and the shape behind each of its stages.
 
     Raises RecipeError with the mistakes of all networks, and at once whatever a start raises, naming the part.
@@ -47,7 +47,7 @@ def construct(recipe: Recipe, facts: Facts, start: Start) -> tuple[dict[str, Sta
     wrong: list[Problem] = []
     for part, entry in recipe.networks.items():
         try:
-            begin = keep_fresh if wrong else start  # nothing is trained for a recipe that will be refused
+            begin = keep_initial_weights if wrong else start  # nothing is trained for a recipe that will be refused
             networks[part] = _network(part, entry, recipe, facts, begin)
             shapes |= _measured(part, networks[part], recipe, facts)
         except RecipeError as error:
@@ -86,7 +86,7 @@ def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: Facts, start
         raise type(error)(f"{part}: {error}") from error
     scheme = entry.quantize
     if scheme is not None and part == STUDENT:
-        scheme = for_network(scheme, network)
+        scheme = scheme_of_network(scheme, network)
     try:
         quantized = trace(network) if scheme is None else insert(network, scheme)
     except NetworkError as error:
@@ -95,7 +95,7 @@ def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: Facts, start
         assert scheme is not None
         raise RecipeError(_refused(part, network, scheme, recipe, str(error))) from error
     try:
-        return cut(quantized, matches(recipe, part))
+        return cut(quantized, module_paths(recipe, part))
     except NetworkError as error:
         order = recipe.problem("match", f"{part}: {error}")
         raise RecipeError(_mismatched(part, quantized, recipe) or [order]) from error
@@ -125,7 +125,7 @@ def _refused(part: str, network: nn.Module, scheme: Scheme, recipe: Recipe, firs
 def _mismatched(part: str, network: fx.GraphModule, recipe: Recipe) -> list[Problem]:
     """Every matched path at which this network cannot be cut. Those are tried one by one; the network is spent thereby."""
     found = []
-    for at, (stage, path) in enumerate(matches(recipe, part).items()):
+    for at, (stage, path) in enumerate(module_paths(recipe, part).items()):
         try:
             cut(network, {stage: path})
         except NetworkError as error:
@@ -136,21 +136,21 @@ def _mismatched(part: str, network: fx.GraphModule, recipe: Recipe) -> list[Prob
     return found
 
 
-def matches(recipe: Recipe, part: str) -> dict[str, str]:
+def module_paths(recipe: Recipe, part: str) -> dict[str, str]:
     """Stage -> module path of one part."""
     return {stage: paths[part] for stage, paths in recipe.match.items()}
 
 
 def _measured(part: str, network: Staged, recipe: Recipe, facts: Facts) -> dict[Tap, Shape]:
     try:
-        return measure({part: network}, facts)
+        return measure_shapes({part: network}, facts)
     except NetworkError as error:
         said = str(error).removeprefix(f"{part}: ")
         raise RecipeError([recipe.problem((*_key(part), "build"), said)]) from error
 
 
 @torch.no_grad()
-def measure(networks: Mapping[str, Staged], facts: Facts) -> dict[Tap, Shape]:
+def measure_shapes(networks: Mapping[str, Staged], facts: Facts) -> dict[Tap, Shape]:
     """The shape behind every stage of every network, without the batch, from a run on two black images."""
     shapes: dict[Tap, Shape] = {}
     for part, network in networks.items():

@@ -10,32 +10,32 @@ from torch import Tensor, nn
 
 from qkd.assembly import recompute
 from qkd.assembly.product import product_of
-from qkd.distill.epoch_statistics import Survey
+from qkd.distill.epoch_statistics import EpochStatistics
 from qkd.distill.heads import Head
-from qkd.distill.module_map import Members
+from qkd.distill.module_map import ModuleMap
 from qkd.distill.plan import EXCHANGE, Plan
-from qkd.distill.regularizers import Anchor
+from qkd.distill.regularizers import L2SP
 from qkd.distill.stages import Flow, Staged
 from qkd.distill.taps import Outputs, Tap
 
 
-class Parts(nn.Module):
+class Ensemble(nn.Module):
     """All that a plan runs, as one module, so that one wrapper (a device, DDP) holds all of it."""
 
     def __init__(self, networks: Mapping[str, Staged], plan: Plan) -> None:
         super().__init__()
-        self.networks: Members[Staged] = Members(networks)
+        self.networks: ModuleMap[Staged] = ModuleMap(networks)
         self.exchange = plan.exchange
         self.exchange.networks = (self.networks,)
         self.views = dict(plan.views)
         self.recomputed: frozenset[str] = frozenset()  # networks that compute activations again instead of keeping them
-        self.heads: Members[Head] = Members({head.name: head for head in plan.heads})
-        self.anchors: Members[Anchor] = Members({anchor.part: anchor for anchor in plan.anchors})
-        self.surveys: Members[Survey] = Members({str(i): survey for i, survey in enumerate(plan.surveys)})
+        self.heads: ModuleMap[Head] = ModuleMap({head.name: head for head in plan.heads})
+        self.anchors: ModuleMap[L2SP] = ModuleMap({anchor.part: anchor for anchor in plan.anchors})
+        self.surveys: ModuleMap[EpochStatistics] = ModuleMap({str(i): survey for i, survey in enumerate(plan.surveys)})
         self._products: list[nn.Module] = []  # in a list, so that it is not a part of its own
         self.remember()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Parts:
+    def _apply(self, fn: Any, recurse: bool = True) -> Ensemble:
         self._products.clear()  # buffers may be replaced, not changed in place
         super()._apply(fn, recurse)
         return self

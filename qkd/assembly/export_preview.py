@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qkd.recipe import Recipe
 
 
-def foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
+def export_preview(recipe: Recipe, assembly: Assembly) -> list[str]:
     """What will stay float in the exported file, one line for each reason.
 
     Raises ExportError for what has no exported form, SchemeError for what would not be exact in the bit-exact edition.
@@ -26,9 +26,9 @@ def foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
     if not any(True for _ in quantizers(product)):
         return []
     if scheme is not None and scheme.exact:
-        require_exact(product, shape)
+        require_exact_layers(product, shape)
         return []  # or it would have been refused
-    return shortened(stays_float(product, shape))
+    return grouped_by_reason(stays_float(product, shape))
 
 
 def stays_float(product: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, str]]:
@@ -47,7 +47,7 @@ def _emitted(product: nn.Module, shape: tuple[int, int, int]) -> Emitted:
     return emit(copied, shape)
 
 
-def require_exact(product: nn.Module, shape: tuple[int, int, int]) -> None:
+def require_exact_layers(product: nn.Module, shape: tuple[int, int, int]) -> None:
     """Raises SchemeError, naming them, for layers that keep a network of the bit-exact edition from being that."""
     emitted = _emitted(product, shape)
     broken = [f"{layer} stays float ({reason})" for layer, reason in emitted.float_layers]
@@ -59,7 +59,7 @@ def require_exact(product: nn.Module, shape: tuple[int, int, int]) -> None:
         )
 
 
-def shortened(found: list[tuple[str, str]]) -> list[str]:
+def grouped_by_reason(found: list[tuple[str, str]]) -> list[str]:
     """One line for each reason, with the layers it concerns."""
     reasons: dict[str, list[str]] = {}
     for layer, reason in found:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkd.distill.heads import Head
-from qkd.distill.module_map import Members
+from qkd.distill.module_map import ModuleMap
 from qkd.distill.plan import Plan
 from qkd.distill.stages import Flow, Staged
 from qkd.distill.taps import Outputs, Tap
@@ -27,7 +27,7 @@ PASSING = (nn.MaxPool2d, nn.Dropout, nn.Identity, nn.Flatten)
 class Deployed(nn.Module):
     """The networks that a head reads, as far as it reads them, the heads before it, itself, and its borrowed classifier."""
 
-    def __init__(self, plan: Plan, networks: Members[Staged], heads: Members[Head]) -> None:
+    def __init__(self, plan: Plan, networks: ModuleMap[Staged], heads: ModuleMap[Head]) -> None:
         super().__init__()
         chain = plan.deployed()
         read = {tap for head in chain for tap in head.reads if tap.part in networks}
@@ -37,8 +37,8 @@ class Deployed(nn.Module):
             part: max(networks[part].names.index(tap.stage) for tap in read if tap.part == part)
             for part in sorted({tap.part for tap in read})
         }
-        self.networks: Members[Staged] = Members({part: networks[part] for part in sorted({*self.upto, *owners})})
-        self.heads: Members[Head] = Members({head.name: heads[head.name] for head in chain})
+        self.networks: ModuleMap[Staged] = ModuleMap({part: networks[part] for part in sorted({*self.upto, *owners})})
+        self.heads: ModuleMap[Head] = ModuleMap({head.name: heads[head.name] for head in chain})
 
     def forward(self, images: Tensor) -> Tensor:
         outputs: Outputs = {}
@@ -58,7 +58,7 @@ def _run(part: str, network: Staged, images: Tensor, last: int) -> Outputs:
     return outputs
 
 
-def product_of(plan: Plan, networks: Members[Staged], heads: Members[Head]) -> nn.Module:
+def product_of(plan: Plan, networks: ModuleMap[Staged], heads: ModuleMap[Head]) -> nn.Module:
     """Images -> logits as one module that can be traced and holds nothing but what it needs."""
     if plan.product in networks:
         return networks[plan.product].network
@@ -74,7 +74,7 @@ def quantize_heads(plan: Plan, networks: Mapping[str, Staged], scheme: Scheme) -
     """Put the heads of the product on the student's grids; heads that only help to train stay float.
 
     Their layers have the scheme's bits, but the one that gives the product's logits has those of the last layer; overrides
-    are patterns of their names in the product (``heads.as_teacher.*``), others must not be among them (`for_heads`). A
+    are patterns of their names in the product (``heads.as_teacher.*``), others must not be among them (`scheme_of_heads`). A
     classifier borrowed from a float network is quantized for the product and stays float for its owner; both have one set
     of weights. Raises SchemeError for overrides that match no layer of a head.
     """
@@ -91,13 +91,13 @@ def quantize_heads(plan: Plan, networks: Mapping[str, Staged], scheme: Scheme) -
     _refuse_unmatched(scheme.overrides, [name for head in heads.values() for name in _layers_of(head)])
 
 
-def for_heads(scheme: Scheme, network: nn.Module) -> Scheme:
+def scheme_of_heads(scheme: Scheme, network: nn.Module) -> Scheme:
     """The student's scheme with only those overrides that are meant for heads; of a network with a layer ``heads.x`` of its
     own they are those that match none of its layers."""
     return replace(scheme, overrides=_split(scheme, network)[1])
 
 
-def for_network(scheme: Scheme, network: nn.Module) -> Scheme:
+def scheme_of_network(scheme: Scheme, network: nn.Module) -> Scheme:
     """The student's scheme without the overrides that are meant for heads."""
     return replace(scheme, overrides=_split(scheme, network)[0])
 
@@ -130,7 +130,7 @@ def _refuse_unmatched(overrides: Iterable[str], names: Sequence[str]) -> None:
     raise SchemeError(f"overrides: no layer of a head is called {told}; {there}")
 
 
-def followers(plan: Plan) -> tuple[str, ...]:
+def untrained_quantizers(plan: Plan) -> tuple[str, ...]:
     """Where in the product the quantizers are that no phase teaches: the beginnings of their names."""
     found = []
     for head in plan.deployed():
@@ -215,6 +215,3 @@ def _tied(module: fx.GraphModule, owner: nn.Module) -> fx.GraphModule:
         for name, parameter in layer.named_parameters(recurse=False):
             module.get_submodule(path).register_parameter(name, parameter)
     return module
-
-
-__all__: Sequence[str] = ("Deployed", "followers", "for_heads", "for_network", "product_of", "quantize_heads")

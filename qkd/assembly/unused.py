@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
-from qkd.distill.plan import Plan, needed
+from qkd.distill.plan import Plan, networks_needed
 from qkd.distill.taps import LOGITS, Tap
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qkd.recipe import Recipe
 
 
-def unheard(recipe: Recipe, assembly: Assembly) -> list[Problem]:
+def find_unused(recipe: Recipe, assembly: Assembly) -> list[Problem]:
     """Matched layers and teachers that change nothing, at their lines.
 
     A layer counts where a term, a head, a survey or an exchange reads it, where it bounds a stage that is borrowed, learns
@@ -38,7 +38,7 @@ def unheard(recipe: Recipe, assembly: Assembly) -> list[Problem]:
 
 def _asked(plan: Plan) -> frozenset[str]:
     """The networks that run in any step, or in a look at a split, or that are part of the product."""
-    steps = [needed(plan, step) for phase in plan.phases for step in phase.steps]
+    steps = [networks_needed(plan, step) for phase in plan.phases for step in phase.steps]
     looked = {tap.part for survey in plan.surveys for tap in survey.reads}
     deployed = {part for head in plan.deployed() for part in head.parts}
     return frozenset({plan.product}.union(*steps, looked, deployed))

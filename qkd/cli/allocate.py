@@ -51,8 +51,8 @@ def allocate(
     """
     from qkd import recipe as recipes
     from qkd.engine.device import Machine
-    from qkd.pipeline.allocate_bits import allocate as choose
-    from qkd.storage.atomic import place
+    from qkd.pipeline.allocate_bits import allocate_bits as choose
+    from qkd.storage.atomic import write_atomic
 
     given = {"bits": bits, "mac-bits": mac_bits, "kb": kb}
     budgets = [(unit, value) for unit, value in given.items() if value is not None]
@@ -69,7 +69,7 @@ def allocate(
     found = choose(recipes.load(recipe, overrides), budget, unit=unit, measure=measure, machine=machine)  # type: ignore[arg-type]
     block = f"quantize: {json.dumps(found['quantize'])}\n"  # JSON is YAML
     if out is not None:
-        place(out, lambda file: file.write(block.encode()))
+        write_atomic(out, lambda file: file.write(block.encode()))
     if as_json:
         click.echo(json.dumps(found))
     else:

@@ -54,12 +54,12 @@ def bench(
     **gates: float | None,
 ) -> None:
     """Time ONNX FILES (or run folders) on onnxruntime, interleaved with their float counterpart."""
-    from qkd.pipeline.benchmark import Gates, measure, require_gates
-    from qkd.pipeline.export import altered
+    from qkd.pipeline.benchmark import Gates, benchmark_files, require_gates
+    from qkd.pipeline.export import changed_since_export
 
     settings: dict[str, Any] = {"batches": batch, "threads": threads, "seconds": seconds, "memory": memory}
-    report = measure(files, against=against, openvino=openvino, **settings)
-    for warning in filter(None, (altered(Path(file)) for file in report["judged"])):
+    report = benchmark_files(files, against=against, openvino=openvino, **settings)
+    for warning in filter(None, (changed_since_export(Path(file)) for file in report["judged"])):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps(report))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool) -> None:
     """Every mistake of RECIPE at once, in seconds; exit code 2 if there is one."""
     from qkd import recipe as recipes
-    from qkd.assembly.unused import unheard
+    from qkd.assembly.unused import find_unused
     from qkd.errors import RecipeError, UsageError
     from qkd.report.describe import checked
 
@@ -36,7 +36,7 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
             problem = {"file": recipe, "line": 0, "key": "", "message": str(error)}
             click.echo(json.dumps({"problems": [problem], "plan": None}))
         raise
-    for warning in (*recipes.warnings(loaded), *unheard(loaded, assembly), *floating):
+    for warning in (*recipes.warnings(loaded), *find_unused(loaded, assembly), *floating):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({"problems": [], "plan": [phase.name for phase in assembly.plan.phases]}))
@@ -48,11 +48,11 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
 
 def _foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
     """What export will say. Raises RecipeError for a product that has no exported form, or not the one asked for."""
-    from qkd.assembly.export_preview import foreseen
+    from qkd.assembly.export_preview import export_preview
     from qkd.errors import ExportError, RecipeError, SchemeError
 
     try:
-        return foreseen(recipe, assembly)
+        return export_preview(recipe, assembly)
     except ExportError as error:
         said = f"the product will not be exported: {error}"
         raise RecipeError([recipe.problem("student.build", said)]) from error

@@ -26,7 +26,7 @@ def compare(runs: tuple[Path, ...], seeds: bool, output: Path | None, as_json: b
 
     if output is not None:
         require_known(output)
-    found = comparing.gathered(runs)
+    found = comparing.read_runs(runs)
     for warning in (line for evidence in found for line in evidence.warnings):
         click.echo(f"warning: {warning}", err=True)
     rows, groups = comparing.rows(found), comparing.by_recipe(found) if seeds else []

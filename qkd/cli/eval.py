@@ -22,14 +22,14 @@ def evaluate(
     run_or_file: Path, recipe: str | None, integer: bool, as_json: bool, device: str, threads: int | None
 ) -> None:
     """Top-1 of a run's product, or of an ONNX file, on the test split."""
-    from qkd.pipeline.evaluate import file_of, score
-    from qkd.pipeline.export import altered
+    from qkd.pipeline.evaluate import evaluate_file_or_run, file_of
+    from qkd.pipeline.export import changed_since_export
 
     file = file_of(run_or_file, integer)
-    warning = "" if file is None else altered(file)
+    warning = "" if file is None else changed_since_export(file)
     if warning:
         click.echo(f"warning: {warning}", err=True)
-    result = score(run_or_file, recipe=recipe, integer=integer, device=device, threads=threads)
+    result = evaluate_file_or_run(run_or_file, recipe=recipe, integer=integer, device=device, threads=threads)
     click.echo(
         json.dumps(result) if as_json else f"{run_or_file}: {result['top1']:.2f} % of {result['images']} test images"
     )

@@ -59,10 +59,10 @@ def export(
 ) -> None:
     """Write the product of RUN as ONNX, proven equal to an integer emulator on the whole test split."""
     from qkd.errors import GateError
-    from qkd.pipeline.export import ship
+    from qkd.pipeline.export import export_run
     from qkd.storage.run import Run
 
-    report = ship(Run.open(run), output=output, storage=storage, input=input, layout=layout, target=target)
+    report = export_run(Run.open(run), output=output, storage=storage, input=input, layout=layout, target=target)
     if as_json:
         click.echo(json.dumps(report))
     elif target in ("tensorrt", "litert"):

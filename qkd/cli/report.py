@@ -11,10 +11,10 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Write RUN/report.html: one self-contained page with curves, importance, export and speed."""
-    from qkd.report import gather, write
+    from qkd.report import read_run, write
     from qkd.storage.run import Run
 
-    evidence = gather(Run.open(run))
+    evidence = read_run(Run.open(run))
     for warning in evidence.warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(write(evidence))

@@ -65,7 +65,7 @@ def sweep(
     """
     from qkd import recipe as recipes
     from qkd.pipeline import sweep as sweeping
-    from qkd.pipeline.launchers import launcher as launcher_of
+    from qkd.pipeline.launchers import launcher_for as launcher_of
 
     folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
     options = [word for name, value in each.items() if value for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -76,19 +76,19 @@ def sweep(
     _one_of(search, trials, over, seeds)
     launch = launcher_of(launcher, folder, launch_with)
     if search:
-        from qkd.pipeline.search import search as find
-        from qkd.pipeline.search import searched
+        from qkd.pipeline.search import parse_range
+        from qkd.pipeline.search import run_search as find
 
         def train(point: Point) -> str | None:
             return sweeping.train(recipe, point, overrides, options, launch)
 
-        ranges = [searched(text) for text in search]
+        ranges = [parse_range(text) for text in search]
         grid, failures = find(folder, ranges, trials or 1, train, check=check, jobs=jobs, listen=_teller(trials or 1))
     else:
         grid = sweeping.points(folder, over, seeds)
         for point in grid:
             check(point)
-        failures = sweeping.sweep(
+        failures = sweeping.run_grid(
             recipe,
             grid,
             overrides=overrides,

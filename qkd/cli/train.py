@@ -101,9 +101,9 @@ def train(
         machine["loggers"] += ("tensorboard",) if machine.pop("tensorboard") else ()
         result = _produce(loaded, run, Machine(**machine), resume, max_steps, quiet=quiet or not first)
         if dry_run and run is not None:
-            from qkd.pipeline.export import ship
+            from qkd.pipeline.export import export_run
 
-            result |= {"run": None, "export": ship(run)}
+            result |= {"run": None, "export": export_run(run)}
     if not first:
         return
     if as_json:
@@ -123,11 +123,11 @@ def _produce(
     from qkd.cli.progress import Reporter
     from qkd.engine.signals import Interrupted
     from qkd.errors import UsageError
-    from qkd.pipeline.train import produce
+    from qkd.pipeline.train import train_recipe
 
     try:
         with Reporter(quiet=quiet) as reporter:
-            return produce(recipe, run, machine, resume=resume, max_steps=max_steps, listen=reporter)
+            return train_recipe(recipe, run, machine, resume=resume, max_steps=max_steps, listen=reporter)
     except Interrupted as interrupted:
         if run is not None:
             click.echo(f"{run.folder}: {interrupted.message}; go on with --out {run.folder} --resume", err=True)
@@ -140,11 +140,11 @@ def _produce(
 
 def _run(recipe: str, loaded: Any, out: Path | None, resume: bool) -> Any:
     from qkd import recipe as recipes
-    from qkd.pipeline.reload import latest, refuse_changed, to_go_on
+    from qkd.pipeline.reload import latest_run, refuse_changed, resumable_run
     from qkd.storage.run import ORIGINAL, RECIPE, Run
 
     if resume:
-        run = to_go_on(out) if out else latest(Path("runs"), Path(recipe).stem)
+        run = resumable_run(out) if out else latest_run(Path("runs"), Path(recipe).stem)
         if (run.folder / RECIPE).is_file():
             refuse_changed(run, loaded)
             return run

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qkd.data.augment import Changes
+from qkd.data.augment import ExtraAugmentations
 from qkd.data.batches import Batch, Data, Split
-from qkd.data.checks import refuse_too_few
+from qkd.data.checks import require_images
 from qkd.data.digits import digits
 from qkd.data.fake import fake
 from qkd.data.folder import folder
 from qkd.data.huggingface import huggingface
 from qkd.data.imagenet import imagenet, tiny_imagenet
-from qkd.data.user_dataset import own_data
+from qkd.data.user_dataset import user_data
 from qkd.data.vision import cifar10, cifar100, fashion_mnist, svhn
 from qkd.errors import DataError
-from qkd.user_code import is_own, named
+from qkd.user_code import is_user_code, look_up
 
 DATASETS: dict[str, Callable[..., Data]] = {
     "digits": digits,
@@ -34,8 +34,8 @@ DATASETS: dict[str, Callable[..., Data]] = {
 
 def load(name: str, options: Mapping[str, Any]) -> Data:
     """A data set by its name, or by ``file.py:Name``. Raises DataError, also where a split holds too few images."""
-    make = named(name, DATASETS, what="data set", error=DataError)
-    return refuse_too_few(name, own_data(name, make, options) if is_own(name) else make(**options))
+    make = look_up(name, DATASETS, what="data set", error=DataError)
+    return require_images(name, user_data(name, make, options) if is_user_code(name) else make(**options))
 
 
-__all__ = ["DATASETS", "Batch", "Changes", "Data", "Split", "load"]
+__all__ = ["DATASETS", "Batch", "Data", "ExtraAugmentations", "Split", "load"]

@@ -16,7 +16,7 @@ CUT = 5  # numbers that say where an image is cut out of a larger one: area, rat
 
 
 @dataclass(frozen=True)
-class Changes:
+class ExtraAugmentations:
     """What is done to training images beside what their data set says of itself; None leaves it out.
 
     ``cutout``: the side in pixels of a square painted over with the mean colour (DeVries & Taylor 2017). ``randaugment``:
@@ -41,7 +41,7 @@ class Changes:
         return self.cutout is not None or self.randaugment is not None
 
 
-NOTHING = Changes()
+NO_AUGMENTATIONS = ExtraAugmentations()
 
 
 class View(NamedTuple):
@@ -68,7 +68,9 @@ class Mixing(NamedTuple):
         return Mixing(*(rows[ids] for rows in self))
 
 
-def view(augment: Augmentation, changes: Changes, count: int, padding: int, generator: torch.Generator) -> View:
+def view(
+    augment: Augmentation, changes: ExtraAugmentations, count: int, padding: int, generator: torch.Generator
+) -> View:
     """One view of a split of ``count`` images, drawn."""
     moves = cuts = holes = seeds = None
     if augment in ("crop", "crop+flip"):
@@ -84,7 +86,7 @@ def view(augment: Augmentation, changes: Changes, count: int, padding: int, gene
     return View(moves, cuts, holes, seeds)
 
 
-def mixing(changes: Changes, count: int, generator: torch.Generator) -> Mixing:
+def mixing(changes: ExtraAugmentations, count: int, generator: torch.Generator) -> Mixing:
     """How each image of a split is mixed, drawn."""
     draw = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
     boxed = torch.from_numpy(draw.random(count)) < (0.5 if changes.mixup is not None else 1.0)
@@ -94,7 +96,7 @@ def mixing(changes: Changes, count: int, generator: torch.Generator) -> Mixing:
     return Mixing(torch.where(boxed, shares[1], shares[0]).float(), boxed, middle.float())
 
 
-def moved(images: Tensor, drawn: View, changes: Changes, padding: int) -> Tensor:
+def transformed(images: Tensor, drawn: View, changes: ExtraAugmentations, padding: int) -> Tensor:
     """The uint8 images (batch, C, H, W) of one view, shifted, flipped and changed by RandAugment as drawn."""
     if drawn.moves is not None:
         images = crop_and_flip(images, drawn.moves.to(images.device), padding=padding)

@@ -11,8 +11,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from qkd.data.augment import NOTHING, Augmentation, Changes, View, cut_out, mixed, mixing, moved, view
-from qkd.data.streaming import Pictures, stream, usual_workers
+from qkd.data.augment import (
+    NO_AUGMENTATIONS,
+    Augmentation,
+    ExtraAugmentations,
+    View,
+    cut_out,
+    mixed,
+    mixing,
+    transformed,
+    view,
+)
+from qkd.data.streaming import ImageFiles, default_workers, stream
 
 SplitName = Literal["train", "val", "test"]
 MEASURED, AT_HAND = 2048, 4096  # images
@@ -44,7 +54,7 @@ class Batch(NamedTuple):
 class Split(NamedTuple):
     """Images (N, C, H, W) uint8, in memory or in their files, and labels (N,) int64."""
 
-    images: Tensor | Pictures
+    images: Tensor | ImageFiles
     labels: Tensor
 
 
@@ -63,7 +73,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augmentation = "none"
-    workers: int = field(default_factory=usual_workers)  # processes that decode what does not lie in memory
+    workers: int = field(default_factory=default_workers)  # processes that decode what does not lie in memory
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -97,7 +107,7 @@ class Data:
         mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (self.mean, self.std))
         return (1 / (255 * std)).to(device, torch.float32), (-mean / std).to(device, torch.float32)
 
-    def normalize(self, images: Tensor | Pictures) -> Tensor:
+    def normalize(self, images: Tensor | ImageFiles) -> Tensor:
         """The uint8 images (..., C, H, W) as float32 of about zero mean and unit variance, on their own device."""
         images = images if isinstance(images, Tensor) else images[:]
         scale, shift = self.affine(images.device)
@@ -111,7 +121,7 @@ class Data:
         shuffle_seed: int | None = None,
         device: torch.device | str = "cpu",
         augment: bool = False,
-        changes: Changes = NOTHING,
+        changes: ExtraAugmentations = NO_AUGMENTATIONS,
         views: int = 1,
         shard: tuple[int, int] = (0, 1),
         skip: int = 0,
@@ -144,7 +154,9 @@ class Data:
             first, *others = (images.contiguous(memory_format=torch.channels_last) for images in seen)
             yield Batch(first, labels, ids.to(device, non_blocking=True), tuple(others))
 
-    def _drawn(self, count: int, augment: bool, changes: Changes, views: int, generator: torch.Generator) -> list[View]:
+    def _drawn(
+        self, count: int, augment: bool, changes: ExtraAugmentations, views: int, generator: torch.Generator
+    ) -> list[View]:
         """What happens to the images of a split, view by view; nothing where all views would be the images as they are."""
         own = self.augment if augment else "none"
         if own == "none" and not changes.alters:
@@ -152,7 +164,7 @@ class Data:
         return [view(own, changes, count, self._padding, generator) for _ in range(views)]
 
     def _found(
-        self, images: Tensor | Pictures, parts: Sequence[Tensor], drawn: Sequence[View], device: torch.device
+        self, images: Tensor | ImageFiles, parts: Sequence[Tensor], drawn: Sequence[View], device: torch.device
     ) -> Iterator[list[Tensor]]:
         """Batch by batch the uint8 images of every view, as they come from memory or from their files."""
         cuts = [each.cuts for each in drawn if each.cuts is not None]
@@ -165,9 +177,9 @@ class Data:
             here = [each.to(device, non_blocking=True) for each in found]
             yield here if cuts else here * max(1, len(drawn))
 
-    def _seen(self, images: Tensor, drawn: View, changes: Changes) -> Tensor:
+    def _seen(self, images: Tensor, drawn: View, changes: ExtraAugmentations) -> Tensor:
         """The uint8 images of one view as a network is shown them."""
-        ready = self.normalize(moved(images, drawn, changes, self._padding))
+        ready = self.normalize(transformed(images, drawn, changes, self._padding))
         return ready if drawn.holes is None or changes.cutout is None else cut_out(ready, drawn.holes, changes.cutout)
 
     @property
@@ -178,7 +190,7 @@ class Data:
         """The sha256 (hex) of all images and labels, the class names and the normalisation."""
         digest = hashlib.sha256(repr((self.labels, self.mean, self.std, self.augment)).encode())
         for images, labels in (self.train, self.val, self.test):
-            if isinstance(images, Pictures):
+            if isinstance(images, ImageFiles):
                 digest.update(f"{images.stamp} {images.size} {images.crop}".encode())
             for tensor in (images, labels) if isinstance(images, Tensor) else (labels,):
                 digest.update(repr(tuple(tensor.shape)).encode())
@@ -186,7 +198,7 @@ class Data:
         return digest.hexdigest()
 
 
-def measure(images: Tensor | Pictures) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor | ImageFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 images (N, C, H, W), in units of the full range (0 to 1).
 
     Of images in files so many are looked at as are enough for three digits, spread evenly.

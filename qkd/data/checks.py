@@ -15,7 +15,7 @@ ADVICE = {
 }
 
 
-def refuse_too_few(name: str, data: Data) -> Data:
+def require_images(name: str, data: Data) -> Data:
     """The data themselves. Raises DataError naming every split that holds too few images, or the one class there is."""
     counts = {split: len(getattr(data, split).labels) for split in LEAST}
     held = ", ".join(f"{split} {count}" for split, count in counts.items())

@@ -27,10 +27,10 @@ it, scaled; in evaluation the middle of the image, which was scaled a seventh la
 
 def read(path: str | Path, size: int, crop: Crop = "shift") -> np.ndarray:
     """One image as it is evaluated, upright, RGB (3, size, size) uint8. Raises OSError or ValueError where it cannot be."""
-    return fitted(_opened(path), size, crop)
+    return center_crop(_opened(path), size, crop)
 
 
-def fitted(image: Image.Image, size: int, crop: Crop = "shift") -> np.ndarray:
+def center_crop(image: Image.Image, size: int, crop: Crop = "shift") -> np.ndarray:
     """The middle of an RGB image, (3, size, size) uint8."""
     if crop == "resized":
         edge = round(size * MARGIN)
@@ -42,7 +42,7 @@ def fitted(image: Image.Image, size: int, crop: Crop = "shift") -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def cut(path: str | Path, size: int, numbers: Sequence[float]) -> np.ndarray:
+def random_crop(path: str | Path, size: int, numbers: Sequence[float]) -> np.ndarray:
     """A random part of an image, scaled to RGB (3, size, size) uint8, as five numbers of 0..1 say.
 
     Its share of the area, its ratio, where it begins from the left and from the top, and whether it is mirrored.
@@ -96,10 +96,10 @@ def decode(paths: Sequence[str], size: int, crop: Crop = "shift") -> Tensor:
 
 
 def unreadable(broken: Sequence[str]) -> DataError:
-    return DataError(f"{len(broken)} unreadable image(s): {few(broken)}")
+    return DataError(f"{len(broken)} unreadable image(s): {first_few(broken)}")
 
 
-def few(things: Sequence[str]) -> str:
+def first_few(things: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     shown = ", ".join(things[:SHOWN]) or "nothing"
     return f"{shown} and {len(things) - SHOWN} more" if len(things) > SHOWN else shown

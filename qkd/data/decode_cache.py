@@ -14,14 +14,14 @@ from torch import Tensor
 
 from qkd.data.decode import decode
 from qkd.data.root import cache
-from qkd.data.streaming import Pictures
+from qkd.data.streaming import ImageFiles
 from qkd.errors import RunError
-from qkd.storage.atomic import place
+from qkd.storage.atomic import write_atomic
 
 WORTH = 2**23  # bytes; what is smaller is decoded in a moment
 
 
-def in_memory(pictures: Pictures) -> Tensor:
+def decode_cached(pictures: ImageFiles) -> Tensor:
     """All images decoded, (N, 3, size, size) uint8; from ``$XDG_CACHE_HOME/qkd/decoded`` where they were before.
 
     A file there is found by what decides its content: the images' names, sizes and times, the size they are brought to and
@@ -40,7 +40,7 @@ def in_memory(pictures: Pictures) -> Tensor:
     images = decode(pictures.paths, pictures.size, pictures.crop)
     with contextlib.suppress(OSError, RunError):
         folder.mkdir(parents=True, exist_ok=True)
-        place(folder / key, lambda file: np.save(file, images.numpy()), name=lambda sha: f"{key}-{sha[:32]}.npy")
+        write_atomic(folder / key, lambda file: np.save(file, images.numpy()), name=lambda sha: f"{key}-{sha[:32]}.npy")
     return images
 
 

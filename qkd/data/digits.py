@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qkd.bounds import Bounds, Seed
-from qkd.data.batches import Data, Split, measure
+from qkd.data.batches import Data, Split, channel_statistics
 
 SOURCE_SIZE, SOURCE_LEVELS = 8, 16
 
@@ -30,9 +30,9 @@ def digits(
     raw = load_digits()
     labels = torch.from_numpy(raw.target).long()
     images = enlarge(torch.from_numpy(raw.images).float() / SOURCE_LEVELS, size).expand(-1, channels, -1, -1)
-    parts = divide(labels, (0.6, 0.2, 0.2), seed)
+    parts = stratified_split(labels, (0.6, 0.2, 0.2), seed)
     train, val, test = (Split(images[ids].contiguous(), labels[ids]) for ids in parts)
-    mean, std = measure(train.images)
+    mean, std = channel_statistics(train.images)
     return Data(train, val, test, tuple(str(name) for name in raw.target_names), mean, std, augment="crop")
 
 
@@ -42,7 +42,7 @@ def enlarge(images: Tensor, size: int) -> Tensor:
     return (larger * 255).round().to(torch.uint8)
 
 
-def divide(labels: Tensor, shares: tuple[float, ...], seed: int) -> list[Tensor]:
+def stratified_split(labels: Tensor, shares: tuple[float, ...], seed: int) -> list[Tensor]:
     """Indices of ``labels`` (N,), each once, in as many lists as there are shares; every class in that proportion."""
     generator = torch.Generator().manual_seed(seed)
     bounds = torch.tensor(shares, dtype=torch.float64).cumsum(0)[:-1]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qkd.bounds import Bounds, Count, Seed
-from qkd.data.batches import Data, Split, measure
+from qkd.data.batches import Data, Split, channel_statistics
 
 CONTRAST, NOISE = 0.2, 0.15  # of the full range
 
@@ -28,7 +28,7 @@ def fake(
     coarse = torch.randn(classes, channels, 4, 4, generator=generator)
     patterns = F.interpolate(coarse, (size, size), mode="bilinear")
     learn, choose, final = (_draw(patterns, count, generator) for count in (train, test, test))
-    mean, std = measure(learn.images)
+    mean, std = channel_statistics(learn.images)
     return Data(learn, choose, final, tuple(f"class{i}" for i in range(classes)), mean, std)
 
 

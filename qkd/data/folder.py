@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from qkd.bounds import Bounds, Count
-from qkd.data.batches import Data, Split, measure
+from qkd.data.batches import Data, Split, channel_statistics
 from qkd.data.decode import Crop
-from qkd.data.decode_cache import in_memory
-from qkd.data.digits import divide
-from qkd.data.image_files import Files, at_most, flat, listed, named_in, same_classes, stamp
-from qkd.data.streaming import Pictures
+from qkd.data.decode_cache import decode_cached
+from qkd.data.digits import stratified_split
+from qkd.data.image_files import Files, at_most, keep_listed, list_images, paths_and_labels, same_classes, stamp
+from qkd.data.streaming import ImageFiles
 from qkd.errors import DataError
 
 Made = TypeVar("Made")
@@ -48,10 +48,10 @@ def folder(
     """
     root = Path(root)
     names = [name for name in ("train", "val", "test") if name != "val" or (root / "val").is_dir()]
-    splits = _each(names, lambda name: listed(root / name))
+    splits = _each(names, lambda name: list_images(root / name))
     same_classes(root, splits)
     if only is not None:
-        splits["train"] = named_in(splits["train"], only, root / "train")
+        splits["train"] = keep_listed(splits["train"], only, root / "train")
     splits = {name: at_most(files, limit) for name, files in splits.items()}
     return data_of(splits, root, size=size, val=val, augment=augment, crop=crop, memory=memory)
 
@@ -76,7 +76,7 @@ def data_of(
     found = _each(splits, lambda name: _split(splits[name], root, size, crop, kept))
     if "val" not in found:
         found["train"], found["val"] = _hold_back(found["train"], val, root)
-    mean, std = normal or measure(found["train"].images)
+    mean, std = normal or channel_statistics(found["train"].images)
     how = "resized+flip" if crop == "resized" else "crop+flip"
     names = labels or tuple(splits["train"])
     return Data(found["train"], found["val"], found["test"], names, mean, std, how if augment else "none")  # type: ignore[arg-type]
@@ -107,16 +107,16 @@ def _in_memory(memory: Memory, crop: Crop, count: int, size: int) -> bool:
 
 
 def _split(files: Files, root: Path, size: int, crop: Crop, kept: bool) -> Split:
-    paths, labels = flat(files)
-    pictures = Pictures(paths, size, crop, stamp(paths, root))
-    return Split(in_memory(pictures) if kept else pictures, labels)
+    paths, labels = paths_and_labels(files)
+    pictures = ImageFiles(paths, size, crop, stamp(paths, root))
+    return Split(decode_cached(pictures) if kept else pictures, labels)
 
 
 def _hold_back(split: Split, share: float, root: Path) -> tuple[Split, Split]:
-    rest, held = divide(split.labels, (1 - share, share), seed=0)
-    if isinstance(split.images, Pictures):
+    rest, held = stratified_split(split.labels, (1 - share, share), seed=0)
+    if isinstance(split.images, ImageFiles):
         whole = split.images
         parts = [tuple(whole.paths[i] for i in ids.tolist()) for ids in (rest, held)]
-        images = [Pictures(paths, whole.size, whole.crop, stamp(paths, root)) for paths in parts]
+        images = [ImageFiles(paths, whole.size, whole.crop, stamp(paths, root)) for paths in parts]
         return Split(images[0], split.labels[rest]), Split(images[1], split.labels[held])
     return Split(split.images[rest], split.labels[rest]), Split(split.images[held], split.labels[held])

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from qkd.bounds import Bounds, Count
-from qkd.data.batches import Data, Split, measure
-from qkd.data.decode import fitted
-from qkd.data.digits import divide
+from qkd.data.batches import Data, Split, channel_statistics
+from qkd.data.decode import center_crop
+from qkd.data.digits import stratified_split
 from qkd.errors import DataError, nearest
 
 Held = Annotated[float, Bounds(above=0, below=1)]
@@ -47,11 +47,11 @@ def huggingface(
     learn, final = (_split(f"{path}, split {name}", splits[name], image, label, size) for name in (train, test))
     if len(names) <= int(max(learn.labels.max(), final.labels.max())):
         names = tuple(map(str, range(1 + int(max(learn.labels.max(), final.labels.max())))))
-    rest, held = divide(learn.labels, (1 - val, val), seed=0)
+    rest, held = stratified_split(learn.labels, (1 - val, val), seed=0)
     assert isinstance(learn.images, torch.Tensor)
     choose = Split(learn.images[held], learn.labels[held])
     learn = Split(learn.images[rest], learn.labels[rest])
-    mean, std = measure(learn.images)
+    mean, std = channel_statistics(learn.images)
     return Data(learn, choose, final, names, mean, std, "crop+flip" if augment else "none")
 
 
@@ -102,5 +102,5 @@ def _split(where: str, split: Any, image: str, label: str, size: int) -> Split:
             raise DataError(
                 f"{where}, row {number}: {image} must be an image, found {found} (data.image names its column)"
             )
-        images[number] = fitted(picture.convert("RGB"), size)
+        images[number] = center_crop(picture.convert("RGB"), size)
     return Split(torch.from_numpy(images), torch.tensor(list(labels)))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qkd.data.decode import few
+from qkd.data.decode import first_few
 from qkd.errors import DataError, nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -20,7 +20,7 @@ CLUTTER = ("Thumbs.db", "desktop.ini")
 Files = dict[str, list[str]]  # class -> its images
 
 
-def listed(place: Path, expected: str = "", *, ignored: str = "") -> Files:
+def list_images(place: Path, expected: str = "", *, ignored: str = "") -> Files:
     """The images of one split, ``place/<class>/...``, in order of name. Raises DataError for whatever else is there.
 
     ``expected`` says what should be there where the folder is missing; files that end in ``ignored`` are passed over.
@@ -29,8 +29,10 @@ def listed(place: Path, expected: str = "", *, ignored: str = "") -> Files:
         raise _missing(place, expected)
     found, strays = _walk(place, ignored)
     empty = [label for label, files in found.items() if not files]
-    wrong = [f"not an image in a folder of its class: {few(strays)} (known: {' '.join(SUFFIXES)})"] if strays else []
-    wrong += [f"no images of class {few(empty)}; remove the folder or fill it"] if empty else []
+    wrong = (
+        [f"not an image in a folder of its class: {first_few(strays)} (known: {' '.join(SUFFIXES)})"] if strays else []
+    )
+    wrong += [f"no images of class {first_few(empty)}; remove the folder or fill it"] if empty else []
     if not found and not strays:
         wrong = [f"no class folders in it; expected: {place}/<class>/ with images"]
     if wrong:
@@ -43,7 +45,7 @@ def _missing(place: Path, expected: str) -> DataError:
     found = f"{root} does not exist"
     if root.is_dir():
         there = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        found = f"{root} holds {few(there)}{nearest(place.name, there)}"
+        found = f"{root} holds {first_few(there)}{nearest(place.name, there)}"
     expected = expected or f"{root}/train/<class>/ and {root}/test/<class>/"
     return DataError(f"{place}: no such folder: {found}; expected: {expected}")
 
@@ -73,8 +75,8 @@ def same_classes(root: Path, splits: dict[str, Files]) -> None:
         missing = sorted(set(splits["train"]) - set(files))
         extra = sorted(set(files) - set(splits["train"]))
         if missing or extra:
-            parts = [f"{name} lacks {few(missing)}"] if missing else []
-            parts += [f"only {name} has {few(extra)}"] if extra else []
+            parts = [f"{name} lacks {first_few(missing)}"] if missing else []
+            parts += [f"only {name} has {first_few(extra)}"] if extra else []
             raise DataError(f"{root}: train and {name} hold different classes: {'; '.join(parts)}")
 
 
@@ -87,7 +89,7 @@ def at_most(files: Files, limit: int | None) -> Files:
     return {label: [some[int(i)] for i in places[label]] for label, some in files.items()}
 
 
-def named_in(files: Files, names: Path, place: Path) -> Files:
+def keep_listed(files: Files, names: Path, place: Path) -> Files:
     """Those of the images that a text file names, a line each: ``cat/0001.png`` below ``place``, ``#`` begins a comment.
 
     Raises DataError for a name that is not there, or there twice, and for a class of which nothing is left.
@@ -100,18 +102,20 @@ def named_in(files: Files, names: Path, place: Path) -> Files:
     known = {Path(path).relative_to(place).as_posix() for some in files.values() for path in some}
     unknown = [line for line in wanted if line not in known]
     if unknown:
-        raise DataError(f"{names}: not in {place}: {few(unknown)}{nearest(unknown[0], known)}")
+        raise DataError(f"{names}: not in {place}: {first_few(unknown)}{nearest(unknown[0], known)}")
     chosen = set(wanted)
     if len(chosen) < len(wanted):
-        raise DataError(f"{names}: named twice: {few(sorted({line for line in wanted if wanted.count(line) > 1}))}")
+        raise DataError(
+            f"{names}: named twice: {first_few(sorted({line for line in wanted if wanted.count(line) > 1}))}"
+        )
     kept = {c: [p for p in some if Path(p).relative_to(place).as_posix() in chosen] for c, some in files.items()}
     empty = [label for label, some in kept.items() if not some]
     if empty:
-        raise DataError(f"{names}: no image of class {few(empty)}")
+        raise DataError(f"{names}: no image of class {first_few(empty)}")
     return kept
 
 
-def flat(files: Files) -> tuple[tuple[str, ...], Tensor]:
+def paths_and_labels(files: Files) -> tuple[tuple[str, ...], Tensor]:
     """All paths, class by class, and their labels (N,)."""
     paths = tuple(path for some in files.values() for path in some)
     return paths, torch.tensor([label for label, some in enumerate(files.values()) for _ in some])

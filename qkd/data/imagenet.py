@@ -7,10 +7,10 @@ from typing import Annotated
 
 from qkd.bounds import Bounds, Count
 from qkd.data.batches import Data
-from qkd.data.decode import few
+from qkd.data.decode import first_few
 from qkd.data.folder import Memory, data_of
-from qkd.data.image_files import Files, at_most, listed, named_in, same_classes
-from qkd.data.root import place
+from qkd.data.image_files import Files, at_most, keep_listed, list_images, same_classes
+from qkd.data.root import data_root
 from qkd.errors import DataError
 
 Held = Annotated[float, Bounds(above=0, below=1)]
@@ -29,14 +29,14 @@ def tiny_imagenet(
 ) -> Data:
     """100000 colour images of 64 x 64 in 200 classes, and 10000 to test with: those of ``val``, as ``test`` has no labels.
 
-    From ``tiny-imagenet-200`` in ``root`` (`qkd.data.root.place`). The share ``val`` of each class of the training images
+    From ``tiny-imagenet-200`` in ``root`` (`qkd.data.root.data_root`). The share ``val`` of each class of the training images
     is held back to choose with; the other options are those of `folder`. Raises DataError.
     """
-    base = _found("tiny_imagenet", place(root), (TINY,), (Path("train"), Path("val") / ANNOTATIONS), TINY)
-    train = listed(base / "train", ignored="_boxes.txt")
+    base = _found("tiny_imagenet", data_root(root), (TINY,), (Path("train"), Path("val") / ANNOTATIONS), TINY)
+    train = list_images(base / "train", ignored="_boxes.txt")
     splits = {"train": train, "test": _annotated(base / "val", list(train))}
     if only is not None:
-        splits["train"] = named_in(train, only, base / "train")
+        splits["train"] = keep_listed(train, only, base / "train")
     splits = {name: at_most(files, limit) for name, files in splits.items()}
     return data_of(splits, base, size=64, val=val, augment=augment, crop="shift", memory=memory)
 
@@ -56,12 +56,12 @@ def imagenet(
     are needed. Training sees a random part of each image, mirrored or not, evaluation the middle of it, after the shorter
     side was scaled to ``size`` x 256 / 224. The share ``val`` of each class is held back to choose with. Raises DataError.
     """
-    base = _found("imagenet", place(root), ("imagenet", "ILSVRC2012"), (Path("train"), Path("val")), "imagenet")
+    base = _found("imagenet", data_root(root), ("imagenet", "ILSVRC2012"), (Path("train"), Path("val")), "imagenet")
     expected = f"{base}/train/<wnid>/ and {base}/val/<wnid>/"
-    splits = {"train": listed(base / "train", expected), "test": listed(base / "val", expected)}
+    splits = {"train": list_images(base / "train", expected), "test": list_images(base / "val", expected)}
     same_classes(base, splits)
     if only is not None:
-        splits["train"] = named_in(splits["train"], only, base / "train")
+        splits["train"] = keep_listed(splits["train"], only, base / "train")
     splits = {name: at_most(files, limit) for name, files in splits.items()}
     settings = {"size": size, "val": val, "augment": augment, "normal": NORMAL}
     return data_of(splits, base, crop="resized", memory=False, **settings)  # type: ignore[arg-type]
@@ -93,5 +93,5 @@ def _annotated(folder: Path, classes: list[str]) -> Files:
         found[words[1]].append(str(folder / "images" / words[0]))
     empty = [label for label, some in found.items() if not some]
     if empty:
-        raise DataError(f"{path}: no images of class {few(empty)}")
+        raise DataError(f"{path}: no images of class {first_few(empty)}")
     return found

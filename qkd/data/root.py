@@ -13,7 +13,7 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())) / "qkd"
 
 
-def place(root: Path | None) -> Path:
+def data_root(root: Path | None) -> Path:
     """``root``, or ``$QKD_DATA``, or ``$XDG_CACHE_HOME/qkd/data`` (by default ``~/.cache/qkd/data``)."""
     if root is not None:
         return Path(root).expanduser()
@@ -22,7 +22,7 @@ def place(root: Path | None) -> Path:
     return cache() / "data"
 
 
-def missing(what: str, folder: Path, expected: str) -> DataError:
+def missing_data(what: str, folder: Path, expected: str) -> DataError:
     """What to say where nothing lies."""
     return DataError(
         f"{what}: no {expected} in {folder}; put it there, name its folder with data.root or QKD_DATA, "

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qkd.data.decode import UNREADABLE, Crop, cut, decode, read, unreadable, wrong
+from qkd.data.decode import UNREADABLE, Crop, decode, random_crop, read, unreadable, wrong
 
 MOST = 8  # workers, unless told otherwise
 Item = tuple[int, tuple[tuple[float, ...], ...]]  # an image, and where each view is cut out of it
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class ImageFiles:
     """The images of a split in their files; where a tensor (N, 3, size, size) uint8 is indexed, so can they be.
 
     ``stamp`` changes whenever one of the files does.
@@ -45,14 +45,14 @@ class Pictures:
         return decode(paths, self.size, self.crop)
 
 
-def usual_workers() -> int:
+def default_workers() -> int:
     """One per processor this process may use, at most eight."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST, usable)
 
 
 def stream(
-    pictures: Pictures, parts: Sequence[Tensor], cuts: Sequence[Tensor], *, workers: int, pinned: bool
+    pictures: ImageFiles, parts: Sequence[Tensor], cuts: Sequence[Tensor], *, workers: int, pinned: bool
 ) -> Iterator[list[Tensor]]:
     """Batch by batch the images whose ids are in ``parts``: (batch, 3, size, size) uint8, once per table of ``cuts`` (N, 5).
 
@@ -96,14 +96,14 @@ class _Plans:
 
 
 class _Files(Dataset[Any]):
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: ImageFiles) -> None:
         self.pictures = pictures
 
     def __getitem__(self, item: Item) -> np.ndarray | str:
         number, cuts = item
         path, size = self.pictures.paths[number], self.pictures.size
         try:
-            return np.stack([cut(path, size, each) for each in cuts] or [read(path, size, self.pictures.crop)])
+            return np.stack([random_crop(path, size, each) for each in cuts] or [read(path, size, self.pictures.crop)])
         except UNREADABLE as error:
             return wrong(path, error)
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from qkd.data.batches import Data, Split, measure
-from qkd.data.digits import divide
+from qkd.data.batches import Data, Split, channel_statistics
+from qkd.data.digits import stratified_split
 from qkd.errors import DataError
 
 SPLITS = ("train", "val", "test")
 HELD_BACK = 0.1
 
 
-def own_data(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> Data:
+def user_data(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> Data:
     """What the file gives, as Data.
 
     * A subclass of Dataset is made once per split, ``make(split, **options)`` with train, val and test; its items are
@@ -45,7 +45,7 @@ def own_data(name: str, make: Callable[..., Any], options: Mapping[str, Any]) ->
     if "val" not in splits:
         if len(splits["train"].labels) < 10 * len(splits["train"].labels.unique()):
             raise DataError(f"{name}: too few images to hold back a tenth of every class; give val as well")
-        rest, held = divide(splits["train"].labels, (1 - HELD_BACK, HELD_BACK), seed=0)
+        rest, held = stratified_split(splits["train"].labels, (1 - HELD_BACK, HELD_BACK), seed=0)
         whole = splits["train"]
         splits["train"], splits["val"] = (Split(whole.images[ids], whole.labels[ids]) for ids in (rest, held))
     return _data(name, splits, made.get("labels"), made.get("augment", "none"))
@@ -123,5 +123,5 @@ def _data(name: str, splits: Mapping[str, Split], labels: Sequence[str] | None, 
     names = tuple(map(str, labels)) if labels is not None else tuple(map(str, range(count)))
     if count > len(names):
         raise DataError(f"{name}: label {count - 1} has no name; {len(names)} names are given")
-    mean, std = measure(splits["train"].images)
+    mean, std = channel_statistics(splits["train"].images)
     return Data(splits["train"], splits["val"], splits["test"], names, mean, std, augment)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from qkd.bounds import Bounds, Count
-from qkd.data.batches import Augmentation, Data, Split, measure
-from qkd.data.digits import divide
-from qkd.data.root import missing, place
+from qkd.data.batches import Augmentation, Data, Split, channel_statistics
+from qkd.data.digits import stratified_split
+from qkd.data.root import data_root, missing_data
 from qkd.errors import DataError
 
 Held = Annotated[float, Bounds(above=0, below=1)]
@@ -65,7 +65,7 @@ def cifar10(
 ) -> Data:
     """50000 colour images of 32 x 32 in 10 classes, and 10000 to test with; the share ``val`` of each class is held back.
 
-    From ``cifar-10-batches-bin`` in ``root`` (`qkd.data.root.place`). ``augment`` shifts and flips for training,
+    From ``cifar-10-batches-bin`` in ``root`` (`qkd.data.root.data_root`). ``augment`` shifts and flips for training,
     ``limit`` keeps so many images of each split, the same number of every class. Raises DataError.
     """
     return _cifar(TEN, "test_batch.bin", root, download, val, augment, limit)
@@ -94,7 +94,7 @@ def fashion_mnist(
     """60000 grey images of clothes, 28 x 28, in 10 classes, and 10000 to test with; from ``FashionMNIST/raw``."""
     from torchvision.datasets import FashionMNIST
 
-    folder = place(root)
+    folder = data_root(root)
     with _reading("fashion_mnist", folder, "FashionMNIST/raw"):
         train, test = (FashionMNIST(str(folder), train=part, download=download) for part in (True, False))
     splits = [Split(each.data[:, None].contiguous(), each.targets.long()) for each in (train, test)]
@@ -115,7 +115,7 @@ def svhn(
     """
     from torchvision.datasets import SVHN
 
-    folder = place(root)
+    folder = data_root(root)
     with _reading("svhn", folder, "train_32x32.mat"):
         parts = [SVHN(str(folder), split=part, download=download) for part in ("train", "test")]
     splits = [Split(torch.from_numpy(each.data), torch.from_numpy(each.labels).long()) for each in parts]
@@ -128,14 +128,14 @@ def _reading(what: str, folder: Path, expected: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         if "download=True" in str(error):
-            raise missing(what, folder, expected) from error
+            raise missing_data(what, folder, expected) from error
         raise DataError(f"{what}: {folder}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
 
 
 def _cifar(
     layout: Cifar, test: str, root: Path | None, download: bool, val: float, augment: bool, limit: int | None
 ) -> Data:
-    base = place(root)
+    base = data_root(root)
     folder = base if (base / layout.train[0]).is_file() else base / layout.folder
     if not (folder / layout.train[0]).is_file():
         if not download:
@@ -156,7 +156,7 @@ def _missing_cifar(layout: Cifar, base: Path) -> DataError:
             f"{base / pickled}: the version for Python, made of pickles, is not read; "
             f"unpack {layout.archive} beside it ({SITE}/{layout.archive})"
         )
-    return missing(layout.folder, base, layout.folder)
+    return missing_data(layout.folder, base, layout.folder)
 
 
 def _download(layout: Cifar, base: Path) -> None:
@@ -188,9 +188,9 @@ def _divided(
     splits: Sequence[Split], names: tuple[str, ...], val: float, augment: Augmentation, limit: int | None
 ) -> Data:
     train, test = (_at_most(split, limit) for split in splits)
-    rest, held = divide(train.labels, (1 - val, val), seed=0)
+    rest, held = stratified_split(train.labels, (1 - val, val), seed=0)
     learn, choose = (Split(train.images[ids], train.labels[ids]) for ids in (rest, held))
-    mean, std = measure(learn.images)
+    mean, std = channel_statistics(learn.images)
     return Data(learn, choose, test, names, mean, std, augment)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Passage(nn.Module):
+class ShapeAdapter(nn.Module):
     """From a member's own shape (channels, height, width) to a common one, and with ``back`` the way home.
 
     Where channels differ a 1x1 convolution leads each way, where sizes do, averaging (towards a larger map: repetition).
@@ -39,7 +39,9 @@ class Passage(nn.Module):
 
     def __str__(self) -> str:
         words = [f"1x1 convolution {self.own[0]} -> {self.common[0]}"] * (self.own[0] != self.common[0])
-        words += [f"resized {size(self.own[1:])} -> {size(self.common[1:])}"] * (self.own[1:] != self.common[1:])
+        words += [f"resized {shape_text(self.own[1:])} -> {shape_text(self.common[1:])}"] * (
+            self.own[1:] != self.common[1:]
+        )
         return ", ".join(words)
 
 
@@ -47,6 +49,6 @@ def _sized(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x if x.shape[2:] == tuple(shape[1:]) else F.adaptive_avg_pool2d(x, (shape[1], shape[2]))
 
 
-def size(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
     """A shape in words: 16x8x8."""
     return "x".join(map(str, shape))

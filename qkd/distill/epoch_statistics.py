@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qkd.data import Batch
 
 
-class Survey(nn.Module, ABC):
+class EpochStatistics(nn.Module, ABC):
     """Sees a split once before each epoch, or with ``once`` before the first, in order and without augmentation.
 
     Everybody is in evaluation mode, without gradients. What it finds is kept in its state, so that a resumed run knows it
@@ -41,7 +41,7 @@ class Survey(nn.Module, ABC):
         """The split is over: put the finding into its buffer."""
 
 
-class Errors(Survey):
+class ErrorCovariance(EpochStatistics):
     """Weights for several classifiers, by how their errors go together: ``w_i = sum_j C^-1_ij / sum_kj C^-1_kj``.
 
     ``C_ij`` is the mean of ``(f_i - t)(f_j - t)`` over images and classes, f being probabilities and t the labels: who errs
@@ -74,7 +74,7 @@ class Errors(Survey):
         self.weights.copy_(shares / shares.sum())
 
 
-class Difficulty(Survey):
+class Difficulty(EpochStatistics):
     """Sorts the training images by how wrong a judge is about them (cross-entropy), into strata of equal size.
 
     A judge that does not learn is asked ``once``. Source: Amara et al. 2022 (CES-KD); that the ranking goes over the whole

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qkd.distill.adapters import Passage
-from qkd.distill.module_map import Members
+from qkd.distill.adapters import ShapeAdapter
+from qkd.distill.module_map import ModuleMap
 from qkd.distill.taps import LOGITS, SHARED, Tap
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ class Exchange(nn.Module, ABC):
     members: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     progress: float = 0.0  # how far the phase is, 0..1; told before each step
-    networks: tuple[Members[Staged], ...] = ()
-    """Whose quantizers round what enters them, as `Parts` tells; in a tuple, so that they are no part of this module."""
+    networks: tuple[ModuleMap[Staged], ...] = ()
+    """Whose quantizers round what enters them, as `Ensemble` tells; in a tuple, so that they are no part of this module."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.adapters: Members[Passage] = Members({})
+        self.adapters: ModuleMap[ShapeAdapter] = ModuleMap({})
 
     @abstractmethod
     def forward(self, stage: str, flow: Mapping[str, Tensor]) -> Mapping[str, Tensor]: ...
@@ -47,8 +47,8 @@ class Exchange(nn.Module, ABC):
             for member in self.members[1:]:
                 own = shapes[Tap(member, stage)]
                 if tuple(own) != tuple(common) and len(own) == len(common) == 3:
-                    found[_key(str(Tap(member, stage)))] = Passage(own, common, back=back)
-        self.adapters = Members(found)
+                    found[_key(str(Tap(member, stage)))] = ShapeAdapter(own, common, back=back)
+        self.adapters = ModuleMap(found)
 
     def left(self, member: str, stage: str, tensor: Tensor) -> Tensor:
         """A member's tensor in the common shape."""
@@ -61,7 +61,7 @@ class Exchange(nn.Module, ABC):
         own = tensor if passage is None else passage.enter(tensor)
         return self.networks[0][member].rounded(stage, own) if self.networks else own
 
-    def adapter(self, tap: Tap) -> Passage | None:
+    def adapter(self, tap: Tap) -> ShapeAdapter | None:
         """What leads from a member's stage into the common shape; None where nothing has to."""
         return self.adapters.get(_key(str(tap)))
 

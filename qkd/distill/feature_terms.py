@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from qkd.distill.heads import Head, adapt
+from qkd.distill.heads import Head, adapt_shapes
 from qkd.distill.losses import attention_distance, hint_distance
 from qkd.distill.relational_losses import contrastive_distance, relational_distance, similarity_distance
 from qkd.distill.taps import Tap
@@ -25,7 +25,7 @@ SAME_CHANNELS = ("hint", "contrastive")  # the rest compare maps of any channels
 ANY_SHAPE = ("similarity", "relational")  # ... and these of any shape
 
 
-def features(
+def feature_terms(
     kind: Feature,
     pairs: Sequence[tuple[Tap, Tap]],
     shapes: Mapping[Tap, Sequence[int]],
@@ -40,7 +40,7 @@ def features(
     terms: list[Term] = []
     for tap, source in pairs if kind != "none" else ():
         if kind not in ANY_SHAPE:
-            tap, source, needed = adapt(tap, source, shapes, channels=kind in SAME_CHANNELS)
+            tap, source, needed = adapt_shapes(tap, source, shapes, channels=kind in SAME_CHANNELS)
             heads |= {head.name: head for head in needed}
         terms.append(relate(kind, LOSSES[kind], tap, source) * (WEIGHTS[kind] if weight is None else weight))
     return tuple(heads.values()), terms

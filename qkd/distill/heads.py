@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qkd.distill.adapters import size as size_of
-from qkd.distill.module_map import Members
+from qkd.distill.adapters import shape_text as size_of
+from qkd.distill.module_map import ModuleMap
 from qkd.distill.stages import Staged
 from qkd.distill.taps import Outputs, Tap
 from qkd.errors import PlanError
@@ -43,14 +43,14 @@ class Head(nn.Module):
         """Whether there is anything in it to learn."""
         return any(parameter.requires_grad for parameter in self.body.parameters())
 
-    def forward(self, outputs: Outputs, networks: Members[Staged]) -> Outputs:
+    def forward(self, outputs: Outputs, networks: ModuleMap[Staged]) -> Outputs:
         read = [outputs[tap] for tap in self.reads]
         x = self.body(*read) if self.joined or len(read) == 1 else self.body(torch.cat(read, 1))
         if self.via is None:
             return {Tap(self.name): x}
         return {Tap(self.name, PROJECTED): x, Tap(self.name): self._classify(x, networks)}
 
-    def _classify(self, x: Tensor, networks: Members[Staged]) -> Tensor:
+    def _classify(self, x: Tensor, networks: ModuleMap[Staged]) -> Tensor:
         assert self.via is not None
         if self.borrowed is not None:
             logits: Tensor = self.borrowed(x)
@@ -63,7 +63,7 @@ def classifier(channels: int, classes: int) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def average(name: str, parts: Sequence[str], classes: int) -> Head:
+def mean_of_logits(name: str, parts: Sequence[str], classes: int) -> Head:
     """The mean of the logits of several parts: (B, classes) each -> (B, classes).
 
     A linear layer with the fixed weights 1/n over the joined logits, so that it leaves as one integer layer.
@@ -75,7 +75,7 @@ def average(name: str, parts: Sequence[str], classes: int) -> Head:
     return Head(name, [Tap(part) for part in parts], body, about="mean of logits")
 
 
-def adapt(
+def adapt_shapes(
     tap: Tap, source: Tap, shapes: Mapping[Tap, Sequence[int]], *, channels: bool = True
 ) -> tuple[Tap, Tap, tuple[Head, ...]]:
     """Where to read ``tap`` and ``source`` instead, so that they have one shape, and the heads that makes necessary.
@@ -100,7 +100,7 @@ def adapt(
     return Tap(first.name) if first else tap, Tap(second.name) if second else source, heads
 
 
-def level(taps: Sequence[Tap], shapes: Mapping[Tap, Sequence[int]]) -> tuple[list[Tap], tuple[Head, ...]]:
+def pool_to_smallest(taps: Sequence[Tap], shapes: Mapping[Tap, Sequence[int]]) -> tuple[list[Tap], tuple[Head, ...]]:
     """Where to read feature maps instead, so that all have the size of the smallest, and the heads that makes necessary."""
     sizes = {tap: tuple(shapes[tap][1:]) for tap in taps}
     if any(len(size) != 2 for size in sizes.values()):
@@ -126,6 +126,6 @@ def _adapter(tap: Tap, other: str, shape: Sequence[int], size: tuple[int, int], 
     return Head(name, [tap], nn.Sequential(*layers), about=f"adapter, {', '.join(words)}")
 
 
-def learning(heads: Sequence[Head]) -> list[str]:
+def trainable(heads: Sequence[Head]) -> list[str]:
     """The names of those heads that have something to learn."""
     return [head.name for head in heads if head.learns]

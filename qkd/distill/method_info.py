@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from qkd.errors import PlanError
 
 if TYPE_CHECKING:
-    from qkd.distill.plan import Cast, Method, Plan
+    from qkd.distill.plan import Method, Participants, Plan
 
 FIELD = "about"
 ABOVE_ZERO = "above zero"
-Needed = tuple[str, tuple[object, ...]]  # another option, and its values (or ABOVE_ZERO) ...
-Only = Mapping[str, Needed]  # ... without which an option does nothing
+Requirement = tuple[str, tuple[object, ...]]  # another option, and its values (or ABOVE_ZERO) ...
+OnlyWith = Mapping[str, Requirement]  # ... without which an option does nothing
 
 
 @dataclass(frozen=True)
-class About:
+class MethodInfo:
     """``teachers`` is the least number of them, ``match`` whether layers have to be matched, ``labels`` whether they are used.
 
     ``only_with`` says which options do nothing unless another has certain values.
@@ -31,7 +31,7 @@ class About:
     match: bool = False
     labels: bool = True
     most: int | None = None  # the largest number of teachers
-    only_with: Only = field(default_factory=dict)
+    only_with: OnlyWith = field(default_factory=dict)
 
     @property
     def year(self) -> int | None:
@@ -47,7 +47,7 @@ class About:
         teachers = f"{count} teacher{'s' * (count != '1')}" if self.teachers else ""
         return ", ".join(filter(None, ("labels" * self.labels, teachers, "matched layers" * self.match))) or "nothing"
 
-    def check(self, name: str, cast: Cast) -> None:
+    def check(self, name: str, cast: Participants) -> None:
         """Raises PlanError naming what to add to the recipe."""
         if len(cast.teachers) < self.teachers:
             what = "a teacher" if self.teachers == 1 else f"{self.teachers} teachers"
@@ -64,7 +64,7 @@ class About:
             raise PlanError(f"{name} needs matched layers: name them under `match:`, for example [layer1, layer2]")
 
 
-def idle(only_with: Only, options: Mapping[str, Any]) -> dict[str, str]:
+def unused_options(only_with: OnlyWith, options: Mapping[str, Any]) -> dict[str, str]:
     """The options that do nothing beside the others as they are, and what would make them do something."""
     found = {}
     for option, (other, values) in only_with.items():
@@ -86,14 +86,14 @@ def published(
     match: bool = False,
     labels: bool = True,
     most: int | None = None,
-    only_with: Only | None = None,
+    only_with: OnlyWith | None = None,
 ) -> Callable[[Method], Method]:
     """Marks a method with its paper and its needs, and checks them before it is asked for a plan."""
-    about = About(paper, teachers, match, labels, most, only_with or {})
+    about = MethodInfo(paper, teachers, match, labels, most, only_with or {})
 
     def mark(method: Method) -> Method:
         @functools.wraps(method)
-        def checked(cast: Cast, **options: Any) -> Plan:
+        def checked(cast: Participants, **options: Any) -> Plan:
             about.check(method.__name__, cast)
             return method(cast, **options)
 
@@ -103,7 +103,7 @@ def published(
     return mark
 
 
-def about(method: Method) -> About | None:
+def method_info(method: Method) -> MethodInfo | None:
     """What a method says of itself; None where it says nothing."""
     found = getattr(method, FIELD, None)
-    return found if isinstance(found, About) else None
+    return found if isinstance(found, MethodInfo) else None

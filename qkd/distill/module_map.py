@@ -10,7 +10,7 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-class Members(nn.Module, Generic[M]):
+class ModuleMap(nn.Module, Generic[M]):
     """A read-only mapping of registered modules.
 
     Unlike ModuleDict it takes any name: one that torch.nn.Module keeps for itself (``float``) gets a trailing underscore

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from qkd.distill.heads import Head
-from qkd.distill.module_map import Members
+from qkd.distill.module_map import ModuleMap
 from qkd.distill.stages import Staged
 from qkd.distill.taps import Outputs, Tap
 
@@ -23,5 +23,5 @@ class OnGrid(Head):
         )
         self.grid = grid
 
-    def forward(self, outputs: Outputs, networks: Members[Staged]) -> Outputs:
+    def forward(self, outputs: Outputs, networks: ModuleMap[Staged]) -> Outputs:
         return {Tap(self.name): networks[self.grid.part].rounded(self.grid.stage, outputs[self.reads[0]])}

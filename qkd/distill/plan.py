@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from qkd.distill.epoch_statistics import Survey
+from qkd.distill.epoch_statistics import EpochStatistics
 from qkd.distill.exchange import Exchange, NoExchange
 from qkd.distill.heads import Head, classifier
-from qkd.distill.regularizers import Anchor
+from qkd.distill.regularizers import L2SP
 from qkd.distill.taps import SHARED, Tap
 from qkd.distill.terms import Term
 
@@ -57,8 +57,8 @@ class Plan:
     heads: tuple[Head, ...] = ()
     product: str = "student"
     rates: Mapping[str, float] = field(default_factory=dict)
-    anchors: tuple[Anchor, ...] = ()
-    surveys: tuple[Survey, ...] = ()
+    anchors: tuple[L2SP, ...] = ()
+    surveys: tuple[EpochStatistics, ...] = ()
     views: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -89,7 +89,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Cast:
+class Participants:
     """What a method is told: who plays, where one can listen, and what shapes were measured there."""
 
     student: str
@@ -113,7 +113,7 @@ class Cast:
 Method = Callable[..., Plan]  # (cast, *, own options with types and defaults) -> Plan
 
 
-def needed(plan: Plan, step: Step) -> frozenset[str]:
+def networks_needed(plan: Plan, step: Step) -> frozenset[str]:
     """The networks that have to run for a step: those its terms read, heads' sources, and whoever takes part in the exchange."""
     parts = {tap.part for term in step.terms for tap in term.reads}
     for head in reversed(plan.heads):
@@ -125,7 +125,7 @@ def needed(plan: Plan, step: Step) -> frozenset[str]:
     return frozenset(parts - {head.name for head in plan.heads} - {SHARED})
 
 
-def rounds(plan: Plan, epochs: int) -> tuple[int, ...]:
+def epochs_per_phase(plan: Plan, epochs: int) -> tuple[int, ...]:
     """The epochs of each phase: shares of the whole, at least one each, summing to ``epochs`` where that is possible."""
     total = sum(phase.share for phase in plan.phases)
     ends, so_far = [], 0.0

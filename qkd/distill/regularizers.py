@@ -13,7 +13,7 @@ from qkd.distill.taps import Tap
 ANCHOR = "anchor"
 
 
-class Anchor(nn.Module):
+class L2SP(nn.Module):
     """``sum ||W - W0||^2`` over the weights of a network, W0 being those at the start of the phase; at ``Tap(part, "anchor")``.
 
     Weights are the tensors of two and more dimensions of its layers: the float master weights where they are quantized;

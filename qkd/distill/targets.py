@@ -55,7 +55,7 @@ def linear(taps: Sequence[Tap]) -> Target:
     return Target("linear", tuple(taps), lambda logits, batch: mixed_logits(logits, batch.labels))
 
 
-def weighed(taps: Sequence[Tap], weights: Callable[[], Tensor]) -> Target:
+def weighted(taps: Sequence[Tap], weights: Callable[[], Tensor]) -> Target:
     """The sum of the logits with the weights (members,) that are in force when it is asked for."""
 
     def build(logits: Sequence[Tensor], batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True, eq=False)
-class Chance(ABC):
+class TermDropout(ABC):
     """Terms that carry the same object are one group; its members are drawn together, once per mini-batch."""
 
     @abstractmethod
@@ -18,7 +18,7 @@ class Chance(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Bernoulli(Chance):
+class Bernoulli(TermDropout):
     """Each term counts with the probability ``keep``, whatever happens to the others."""
 
     keep: float
@@ -31,7 +31,7 @@ class Bernoulli(Chance):
 
 
 @dataclass(frozen=True, eq=False)
-class DropExactly(Chance):
+class DropExactly(TermDropout):
     """Of the group exactly ``drop`` terms, chosen uniformly, do not count."""
 
     drop: int

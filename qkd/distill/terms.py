@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qkd.distill.losses import Reduction, attention_distance, decoupled_divergence, hint_distance, kl_divergence
-from qkd.distill.regularizers import ANCHOR, Anchor
+from qkd.distill.regularizers import ANCHOR, L2SP
 from qkd.distill.taps import Outputs, Tap
 from qkd.distill.targets import Target, one
-from qkd.distill.term_dropout import Chance
+from qkd.distill.term_dropout import TermDropout
 
 if TYPE_CHECKING:
     from qkd.data import Batch
@@ -35,7 +35,7 @@ class Term:
     loss: Callable[..., Tensor]
     weight: float | Schedule = 1.0
     detached: frozenset[Tap] = frozenset()
-    chance: Chance | None = None
+    chance: TermDropout | None = None
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         tensors = (outputs[t].detach() if t in self.detached else outputs[t] for t in self.reads)
@@ -50,15 +50,15 @@ class Term:
 
 def weighted_sum(losses: Mapping[str, Tensor], terms: tuple[Term, ...], progress: float) -> Tensor:
     """The loss that is minimised: every term times its weight at this progress, those dropped by chance times zero."""
-    kept = drawn(terms)
+    kept = draw_kept(terms)
     total = sum(term.weight_at(progress) * kept.get(term.name, 1.0) * losses[term.name] for term in terms)
     assert isinstance(total, Tensor)
     return total
 
 
-def drawn(terms: Sequence[Term]) -> dict[str, float]:
+def draw_kept(terms: Sequence[Term]) -> dict[str, float]:
     """Which of the terms that have a chance count this time: 1.0 or 0.0 by name. Draws once per group."""
-    groups: dict[Chance, list[str]] = {}
+    groups: dict[TermDropout, list[str]] = {}
     for term in terms:
         if term.chance is not None:
             groups.setdefault(term.chance, []).append(term.name)
@@ -134,6 +134,6 @@ def hint(tap: Tap, source: Tap, *, detach_source: bool = True) -> Term:
     )
 
 
-def stay(anchor: Anchor) -> Term:
+def l2_sp(anchor: L2SP) -> Term:
     """Keep the weights of a network near those it had when the phase began."""
     return Term(f"{ANCHOR}/{anchor.part}", (anchor.tap,), lambda distance, batch: distance)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from qkd.distill.plan import needed, rounds
+from qkd.distill.plan import epochs_per_phase, networks_needed
 from qkd.distill.stages import Staged
 from qkd.engine.device import Compile
 from qkd.errors import TrainingError
@@ -27,7 +27,7 @@ ENOUGH = {"cpu": 3e13, "cuda": 1e17}
 CPU thread, a quarter of one on a GPU. A fixed count, not a clock, so that the same run is always decided alike."""
 
 
-def wanted(training: Training, choice: Compile) -> bool:
+def should_compile(training: Training, choice: Compile) -> bool:
     """Whether stages are to be compiled. ``auto`` counts operations; several ranks stay eager unless told otherwise."""
     if choice != "auto":
         return choice == "on"
@@ -40,7 +40,7 @@ def wanted(training: Training, choice: Compile) -> bool:
 def operations(training: Training) -> float:
     """Floating-point operations of all forward passes of a run. Nothing about the parts changes."""
     images = torch.zeros(1, *training.data.shape, device=training.device)
-    epochs = rounds(training.plan, training.settings.epochs)
+    epochs = epochs_per_phase(training.plan, training.settings.epochs)
     training.parts.eval()
     cost: dict[str, int] = {}
     for name, network in training.parts.networks.items():
@@ -48,7 +48,9 @@ def operations(training: Training) -> float:
             network.network(images)
         cost[name] = counter.get_total_flops()
     steps = zip(training.plan.phases, epochs, strict=True)
-    each = sum(e * sum(cost[n] for step in phase.steps for n in needed(training.plan, step)) for phase, e in steps)
+    each = sum(
+        e * sum(cost[n] for step in phase.steps for n in networks_needed(training.plan, step)) for phase, e in steps
+    )
     return each * len(training.data.train.labels)
 
 
@@ -65,7 +67,7 @@ def compile_stages(parts: nn.Module) -> int:
     return count
 
 
-def undo(parts: nn.Module) -> None:
+def restore_eager(parts: nn.Module) -> None:
     """Back to the stages as they were."""
     for network in _networks(parts):
         network._apply(lambda tensor: tensor)
@@ -79,7 +81,7 @@ def _networks(parts: nn.Module) -> list[Staged]:
     return [module for module in parts.modules() if isinstance(module, Staged)]
 
 
-def tried(parts: nn.Module, choice: Compile, rehearse: Callable[[], object]) -> str | None:
+def try_compiled(parts: nn.Module, choice: Compile, rehearse: Callable[[], object]) -> str | None:
     """Rehearse once. -> why it stays eager, if compiling failed; raises TrainingError where it was asked for"""
     try:
         rehearse()
@@ -87,6 +89,6 @@ def tried(parts: nn.Module, choice: Compile, rehearse: Callable[[], object]) -> 
         why = next(iter(str(error).splitlines()), type(error).__name__)
         if choice == "on":
             raise TrainingError(f"--compile on: {type(error).__name__}: {why}; --compile off does without") from error
-        undo(parts)
+        restore_eager(parts)
         return why
     return None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from qkd.engine.distributed import launched
+from qkd.engine.distributed import world_size
 from qkd.errors import UsageError
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -22,7 +22,7 @@ Compile = Literal["auto", "on", "off"]
 class Machine:
     """``save_every``: minutes between checkpoints inside an epoch (behind each epoch there is one anyway).
 
-    ``loggers``: the tools that are told the metrics of every epoch, `qkd.engine.loggers.TRACKERS`. ``workers``: processes
+    ``loggers``: the tools that are told the metrics of every epoch, `qkd.engine.loggers.LOGGERS`. ``workers``: processes
     that decode images which do not lie in memory; None for one per processor, at most eight.
     """
 
@@ -43,12 +43,12 @@ class Machine:
         keep_memory()
         accelerator, _, index = self.device.partition(":")
         settings: dict[str, Any] = {"accelerator": accelerator, "precision": PRECISIONS[self.precision]}
-        ranks = launched()
+        ranks = world_size()
         if ranks > 1:
-            from qkd.engine.fabric_strategy import Averaging
+            from qkd.engine.fabric_strategy import AveragingStrategy
 
             here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-            settings |= {"devices": here, "num_nodes": ranks // here, "strategy": Averaging()}
+            settings |= {"devices": here, "num_nodes": ranks // here, "strategy": AveragingStrategy()}
         else:
             settings["devices"] = [int(index)] if index else 1
         wrong = lightning_fabric.utilities.exceptions.MisconfigurationException

@@ -8,47 +8,49 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qkd.engine.compile import undo
-from qkd.quantizers import alarms
+from qkd.engine.compile import restore_eager
+from qkd.quantizers import diagnose
 
 if TYPE_CHECKING:
-    from qkd.assembly.ensemble import Parts
+    from qkd.assembly.ensemble import Ensemble
     from qkd.engine.train import Training
 
 LOOK_AT = 64  # images that quantizers are looked at with
 
 
-def first_broken(parts: Parts, compute: Callable[[], Tensor]) -> str:
+def first_non_finite_layer(parts: Ensemble, compute: Callable[[], Tensor]) -> str:
     """The layer where numbers ceased to be finite, in words, found by computing the total loss again under observation.
 
     Looked for in this order: parameters; outputs, in the order of computation; gradients, from the loss backwards. What a
     step leaves in the parts (statistics of batch norm, gradients) changes: call it only to give up afterwards.
     """
-    undo(parts)  # what is compiled calls no hooks
+    restore_eager(parts)  # what is compiled calls no hooks
     for name, tensor in [*parts.named_parameters(), *parts.named_buffers()]:
-        if not finite(tensor):
+        if not is_finite(tensor):
             return f"{_short(name)} is not finite before this step"
     found: list[str] = []
     handles = [module.register_forward_hook(_watch(_short(name), found)) for name, module in _leaves(parts)]
     try:
         total = compute()
-        if not found and finite(total) and total.requires_grad:
+        if not found and is_finite(total) and total.requires_grad:
             parts.zero_grad()
             total.backward()
     finally:
         for handle in handles:
             handle.remove()
     broken = (
-        f"the gradient of {_short(n)}" for n, p in parts.named_parameters() if p.grad is not None and not finite(p.grad)
+        f"the gradient of {_short(n)}"
+        for n, p in parts.named_parameters()
+        if p.grad is not None and not is_finite(p.grad)
     )
     return next(iter(found), None) or next(
         (f"{what} is not finite" for what in broken), "every layer's output is finite"
     )
 
 
-def broken_parameter(parts: nn.Module) -> str:
+def non_finite_parameter(parts: nn.Module) -> str:
     """The first parameter that is not finite; empty where all are."""
-    return next((_short(name) for name, parameter in parts.named_parameters() if not finite(parameter)), "")
+    return next((_short(name) for name, parameter in parts.named_parameters() if not is_finite(parameter)), "")
 
 
 def _leaves(parts: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -63,19 +65,19 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]
         for tensor in output if isinstance(output, tuple) else (output,):
             if not isinstance(tensor, Tensor):
                 continue
-            if not finite(tensor):
+            if not is_finite(tensor):
                 found.append(f"the output of {name} ({type(module).__name__}) is not finite")
             elif tensor.requires_grad:
                 tensor.register_hook(listen)
 
     def listen(gradient: Tensor) -> None:
-        if not finite(gradient):
+        if not is_finite(gradient):
             found.append(f"the gradient behind {name} is not finite")
 
     return look
 
 
-def finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
@@ -87,7 +89,7 @@ def _short(name: str) -> str:
     return ".".join(words)
 
 
-def alarmed(training: Training) -> list[str]:
+def diagnose_learners(training: Training) -> list[str]:
     """One line for each quantizer of a learner that is dead, saturated or not finite on a few images, under its part's name."""
     learners = {learner.partition(".")[0] for learner in training.plan.learners}
     batches = (
@@ -98,5 +100,5 @@ def alarmed(training: Training) -> list[str]:
     images = next(batches).images[:LOOK_AT]
     networks = training.parts.networks.items()
     return [
-        f"{name}.{line}" for name, staged in networks if name in learners for line in alarms(staged.network, [images])
+        f"{name}.{line}" for name, staged in networks if name in learners for line in diagnose(staged.network, [images])
     ]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def launched() -> int:
+def world_size() -> int:
     """How many processes `torchrun` started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -56,7 +56,7 @@ def average_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter], flag: 
     return fabric.device.type == "cpu" and bool(flags > 0)  # elsewhere to look is to wait, and none is raised
 
 
-def reduced(fabric: Fabric, values: Tensor, how: str = "mean") -> Tensor:
+def all_reduce(fabric: Fabric, values: Tensor, how: str = "mean") -> Tensor:
     """The mean (or sum) of every value over the ranks; on one rank the values themselves."""
     if fabric.world_size == 1:
         return values
@@ -65,23 +65,23 @@ def reduced(fabric: Fabric, values: Tensor, how: str = "mean") -> Tensor:
     return total / fabric.world_size if how == "mean" else total
 
 
-def anywhere(fabric: Fabric, *flags: bool) -> list[bool]:
+def on_any_rank(fabric: Fabric, *flags: bool) -> list[bool]:
     """Each flag: whether it is raised on any rank."""
     if fabric.world_size == 1:
         return list(flags)
-    return [bool(total) for total in reduced(fabric, torch.tensor([float(f) for f in flags]), "sum").tolist()]
+    return [bool(total) for total in all_reduce(fabric, torch.tensor([float(f) for f in flags]), "sum").tolist()]
 
 
-def first_said(fabric: Fabric, words: str) -> str:
+def first_message(fabric: Fabric, words: str) -> str:
     """What the first of those ranks that have something to say says; to be asked on all of them."""
-    if not anywhere(fabric, bool(words))[0] or fabric.world_size == 1:
+    if not on_any_rank(fabric, bool(words))[0] or fabric.world_size == 1:
         return words
     said: list[str] = [""] * fabric.world_size
     dist.all_gather_object(said, words)
     return next(filter(None, said))
 
 
-def by_first(fabric: Fabric, work: Callable[[], object]) -> None:
+def on_first_rank(fabric: Fabric, work: Callable[[], object]) -> None:
     """Let the first rank do it; where that fails with an error of ours, all ranks raise it."""
     failed: QkdError | None = None
     if fabric.is_global_zero:
@@ -105,7 +105,7 @@ def connected(fabric: Fabric) -> Iterator[None]:
         raise TrainingError(f"rank {fabric.global_rank}: another rank ended; what it said is why") from error
 
 
-def gathered(fabric: Fabric, state: Tensor) -> list[Tensor]:
+def all_gather(fabric: Fabric, state: Tensor) -> list[Tensor]:
     """A tensor of every rank, in their order."""
     if fabric.world_size == 1:
         return [state]
@@ -115,7 +115,7 @@ def gathered(fabric: Fabric, state: Tensor) -> list[Tensor]:
     return [each.cpu() for each in found]
 
 
-def align(fabric: Fabric, module: nn.Module) -> None:
+def synchronise(fabric: Fabric, module: nn.Module) -> None:
     """Give all ranks the parameters and buffers of the first, and batch norms that see the whole batch."""
     if fabric.world_size == 1:
         return
@@ -125,13 +125,13 @@ def align(fabric: Fabric, module: nn.Module) -> None:
         tensor.copy_(wire)
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
-            part.__class__ = BatchNormOfAll
+            part.__class__ = SyncedBatchNorm2d
 
 
-def release(module: nn.Module) -> None:
+def desynchronise(module: nn.Module) -> None:
     """The batch norms as they were: each for itself."""
     for part in module.modules():
-        if type(part) is BatchNormOfAll:
+        if type(part) is SyncedBatchNorm2d:
             part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
 
 
@@ -151,7 +151,7 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class BatchNormOfAll(nn.BatchNorm2d):
+class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the batches of all ranks together. In evaluation mode it is batch norm as ever."""
 
     is_leaf = True  # for tracing: one layer, like the one it stands for

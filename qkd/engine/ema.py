@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class Ema:
     """The exponential moving average of a module's floating-point state, quantizer scales included.
 
     ``update`` is called after every step. In the first steps the decay is smaller, ``(1 + n) / (10 + n)``, so that the

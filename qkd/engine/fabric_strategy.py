@@ -6,7 +6,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 
-class Averaging(DDPStrategy):
+class AveragingStrategy(DDPStrategy):
     """Fabric's way to start, name and connect ranks, without its wrapper around the module."""
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]

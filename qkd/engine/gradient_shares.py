@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.ensemble import Ensemble
 from qkd.distill.plan import Step
 from qkd.distill.taps import Outputs
 from qkd.distill.terms import Term
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def gradient_shares(
-    parts: Parts, forward: Callable[[], Outputs], step: Step, batch: Batch, progress: float, scale: float = 1.0
+    parts: Ensemble, forward: Callable[[], Outputs], step: Step, batch: Batch, progress: float, scale: float = 1.0
 ) -> dict[str, float]:
     """Norms of each term's weighted gradient per learner, as shares of their sum: ``gradient/<learner>/<term>``.
 

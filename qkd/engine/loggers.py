@@ -17,18 +17,18 @@ Write = Callable[[dict[str, float], int], None]  # (curves, step)
 
 
 @contextmanager
-def tracked(names: Sequence[str], folder: Path, facts: Mapping[str, Any], listen: Listener) -> Iterator[Listener]:
+def with_loggers(names: Sequence[str], folder: Path, facts: Mapping[str, Any], listen: Listener) -> Iterator[Listener]:
     """A listener that also tells every named tool, which are closed when the block ends. ``facts``: what the run is.
 
     Raises UsageError for a tool that is not installed.
     """
     with ExitStack() as opened:
-        writers = [opened.enter_context(TRACKERS[name](folder, facts)) for name in dict.fromkeys(names)]
+        writers = [opened.enter_context(LOGGERS[name](folder, facts)) for name in dict.fromkeys(names)]
 
         def heard(event: str, values: Mapping[str, Any]) -> None:
             listen(event, values)
             for write in writers if event == "epoch" else ():
-                write(numbers(values), values["steps"])
+                write(curves(values), values["steps"])
 
         yield heard
 
@@ -83,7 +83,7 @@ def mlflow(folder: Path, facts: Mapping[str, Any]) -> Iterator[Write]:
         library.end_run()
 
 
-TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {
+LOGGERS: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {
     "tensorboard": tensorboard,
     "csv": csv,
     "wandb": wandb,
@@ -111,7 +111,7 @@ def _extra(name: str) -> Iterator[None]:
         raise UsageError(f"--logger {name}: it is not installed; pip install 'qkd[{name}]'") from error
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def curves(values: Mapping[str, Any]) -> dict[str, float]:
     """What of a line of metrics can be a curve, under the phase's name; counters are none."""
     skipped = ("epoch", "epochs", "steps")
     curves = {name: value for name, value in values.items() if isinstance(value, int | float) and name not in skipped}

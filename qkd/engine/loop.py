@@ -11,19 +11,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qkd.distill.plan import Phase, Plan, needed
-from qkd.engine.bit_schedule import at_last, epochs_done, lowered
-from qkd.engine.compile import tried
-from qkd.engine.diagnostics import alarmed, broken_parameter
-from qkd.engine.distributed import anywhere, by_first, reduced
-from qkd.engine.ema import Average
-from qkd.engine.ewgs_delta import estimate
+from qkd.distill.plan import Phase, Plan, networks_needed
+from qkd.engine.bit_schedule import apply_bit_schedule, at_final_bits, epochs_done
+from qkd.engine.compile import try_compiled
+from qkd.engine.diagnostics import diagnose_learners, non_finite_parameter
+from qkd.engine.distributed import all_reduce, on_any_rank, on_first_rank
+from qkd.engine.ema import Ema
+from qkd.engine.ewgs_delta import update_deltas
 from qkd.engine.optimizer import optimizer_for
-from qkd.engine.signals import Interrupted, Interruption
-from qkd.engine.state import Cursor, Running, order, snapshot, take_up
-from qkd.engine.step import ADVICE, CHECK_EVERY, Action, check_finite, do, look, place, scaler
-from qkd.engine.teacher_cache import learn_of
-from qkd.engine.validation import survey, validate
+from qkd.engine.signals import Interrupted, InterruptHandler
+from qkd.engine.state import EpochProgress, TrainingState, restore, shuffle_seed, snapshot
+from qkd.engine.step import (
+    ADVICE,
+    CHECK_EVERY,
+    Action,
+    check_finite,
+    gradient_shares_of,
+    position_text,
+    scaler,
+    take_step,
+)
+from qkd.engine.teacher_cache import build_teacher_cache
+from qkd.engine.validation import update_statistics, validate
 from qkd.errors import TrainingError
 from qkd.storage.checkpoints import BEST, LAST
 
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
     from qkd.engine.train import Training
 
 
-def deciding(plan: Plan) -> int:
+def first_compared_phase(plan: Plan) -> int:
     """The phase from which on checkpoints of the product are compared: the last one in which it learns.
 
     What comes before prepares; a product that is good by chance while others learn is not the method's result.
@@ -50,54 +59,58 @@ def deciding(plan: Plan) -> int:
 class Loop:
     """One call of `train`: what stays the same over its epochs."""
 
-    def __init__(self, training: Training, module: nn.Module, cursor: Cursor, interruption: Interruption) -> None:
+    def __init__(
+        self, training: Training, module: nn.Module, cursor: TrainingState, interruption: InterruptHandler
+    ) -> None:
         self.training, self.module, self.cursor, self.interruption = training, module, cursor, interruption
         decay = training.settings.ema
-        self.average = Average(training.parts.product(training.plan), decay) if decay else None
+        self.average = Ema(training.parts.product(training.plan), decay) if decay else None
         self.actions: list[Action] = []
-        self.deciding = deciding(training.plan)
+        self.deciding = first_compared_phase(training.plan)
         self.heard: set[str] = set()
         self.clock = (0.0, 0.0)
 
     def phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
         training, cursor = self.training, self.cursor
-        known = learn_of(training, self.module, phase, epochs)
+        known = build_teacher_cache(training, self.module, phase, epochs)
         scaled = scaler(training) is not None
         self.actions = [
-            Action(step, sorted(needed(training.plan, step)), training.fabric.setup_optimizers(optimizer), known)
+            Action(
+                step, sorted(networks_needed(training.plan, step)), training.fabric.setup_optimizers(optimizer), known
+            )
             for step in phase.steps
             for optimizer in [optimizer_for(step, training.parts, training.plan, training.settings, scaled=scaled)]
         ]
         optimizers = [action.optimizer for action in self.actions]
         if saved is None:
             training.parts.remember()
-        running = take_up(training.fabric, saved, optimizers, self.average) if saved is not None else None
+        running = restore(training.fabric, saved, optimizers, self.average) if saved is not None else None
         if rehearse:
             self.rehearse()
         while cursor.epoch < epochs and not training.exhausted(cursor):
-            self.epoch(phase, epochs, running or Running())
+            self.epoch(phase, epochs, running or EpochProgress())
             running = None
 
     def rehearse(self) -> None:
         """Every step once, without a trace, so that what cannot be compiled shows before anything depends on it."""
         training = self.training
         batch = next(iter(self.batches_of_epoch(0)))
-        why = tried(
+        why = try_compiled(
             training.parts,
             training.compile,
-            lambda: [look(training, action, batch, 0.0) for action in self.actions],
+            lambda: [gradient_shares_of(training, action, batch, 0.0) for action in self.actions],
         )
         if why is not None:
             training.listen("eager", {"why": why})
 
-    def epoch(self, phase: Phase, epochs: int, running: Running) -> None:
+    def epoch(self, phase: Phase, epochs: int, running: EpochProgress) -> None:
         """One epoch, its evaluation, its line of metrics and its checkpoint."""
         training, cursor = self.training, self.cursor
         self.clock = (time.perf_counter(), time.process_time())
         self.lower()
         if not running.batches:
-            survey(training, first=cursor.epoch == 0)
-            estimate(training, phase, cursor)
+            update_statistics(training, first=cursor.epoch == 0)
+            update_deltas(training, phase, cursor)
         measured = self.batches(phase, epochs, running)
         cut_short = training.exhausted(cursor) and running.batches < self.length
         if cut_short:
@@ -119,7 +132,7 @@ class Loop:
             **self.alarms(epochs),
         }
         if training.run is not None:
-            by_first(training.fabric, partial(training.run.log, values))
+            on_first_rank(training.fabric, partial(training.run.log, values))
         if cut_short:
             cursor.epoch -= 1  # it was evaluated, but it is not over
         else:
@@ -136,23 +149,23 @@ class Loop:
     def lower(self) -> None:
         """Fewer bits from this epoch on, where the scheme of a network says so."""
         training, done = self.training, epochs_done(self.training, self.cursor)
-        if lowered(training, done, keep_range=True):
+        if apply_bit_schedule(training, done, keep_range=True):
             training.listen("lowered", {"epoch": self.cursor.epoch})
             if self.average is not None:  # of other steps
-                self.average = Average(training.parts.product(training.plan), self.average.decay)
+                self.average = Ema(training.parts.product(training.plan), self.average.decay)
 
     def alarms(self, epochs: int) -> dict[str, list[str]]:
         """Quantizers that are broken: ten looks a phase; whoever listens hears of each once."""
         if (self.cursor.epoch - 1) % max(1, epochs // 10) and self.cursor.epoch < epochs:
             return {}
-        lines = alarmed(self.training)
+        lines = diagnose_learners(self.training)
         new = [line for line in lines if line.split(":")[0] not in self.heard]
         self.heard |= {line.split(":")[0] for line in lines}
         if new:
             self.training.listen("alarms", {"lines": new, "epoch": self.cursor.epoch})
         return {"alarms": lines}
 
-    def batches(self, phase: Phase, epochs: int, running: Running) -> dict[str, float]:
+    def batches(self, phase: Phase, epochs: int, running: EpochProgress) -> dict[str, float]:
         """All batches of one epoch. -> mean loss per term, gradient share per term, images per second."""
         training, cursor = self.training, self.cursor
         looks = cursor.epoch % max(1, epochs // 10) == 0  # shares cost a backward pass per term: ten looks are enough
@@ -163,12 +176,12 @@ class Loop:
             progress = (cursor.epoch + number / count) / epochs
             for action in self.actions:
                 if looks and number == 0:
-                    running.values |= look(training, action, batch, progress)
+                    running.values |= gradient_shares_of(training, action, batch, progress)
                 alone = len(self.actions) == 1
                 try:
-                    losses = do(training, self.module, action, batch, progress, epochs, alone=alone)
+                    losses = take_step(training, self.module, action, batch, progress, epochs, alone=alone)
                 except TrainingError as error:
-                    raise TrainingError(f"{place(phase, cursor.epoch, number)}: {error}; {ADVICE}") from error
+                    raise TrainingError(f"{position_text(phase, cursor.epoch, number)}: {error}; {ADVICE}") from error
                 for name, loss in losses.items():
                     running.losses.setdefault(name, []).append(loss)
             if self.average is not None:
@@ -185,7 +198,7 @@ class Loop:
             self.pause(running, phase)
         self.check(running, phase)
         mean = {f"train/loss/{name}": torch.stack(seen).mean() for name, seen in running.losses.items()}
-        means = reduced(training.fabric, torch.stack(list(mean.values()))).tolist()
+        means = all_reduce(training.fabric, torch.stack(list(mean.values()))).tolist()
         speed = training.fabric.world_size * images / (time.perf_counter() - start)
         return {**dict(zip(mean, means, strict=True)), **running.values, "images_per_second": round(speed, 1)}
 
@@ -196,15 +209,15 @@ class Loop:
 
     def batches_of_epoch(self, begun: int) -> Iterator[Batch]:
         training, cursor = self.training, self.cursor
-        seed = order(training.seed, cursor.phase, cursor.epoch)
+        seed = shuffle_seed(training.seed, cursor.phase, cursor.epoch)
         return training.images(seed, views=training.plan.sights, skip=begun)
 
-    def pause(self, running: Running, phase: Phase) -> None:
+    def pause(self, running: EpochProgress, phase: Phase) -> None:
         """Keep the state inside an epoch if it is time to, or end if someone asked for it."""
         ranks = self.training.fabric.world_size
         if ranks > 1 and running.batches % CHECK_EVERY:
             return  # to agree costs a message
-        asked, due = anywhere(self.training.fabric, self.interruption.asked, self.interruption.due)
+        asked, due = on_any_rank(self.training.fabric, self.interruption.asked, self.interruption.due)
         if asked or due:
             self.check(running, phase)
             self.keep(running)
@@ -212,20 +225,20 @@ class Loop:
             self.interruption.asked = True
             self.end_if_asked(kept=True)
 
-    def check(self, running: Running, phase: Phase) -> None:
+    def check(self, running: EpochProgress, phase: Phase) -> None:
         """Raises TrainingError where what is about to be kept is not finite: the last step may have spoilt it."""
         check_finite(self.training.fabric, running.losses, self.cursor.epoch, phase)
-        if name := broken_parameter(self.training.parts):
-            where = place(phase, self.cursor.epoch, running.batches - 1)
+        if name := non_finite_parameter(self.training.parts):
+            where = position_text(phase, self.cursor.epoch, running.batches - 1)
             raise TrainingError(f"{where}: {name} is not finite behind this step; {ADVICE}")
 
     def end_if_asked(self, *, kept: bool) -> None:
         training = self.training
-        if anywhere(training.fabric, self.interruption.asked)[0]:
+        if on_any_rank(training.fabric, self.interruption.asked)[0]:
             kept = kept and training.checkpoints is not None
             raise Interrupted(f"step {self.cursor.steps}" + (" is kept" if kept else ", nothing is kept"))
 
-    def keep(self, running: Running | None) -> None:
+    def keep(self, running: EpochProgress | None) -> None:
         """A checkpoint to go on from, inside an epoch or behind a whole one."""
         training, checkpoints = self.training, self.training.checkpoints
         optimizers = [action.optimizer for action in self.actions]
@@ -236,7 +249,7 @@ class Loop:
             training.fabric, training.parts, self.cursor, optimizers=optimizers, running=running, average=self.average
         )
         save = partial(checkpoints.save, LAST, state, steps=self.cursor.steps, whole=running is None)
-        by_first(training.fabric, save)
+        on_first_rank(training.fabric, save)
         if training.fabric.is_global_zero:
             checkpoints.prune()
         self.interruption.kept()
@@ -247,10 +260,10 @@ class Loop:
         if (
             cursor.phase < self.deciding
             or val < cursor.best
-            or not at_last(training, epochs_done(training, cursor) - 1)
+            or not at_final_bits(training, epochs_done(training, cursor) - 1)
         ):
             return
         cursor.best = val
         if training.checkpoints is not None and training.choose:
             state = {"parts": training.parts.state_dict(), "cursor": {**vars(cursor), "facts": dict(cursor.facts)}}
-            by_first(training.fabric, partial(training.checkpoints.save, BEST, state, steps=cursor.steps))
+            on_first_rank(training.fabric, partial(training.checkpoints.save, BEST, state, steps=cursor.steps))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.ensemble import Ensemble
 from qkd.distill.taps import LOGITS
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def ece(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 @torch.no_grad()
-def top1_of_parts(parts: Parts, batches: Iterable[Batch]) -> dict[str, float]:
+def top1_of_parts(parts: Ensemble, batches: Iterable[Batch]) -> dict[str, float]:
     """Accuracy of everything that has logits when all run together, exchange and heads included, in percent."""
     parts.eval()
     right: dict[str, int] = {}

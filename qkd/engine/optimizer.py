@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.ensemble import Ensemble
 from qkd.distill.plan import Plan, Step
 from qkd.quantizers import scales
 
@@ -22,7 +22,7 @@ FUSED = ("cpu", "cuda")
 
 
 def optimizer_for(
-    step: Step, parts: Parts, plan: Plan, settings: Train, *, scaled: bool = False
+    step: Step, parts: Ensemble, plan: Plan, settings: Train, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
     """One optimizer over the learners of a step; fused (one pass over memory), where nobody unscales its gradients first.
 

@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
         self.message = message
 
 
-class Interruption:
+class InterruptHandler:
     """While it is entered, the first signal only raises ``asked``; a second one interrupts at once.
 
     It also keeps the time: ``due`` says whether ``every`` seconds have passed since the last ``kept()``.
@@ -29,7 +29,7 @@ class Interruption:
         self.every, self.asked, self.since = every, False, time.monotonic()
         self.before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> InterruptHandler:
         if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
             self.before = {each: signal.signal(each, self._ask) for each in SIGNALS}
         return self

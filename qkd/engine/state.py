@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qkd.assembly.ensemble import Parts
-from qkd.engine.distributed import gathered
+from qkd.assembly.ensemble import Ensemble
+from qkd.engine.distributed import all_gather
 from qkd.errors import RunError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from qkd.engine.ema import Average
+    from qkd.engine.ema import Ema
 
 
 @dataclass
-class Cursor:
+class TrainingState:
     """How far training is: what a checkpoint holds beside tensors. ``facts`` are of before training."""
 
     phase: int = 0
@@ -33,7 +33,7 @@ class Cursor:
 
 
 @dataclass
-class Running:
+class EpochProgress:
     """The epoch in progress: batches done, what was measured so far."""
 
     batches: int = 0
@@ -43,11 +43,11 @@ class Running:
     def state(self, fabric: Fabric) -> dict[str, Any]:
         """Of several ranks the losses of each, (ranks, batches); else (batches,). To be called on every rank."""
         seen = {name: torch.stack(each) for name, each in self.losses.items() if each}
-        losses = {name: torch.stack(gathered(fabric, each)).squeeze(0).cpu() for name, each in seen.items()}
+        losses = {name: torch.stack(all_gather(fabric, each)).squeeze(0).cpu() for name, each in seen.items()}
         return {"batches": self.batches, "losses": losses, "values": dict(self.values)}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], fabric: Fabric) -> Running:
+    def of(cls, state: Mapping[str, Any], fabric: Fabric) -> EpochProgress:
         """What this rank had; where there were other ranks, the mean of what those had."""
         losses = {name: _own(seen, fabric).to(fabric.device) for name, seen in state["losses"].items()}
         return cls(state["batches"], {name: list(own.unbind()) for name, own in losses.items()}, dict(state["values"]))
@@ -61,12 +61,12 @@ def _own(seen: Tensor, fabric: Fabric) -> Tensor:
 
 def snapshot(
     fabric: Fabric,
-    parts: Parts,
-    cursor: Cursor,
+    parts: Ensemble,
+    cursor: TrainingState,
     *,
     optimizers: Sequence[Any] = (),
-    running: Running | None = None,
-    average: Average | None = None,
+    running: EpochProgress | None = None,
+    average: Ema | None = None,
 ) -> dict[str, Any]:
     """Everything that what follows depends on, of all ranks. To be called on every rank."""
     cuda = (
@@ -79,14 +79,14 @@ def snapshot(
         "running": running.state(fabric) if running else None,
         "average": average.state() if average else None,
         "precision": fabric.strategy.precision.state_dict(),  # the loss scale of fp16
-        "random": gathered(fabric, torch.get_rng_state()),
-        "random_cuda": gathered(fabric, cuda),
+        "random": all_gather(fabric, torch.get_rng_state()),
+        "random_cuda": all_gather(fabric, cuda),
     }
 
 
-def take_up(
-    fabric: Fabric, saved: Mapping[str, Any], optimizers: Sequence[Any], average: Average | None
-) -> Running | None:
+def restore(
+    fabric: Fabric, saved: Mapping[str, Any], optimizers: Sequence[Any], average: Ema | None
+) -> EpochProgress | None:
     """Put everything but parts and cursor back. -> the epoch that was in progress, if one was"""
     states = saved["optimizers"]
     if states and len(states) != len(optimizers):
@@ -102,10 +102,10 @@ def take_up(
         cuda = saved["random_cuda"][fabric.global_rank]
         if fabric.device.type == "cuda" and len(cuda):
             torch.cuda.set_rng_state(cuda, fabric.device)
-    return Running.of(saved["running"], fabric) if saved["running"] else None
+    return EpochProgress.of(saved["running"], fabric) if saved["running"] else None
 
 
-def order(*numbers: int) -> int:
+def shuffle_seed(*numbers: int) -> int:
     """A seed from seeds: the hash that CPython gives a tuple of small numbers, written out, so that it never changes."""
     mask, state = 2**64 - 1, 2870177450012600261
     for number in numbers:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from qkd.distill.plan import Phase, Step
 from qkd.distill.taps import Outputs
 from qkd.distill.terms import weighted_sum
-from qkd.engine.diagnostics import first_broken
-from qkd.engine.distributed import average_gradients, first_said
+from qkd.engine.diagnostics import first_non_finite_layer
+from qkd.engine.distributed import average_gradients, first_message
 from qkd.engine.gradient_shares import gradient_shares
 from qkd.engine.optimizer import rate_at, set_rate
-from qkd.engine.teacher_cache import Known
+from qkd.engine.teacher_cache import TeacherCache
 from qkd.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Action:
     step: Step
     active: list[str]
     optimizer: Any
-    known: Known | None = None
+    known: TeacherCache | None = None
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -52,7 +52,7 @@ class Action:
         return {**self.known.of(batch.ids), **forward(batch.views, self.known.without(self.active))}
 
 
-def do(
+def take_step(
     training: Training, module: nn.Module, action: Action, batch: Batch, progress: float, epochs: int, *, alone: bool
 ) -> dict[str, Tensor]:
     """One optimizer step. -> the losses of its terms, detached."""
@@ -66,7 +66,7 @@ def do(
     closely = training.device.type == "cpu" and scaler(training) is None
     together, trouble = _backward(training, module, action, batch, progress, closely=closely)
     if average_gradients(training.fabric, action.parameters, bool(trouble)):
-        raise TrainingError(first_said(training.fabric, trouble))
+        raise TrainingError(first_message(training.fabric, trouble))
     if settings.clip:
         training.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
         norm = nn.utils.clip_grad_norm_(action.parameters, settings.clip)
@@ -88,7 +88,7 @@ def _backward(
     for piece, share in _pieces(batch, training.settings.accumulate):
         losses, total = _losses(action, module, piece, progress)
         if closely and not math.isfinite(total.item()):
-            trouble = trouble or _trouble(training, action, piece, progress, worst(losses, total))
+            trouble = trouble or _trouble(training, action, piece, progress, first_non_finite_loss(losses, total))
             if training.fabric.world_size == 1:
                 raise TrainingError(trouble)
         training.fabric.backward(total if share == 1 else total * share)
@@ -104,7 +104,7 @@ def _losses(action: Action, forward: Forward, batch: Batch, progress: float) -> 
     return losses, weighted_sum(losses, action.step.terms, progress)
 
 
-def worst(losses: Mapping[str, Tensor], total: Tensor) -> str:
+def first_non_finite_loss(losses: Mapping[str, Tensor], total: Tensor) -> str:
     """The first loss that is not finite, or else their weighted sum."""
     named = {**{f"loss {name}": loss for name, loss in losses.items()}, "weighted sum of losses": total}
     return next(f"{name} is {loss.item()}" for name, loss in named.items() if not math.isfinite(loss.item()))
@@ -120,7 +120,7 @@ def _trouble(training: Training, action: Action, batch: Batch, progress: float, 
     if ranks > 1:
         return f"the {what}" + (f" on rank {training.fabric.global_rank}" if what.startswith("loss") else "")
     forward = _outside_of_fabric(training)
-    where = first_broken(training.parts, lambda: _losses(action, forward, batch, progress)[1])
+    where = first_non_finite_layer(training.parts, lambda: _losses(action, forward, batch, progress)[1])
     return f"the {what}: {where}"
 
 
@@ -136,7 +136,7 @@ def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
         yield piece, len(piece.labels) / images
 
 
-def look(training: Training, action: Action, batch: Batch, progress: float) -> dict[str, float]:
+def gradient_shares_of(training: Training, action: Action, batch: Batch, progress: float) -> dict[str, float]:
     """The gradient shares of a step, on the first piece of a batch."""
     piece, _ = next(_pieces(batch, training.settings.accumulate))
     scale = 2.0**10 if scaler(training) is not None else 1.0
@@ -166,14 +166,14 @@ def check_finite(fabric: Fabric, losses: Mapping[str, list[Tensor]], epoch: int,
     for name, seen in losses.items():
         if not said and seen and not torch.isfinite(seen[-1]):
             first = next(i for i, loss in enumerate(seen) if not torch.isfinite(loss))
-            said = f"{place(phase, epoch, first)}: the loss {name} is {seen[first].item()}; {ADVICE}"
-    if said := first_said(fabric, said):
+            said = f"{position_text(phase, epoch, first)}: the loss {name} is {seen[first].item()}; {ADVICE}"
+    if said := first_message(fabric, said):
         raise TrainingError(said)
 
 
 ADVICE = "the last good checkpoint is kept; try a smaller train.rate or train.clip: 5"
 
 
-def place(phase: Phase, epoch: int, batch: int) -> str:
+def position_text(phase: Phase, epoch: int, batch: int) -> str:
     """Where in a run, as people count."""
     return f"phase {phase.name}, epoch {epoch + 1}, batch {batch + 1}"

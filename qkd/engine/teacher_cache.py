@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qkd.data.augment import NOTHING
-from qkd.distill.plan import EXCHANGE, Phase, Plan, needed
+from qkd.data.augment import NO_AUGMENTATIONS
+from qkd.distill.plan import EXCHANGE, Phase, Plan, networks_needed
 from qkd.distill.taps import Outputs, Tap
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LIMIT = 2**30
 """Bytes that may be kept; beyond, networks run as ever."""
 
 
-class Known:
+class TeacherCache:
     """Tensors by tap and image id."""
 
     def __init__(self, kept: dict[Tap, Tensor]) -> None:
@@ -43,24 +43,24 @@ def _like_run(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def worth_knowing(plan: Plan, phase: Phase) -> set[Tap]:
+def cacheable_taps(plan: Plan, phase: Phase) -> set[Tap]:
     """The taps of a phase that no step can change: read by terms, of networks that are the same all along."""
     learners = {learner.partition(".")[0] for step in phase.steps for learner in step.learners}
     listened = {part for head in plan.heads for part in head.parts}
     surveyed = {tap.part for survey in plan.surveys for tap in survey.reads}
     moving = {*learners, *plan.exchange.members, *listened, *surveyed, EXCHANGE}
-    running = {part for step in phase.steps for part in needed(plan, step)}
+    running = {part for step in phase.steps for part in networks_needed(plan, step)}
     anchored = {anchor.part for anchor in plan.anchors}
     read = {tap for step in phase.steps for term in step.terms for tap in term.reads}
     return {tap for tap in read if tap.part in running - moving - anchored}
 
 
 @torch.no_grad()
-def learn_of(training: Training, module: nn.Module, phase: Phase, epochs: int) -> Known | None:
+def build_teacher_cache(training: Training, module: nn.Module, phase: Phase, epochs: int) -> TeacherCache | None:
     """A pass over the training images, in their order; None where nothing is gained or memory would not hold it."""
-    data, taps = training.data, worth_knowing(training.plan, phase)
-    same = (not training.settings.augment or data.augment == "none") and training.changes == NOTHING
-    everybody = {part for step in phase.steps for part in needed(training.plan, step)}
+    data, taps = training.data, cacheable_taps(training.plan, phase)
+    same = (not training.settings.augment or data.augment == "none") and training.changes == NO_AUGMENTATIONS
+    everybody = {part for step in phase.steps for part in networks_needed(training.plan, step)}
     parts = {tap.part for tap in taps}
     if not taps or not same or epochs < 2 or parts == everybody:
         return None
@@ -74,4 +74,4 @@ def learn_of(training: Training, module: nn.Module, phase: Phase, epochs: int) -
             kept = {tap: outputs[tap].new_empty((count, *outputs[tap].shape[1:])) for tap in taps}
         for tap in taps:
             kept[tap][batch.ids] = outputs[tap]
-    return Known(kept)
+    return TeacherCache(kept)

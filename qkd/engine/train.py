@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qkd.assembly.ensemble import Parts
-from qkd.data.augment import Changes
-from qkd.distill.plan import Plan, rounds
-from qkd.engine.bit_schedule import as_saved, lowered
-from qkd.engine.compile import compile_stages, undo, wanted
+from qkd.assembly.ensemble import Ensemble
+from qkd.data.augment import ExtraAugmentations
+from qkd.distill.plan import Plan, epochs_per_phase
+from qkd.engine.bit_schedule import apply_bit_schedule, restore_bits
+from qkd.engine.compile import compile_stages, restore_eager, should_compile
 from qkd.engine.device import Compile
-from qkd.engine.distributed import align, release, shard
-from qkd.engine.ema import Average
+from qkd.engine.distributed import desynchronise, shard, synchronise
+from qkd.engine.ema import Ema
 from qkd.engine.loop import Loop
-from qkd.engine.signals import Interruption
-from qkd.engine.state import Cursor
+from qkd.engine.signals import InterruptHandler
+from qkd.engine.state import TrainingState
 from qkd.errors import PlanError, nearest
 from qkd.quantizers import compile_cores
 from qkd.storage.checkpoints import BEST, Checkpoints
@@ -39,7 +39,7 @@ SAVE_EVERY = 600.0  # seconds between checkpoints inside an epoch
 class Training:
     """Everything the loop needs, put together once. Without ``checkpoints`` nothing is kept but what the parts end with."""
 
-    parts: Parts
+    parts: Ensemble
     plan: Plan
     data: Data
     settings: Train
@@ -56,10 +56,10 @@ class Training:
     listen: Listener = field(default=lambda event, values: None)
 
     @property
-    def changes(self) -> Changes:
+    def changes(self) -> ExtraAugmentations:
         """What is done to training images beside what their data set says."""
         settings = self.settings
-        return Changes(settings.cutout, settings.randaugment, settings.mixup, settings.cutmix)
+        return ExtraAugmentations(settings.cutout, settings.randaugment, settings.mixup, settings.cutmix)
 
     def images(self, seed: int, **more: Any) -> Iterator[Batch]:
         """This rank's part of the training split once through, in the order of a seed, changed as networks learn it."""
@@ -91,40 +91,44 @@ class Training:
     def device(self) -> torch.device:
         return self.fabric.device
 
-    def exhausted(self, cursor: Cursor) -> bool:
+    def exhausted(self, cursor: TrainingState) -> bool:
         return self.max_steps is not None and cursor.steps >= self.max_steps
 
 
-def train(training: Training, cursor: Cursor | None = None, saved: Mapping[str, Any] | None = None) -> Cursor:
+def train(
+    training: Training, cursor: TrainingState | None = None, saved: Mapping[str, Any] | None = None
+) -> TrainingState:
     """Run all phases; the parts then hold the checkpoint of the product that was best on the validation split.
 
     With ``saved``, a state that was kept, it goes on behind it, bit-identical to a run that was never interrupted.
     Raises Interrupted once a signal has asked for the end and the state is kept.
     """
-    cursor = resumed(training, saved) if saved is not None else cursor or Cursor()
+    cursor = restore_training(training, saved) if saved is not None else cursor or TrainingState()
     training.parts.recomputed = training.recomputed
     module = training.fabric.setup_module(training.parts, move_to_device=True)
-    align(training.fabric, training.parts)
+    synchronise(training.fabric, training.parts)
     try:
         average = _phases(training, module, cursor, saved)
     finally:
-        release(training.parts)
-        undo(training.parts)
+        desynchronise(training.parts)
+        restore_eager(training.parts)
     asked = training.choose and training.fabric.is_global_zero
     best = training.fabric.broadcast(training.checkpoints.load(BEST) if training.checkpoints and asked else None)
     if best is None and average is not None:
         average.take_over()
-    lowered(training, sum(_rounds(training)), keep_range=True)  # where a run was cut short
+    apply_bit_schedule(training, sum(_rounds(training)), keep_range=True)  # where a run was cut short
     if best is not None:
         training.parts.load_state_dict(best["parts"])
         cursor.best = best["cursor"]["best"]
     return cursor
 
 
-def _phases(training: Training, module: nn.Module, cursor: Cursor, saved: Mapping[str, Any] | None) -> Average | None:
+def _phases(
+    training: Training, module: nn.Module, cursor: TrainingState, saved: Mapping[str, Any] | None
+) -> Ema | None:
     """-> the average of the product's weights, where the recipe asks for one"""
-    with Interruption(training.save_every) as interruption:
-        compiled = wanted(training, training.compile)
+    with InterruptHandler(training.save_every) as interruption:
+        compiled = should_compile(training, training.compile)
         if training.compile != "off" and training.device.type == "cpu":
             compile_cores(training.parts)  # half a second, for whatever is not compiled as a stage
         if compiled:
@@ -141,21 +145,21 @@ def _phases(training: Training, module: nn.Module, cursor: Cursor, saved: Mappin
 
 
 def _rounds(training: Training) -> tuple[int, ...]:
-    return rounds(training.plan, training.settings.epochs)
+    return epochs_per_phase(training.plan, training.settings.epochs)
 
 
-def finished(training: Training, cursor: Cursor) -> bool:
+def is_finished(training: Training, cursor: TrainingState) -> bool:
     """Whether all phases are done."""
     epochs = _rounds(training)
     return (cursor.phase, cursor.epoch) >= (len(epochs) - 1, epochs[-1])
 
 
-def resumed(training: Training, saved: Mapping[str, Any]) -> Cursor:
+def restore_training(training: Training, saved: Mapping[str, Any]) -> TrainingState:
     """The parts as they were kept; what was kept or logged behind that point is dropped. -> where it was"""
-    cursor = Cursor(**saved["cursor"])
+    cursor = TrainingState(**saved["cursor"])
     training.parts.load_state_dict(saved["parts"])
     whole = saved["running"] is None
-    as_saved(training, cursor, whole=whole)
+    restore_bits(training, cursor, whole=whole)
     if training.fabric.is_global_zero:
         if training.checkpoints is not None:
             training.checkpoints.forget_after(cursor.steps, whole=whole)

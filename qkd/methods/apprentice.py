@@ -7,7 +7,7 @@ from typing import Literal
 from qkd.bounds import NotNegative, Positive
 from qkd.distill.losses import soft_cross_entropy
 from qkd.distill.method_info import ABOVE_ZERO, published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import imitate, label
@@ -27,7 +27,7 @@ STARTS = {"a": ("scratch", "scratch"), "b": ("scratch", "trained"), "c": ("train
     },
 )
 def apprentice(
-    cast: Cast,
+    cast: Participants,
     *,
     scheme: Literal["a", "b", "c"] = "c",
     alpha: Positive = 1.0,

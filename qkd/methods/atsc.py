@@ -7,13 +7,13 @@ from typing import Literal
 from torch import nn
 
 from qkd.bounds import Count, NotNegative, Positive
-from qkd.distill.heads import PROJECTED, Head, average, level
+from qkd.distill.heads import PROJECTED, Head, mean_of_logits, pool_to_smallest
 from qkd.distill.method_info import ABOVE_ZERO, published
-from qkd.distill.plan import Cast, Phase, Plan, Step
-from qkd.distill.regularizers import Anchor
+from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.regularizers import L2SP
 from qkd.distill.taps import LOGITS, Tap
 from qkd.distill.targets import mean
-from qkd.distill.terms import Term, hint, imitate, label, stay
+from qkd.distill.terms import Term, hint, imitate, l2_sp, label
 
 ENSEMBLE = "ensemble"
 
@@ -25,7 +25,7 @@ ENSEMBLE = "ensemble"
     only_with={"anchored": ("anchor", (ABOVE_ZERO,)), "temperature": ("soft", (ABOVE_ZERO,))},
 )
 def atsc(
-    cast: Cast,
+    cast: Participants,
     *,
     feature: Positive = 1.0,
     anchor: NotNegative = 1.0,
@@ -55,8 +55,8 @@ def atsc(
     classifier, which nobody uses.
     """
     heads, terms = _project(cast, reduce, detach=False)
-    anchors = [Anchor(t, leave=[LOGITS] if anchored == "backbone" else []) for t in cast.teachers] if anchor else []
-    terms = [term * feature for term in terms] + [stay(each) * anchor for each in anchors]
+    anchors = [L2SP(t, leave=[LOGITS] if anchored == "backbone" else []) for t in cast.teachers] if anchor else []
+    terms = [term * feature for term in terms] + [l2_sp(each) * anchor for each in anchors]
     product = heads[-1].name
     if labels:
         terms.append(label(product) * labels)
@@ -71,7 +71,7 @@ def atsc(
 
 
 @published("Chen et al., CVPR 2022", teachers=1, match=True, labels=False)
-def simkd(cast: Cast, *, reduce: Count = 2) -> Plan:
+def simkd(cast: Participants, *, reduce: Count = 2) -> Plan:
     """The student imitates its frozen teacher's last features behind a projector, and is classified by the teacher.
 
     ``|P(F_S) - F_T|^2`` (eq. 2) and nothing else; no label is used. The product is backbone, projector and borrowed
@@ -83,20 +83,20 @@ def simkd(cast: Cast, *, reduce: Count = 2) -> Plan:
     return Plan((Phase("train", (Step(learners, terms),)),), heads=heads, product=heads[-1].name)
 
 
-def _project(cast: Cast, reduce: int, *, detach: bool) -> tuple[tuple[Head, ...], list[Term]]:
+def _project(cast: Participants, reduce: int, *, detach: bool) -> tuple[tuple[Head, ...], list[Term]]:
     """Per teacher a projector into its classifier, and what that learns from; the product's head is the last."""
     stage = cast.stages[-1]
     heads: list[Head] = []
     terms: list[Term] = []
     for teacher in cast.teachers:
         own, theirs = Tap(cast.student, stage), Tap(teacher, stage)
-        (read, source), pools = level([own, theirs], cast.shapes)
+        (read, source), pools = pool_to_smallest([own, theirs], cast.shapes)
         body = _projector(cast.channels(*own), cast.channels(*theirs), reduce)
         head = Head(f"as_{teacher}", [read], body, via=Tap(teacher), about=f"projector into the features of {teacher}")
         heads += [*(pool for pool in pools if pool.name not in {each.name for each in heads}), head]
         terms.append(hint(Tap(head.name, PROJECTED), source, detach_source=detach))
     if len(cast.teachers) > 1:
-        heads.append(average(ENSEMBLE, [f"as_{teacher}" for teacher in cast.teachers], cast.classes))
+        heads.append(mean_of_logits(ENSEMBLE, [f"as_{teacher}" for teacher in cast.teachers], cast.classes))
     return tuple(heads), terms
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from qkd.bounds import Bounds, NotNegative, Positive
 from qkd.distill.losses import balanced_divergence
 from qkd.distill.method_info import published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label
@@ -16,7 +16,7 @@ from qkd.distill.terms import Term, imitate, label
 
 @published("Amara et al., 2022, arXiv 2212.12965", teachers=1)
 def bdkd(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 4.0,
     emphasis: Annotated[float, Bounds(at_least=1)] = 2.0,

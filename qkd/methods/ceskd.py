@@ -10,7 +10,7 @@ from torch import Tensor
 from qkd.bounds import Positive, Share
 from qkd.distill.epoch_statistics import Difficulty
 from qkd.distill.method_info import published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import cross_entropies, routed, strata
 from qkd.distill.terms import imitate, label
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @published("Amara et al., 2022, arXiv 2209.07606", teachers=2)
 def ceskd(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 4.0,
     soft: Share = 0.9,

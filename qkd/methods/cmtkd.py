@@ -7,10 +7,10 @@ from typing import Literal
 from qkd.bounds import NotNegative, Positive
 from qkd.distill import targets
 from qkd.distill.exchange import Fuse
-from qkd.distill.heads import Head, adapt, learning
+from qkd.distill.heads import Head, adapt_shapes, trainable
 from qkd.distill.losses import Reduction
-from qkd.distill.method_info import Only, published
-from qkd.distill.plan import ADAPTERS, EXCHANGE, Cast, Phase, Plan, Step
+from qkd.distill.method_info import OnlyWith, published
+from qkd.distill.plan import ADAPTERS, EXCHANGE, Participants, Phase, Plan, Step
 from qkd.distill.taps import SHARED, Tap
 from qkd.distill.terms import Term, attend, hint, imitate, label
 
@@ -18,7 +18,7 @@ IMPORTANCE = f"{EXCHANGE}.importance"
 COMBINED = "combined"  # the head of `combined: head`
 
 
-ONLY_WITH: Only = {
+ONLY_WITH: OnlyWith = {
     "temperature": ("mutual", ("both", "student")),
     "beta": ("mutual", ("both", "student")),
     "gamma": ("feature", ("attention", "hint")),
@@ -31,7 +31,7 @@ ONLY_WITH: Only = {
 
 @published("Pham, Hoang & Do, WACV 2023", teachers=1, match=True, only_with=ONLY_WITH)
 def cmtkd(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 4.0,
     alpha: NotNegative = 1.0,
@@ -94,12 +94,12 @@ def cmtkd(
     both = feature_gradient == "both" or (feature_gradient == "auto" and not (learn and exchange))
     heads, features = _features(cast, feature, reduction, gamma, detach_source=not both)
     heads += (_classifier(cast),) if combined == "head" else ()
-    learners = [cast.student, *(cast.teachers if learn else ()), *_learned(fuse), *learning(heads)]
+    learners = [cast.student, *(cast.teachers if learn else ()), *_learned(fuse), *trainable(heads)]
     phase = Phase("train", (Step(learners, [*terms, *features]),))
     return Plan((phase,), exchange=fuse, heads=heads, rates={IMPORTANCE: importance_rate})
 
 
-def _classifier(cast: Cast) -> Head:
+def _classifier(cast: Participants) -> Head:
     """A classifier of its own on the last fused features."""
     shared = Tap(SHARED, cast.stages[-1])
     return Head(COMBINED, [shared], cast.classifier(cast.channels(cast.teachers[0], shared.stage)))
@@ -111,7 +111,7 @@ def _learned(fuse: Fuse) -> list[str]:
 
 
 def _features(
-    cast: Cast, feature: str, reduction: Reduction, gamma: float | None, *, detach_source: bool
+    cast: Participants, feature: str, reduction: Reduction, gamma: float | None, *, detach_source: bool
 ) -> tuple[tuple[Head, ...], list[Term]]:
     """The feature terms, one per matched layer, and the adapters they need where shapes differ."""
     heads: list[Head] = []
@@ -122,7 +122,7 @@ def _features(
     for stage in cast.stages:
         source = Tap(SHARED, stage)
         shapes = {**cast.shapes, source: cast.shapes[Tap(cast.teachers[0], stage)]}
-        own, theirs, more = adapt(Tap(cast.student, stage), source, shapes, channels=feature == "hint")
+        own, theirs, more = adapt_shapes(Tap(cast.student, stage), source, shapes, channels=feature == "hint")
         heads += more
         if feature == "hint":
             term = hint(own, theirs, detach_source=detach_source)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from qkd.bounds import NotNegative, Positive
-from qkd.distill.heads import Head, adapt, learning
+from qkd.distill.heads import Head, adapt_shapes, trainable
 from qkd.distill.losses import Reduction
-from qkd.distill.method_info import ABOVE_ZERO, Only, published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, attend, hint, imitate, label
 from qkd.errors import PlanError, nearest
 
-ONLY_WITH: Only = {
+ONLY_WITH: OnlyWith = {
     "imitation_weight": ("imitation", ("kl", "mse")),
     "temperature": ("imitation", ("kl",)),
     "scratch": ("imitation", ("kl", "mse")),
@@ -25,7 +25,7 @@ ONLY_WITH: Only = {
 
 @published("Zhao et al., IEEE Trans. Cybernetics 52(4), 2022", teachers=1, only_with=ONLY_WITH)
 def ctkd(
-    cast: Cast,
+    cast: Participants,
     *,
     scratch: str = "scratch",
     expert: str = "expert",
@@ -62,13 +62,13 @@ def ctkd(
         if not cast.stages:
             raise PlanError("ctkd: attention needs matched layers: name them under `match:`, or write `attention: 0`")
         for stage in cast.stages:
-            own, source, more = adapt(Tap(cast.student, stage), Tap(expert, stage), cast.shapes, channels=False)
+            own, source, more = adapt_shapes(Tap(cast.student, stage), Tap(expert, stage), cast.shapes, channels=False)
             heads += more
             terms.append(attend(own, source, reduction=reduction) * (attention / 2))
-    return Plan((Phase("train", (Step([*learners, *learning(heads)], terms),)),), heads=tuple(heads))
+    return Plan((Phase("train", (Step([*learners, *trainable(heads)], terms),)),), heads=tuple(heads))
 
 
-def _one_of(cast: Cast, name: str, option: str, what: str) -> None:
+def _one_of(cast: Participants, name: str, option: str, what: str) -> None:
     if name not in cast.teachers:
         raise PlanError(
             f"ctkd needs a teacher that {what}: none is called {name!r}{nearest(name, cast.teachers)}; add it under "

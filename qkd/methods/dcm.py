@@ -10,7 +10,7 @@ from torch import nn
 from qkd.bounds import Count, NotNegative, Positive
 from qkd.distill.heads import Head
 from qkd.distill.method_info import published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label
@@ -18,7 +18,7 @@ from qkd.distill.terms import Term, imitate, label
 
 @published("Yao & Sun, ECCV 2020", teachers=1, match=True)
 def dcm(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 1.0,
     weight: NotNegative = 1.0,
@@ -50,7 +50,7 @@ def dcm(
     return Plan((Phase("train", (Step(learners, terms),)),), heads=tuple(heads.values()))
 
 
-def _branch(cast: Cast, tap: Tap, depth: int) -> Head:
+def _branch(cast: Participants, tap: Tap, depth: int) -> Head:
     """Convolutions that halve the map and double the channels, then a linear classifier."""
     channels, layers = cast.channels(*tap), []
     for _ in range(depth):

@@ -7,15 +7,15 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from qkd.bounds import Bounds, Positive, Share
-from qkd.distill.method_info import ABOVE_ZERO, Only, published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
-from qkd.distill.term_dropout import Bernoulli, Chance, DropExactly
+from qkd.distill.term_dropout import Bernoulli, DropExactly, TermDropout
 from qkd.distill.terms import Term, imitate, label
 from qkd.errors import PlanError
 
-ONLY_WITH: Only = {
+ONLY_WITH: OnlyWith = {
     "drop": ("stochastic", ("drop",)),
     "keep": ("stochastic", ("bernoulli",)),
     "stochastic_for": ("stochastic", ("drop", "bernoulli")),
@@ -25,7 +25,7 @@ ONLY_WITH: Only = {
 
 @published("Son et al., ICCV 2021", teachers=1, only_with=ONLY_WITH)
 def dgkd(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 5.0,
     soft: Share = 0.5,
@@ -62,7 +62,7 @@ def dgkd(
 
 
 @published("Mirzadeh et al., AAAI 2020", teachers=1)
-def takd(cast: Cast, *, temperature: Positive = 4.0, soft: Share = 0.9, student_share: Positive = 1.0) -> Plan:
+def takd(cast: Participants, *, temperature: Positive = 4.0, soft: Share = 0.9, student_share: Positive = 1.0) -> Plan:
     """The teachers are a chain, the largest first; each of them, and at last the student, is guided by the one before it.
 
     One phase per network: ``(1 - soft) CE + soft KL``. The paper searched temperature and soft for every pair. The head of
@@ -74,14 +74,14 @@ def takd(cast: Cast, *, temperature: Positive = 4.0, soft: Share = 0.9, student_
 
 
 def _guided(
-    part: str, guides: list[str], temperature: float, soft: float, labels: int, chance: Chance | None
+    part: str, guides: list[str], temperature: float, soft: float, labels: int, chance: TermDropout | None
 ) -> list[Term]:
     own = [label(part) * (labels * (1 - soft))] if soft < 1 else []
     taught = [imitate(part, one(Tap(guide)), temperature=temperature) * soft for guide in guides] if soft else []
     return [*own, *(replace(term, chance=chance) for term in taught)]
 
 
-def _chance(how: str, guides: int, drop: int | None, keep: float) -> Chance | None:
+def _chance(how: str, guides: int, drop: int | None, keep: float) -> TermDropout | None:
     if how == "bernoulli":
         return Bernoulli(keep)
     count = (1 if guides > 1 else 0) if drop is None else drop

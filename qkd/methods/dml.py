@@ -6,13 +6,13 @@ from typing import Literal
 
 from qkd.bounds import NotNegative, Positive
 from qkd.distill.method_info import published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.terms import Term, label, mutual
 
 
 @published("Zhang et al., CVPR 2018", teachers=1)
 def dml(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 1.0,
     weight: NotNegative = 1.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qkd.bounds import Count, NotNegative, Positive, Share
 from qkd.distill.heads import Head
 from qkd.distill.method_info import ABOVE_ZERO, published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.stitch import Stitch
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
@@ -21,7 +21,7 @@ from qkd.errors import PlanError
     only_with={"temperature": ("soft", (ABOVE_ZERO,))},
 )
 def dpk(
-    cast: Cast,
+    cast: Participants,
     *,
     beta: Positive = 1.0,
     patch: Count = 2,

@@ -7,9 +7,9 @@ from typing import Literal
 from torch import nn
 
 from qkd.bounds import NotNegative, Positive, Share
-from qkd.distill.heads import Head, adapt, learning, level
-from qkd.distill.method_info import ABOVE_ZERO, Only, published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.heads import Head, adapt_shapes, pool_to_smallest, trainable
+from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.schedules import Ramp
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one, virtual
@@ -18,7 +18,7 @@ from qkd.distill.terms import Term, attend, hint, imitate, label, mutual
 MAP, FUSED = "fusion", "fused"  # the fused feature map, and the classifier behind it
 
 
-ONLY_WITH: Only = {
+ONLY_WITH: OnlyWith = {
     "feature_loss": ("feature", (ABOVE_ZERO,)),
     "confidence": ("positive", (ABOVE_ZERO,)),
     "positive_temperature": ("positive", (ABOVE_ZERO,)),
@@ -29,7 +29,7 @@ ONLY_WITH: Only = {
     "Li et al., Int. J. of Distributed Sensor Networks 17(11), 2021", teachers=1, match=True, only_with=ONLY_WITH
 )
 def ffcl(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 3.0,
     response: NotNegative = 1.0,
@@ -64,19 +64,25 @@ def ffcl(
         ]
         terms += [imitate(part, one(Tap(FUSED)), temperature=temperature) * Ramp(fused, ramp)] if fused else []
         if feature:
-            own, source, more = adapt(Tap(part, cast.stages[-1]), Tap(MAP), shapes, channels=feature_loss == "hint")
+            own, source, more = adapt_shapes(
+                Tap(part, cast.stages[-1]), Tap(MAP), shapes, channels=feature_loss == "hint"
+            )
             heads += more
             terms.append((hint if feature_loss == "hint" else attend)(own, source) * Ramp(feature, ramp))
         if positive:
             terms.append(imitate(part, virtual(part, confidence), temperature=positive_temperature) * positive)
-    learners = [*cast.everyone, *learning(heads)]
+    learners = [*cast.everyone, *trainable(heads)]
     phase = Phase("train", (Step(learners, terms),))
     return Plan((phase,), heads=tuple(heads), product=FUSED if product == "fused" else cast.student)
 
 
 @published("Kim et al., 2019, arXiv 1904.09058", teachers=1, match=True)
 def ffl(
-    cast: Cast, *, temperature: Positive = 3.0, ramp: Share = 0.27, product: Literal["student", "fused"] = "student"
+    cast: Participants,
+    *,
+    temperature: Positive = 3.0,
+    ramp: Share = 0.27,
+    product: Literal["student", "fused"] = "student",
 ) -> Plan:
     """Networks learn together; a classifier on their fused features learns from their mean, and they learn from it.
 
@@ -89,7 +95,7 @@ def ffl(
     heads = _fusion(cast)
     terms = _fused_terms(cast, temperature, ramp)
     terms += [imitate(p, one(Tap(FUSED)), temperature=temperature) * Ramp(1.0, ramp) for p in cast.everyone]
-    phase = Phase("train", (Step([*cast.everyone, *learning(heads)], terms),))
+    phase = Phase("train", (Step([*cast.everyone, *trainable(heads)], terms),))
     return Plan((phase,), heads=heads, product=FUSED if product == "fused" else cast.student)
 
 
@@ -97,9 +103,9 @@ def _shares(terms: list[Term], weight: float) -> list[tuple[Term, float]]:
     return [(term, weight / len(terms)) for term in terms] if weight else []
 
 
-def _fusion(cast: Cast) -> tuple[Head, ...]:
+def _fusion(cast: Participants) -> tuple[Head, ...]:
     """The last feature maps joined, a depthwise 3x3 and a 1x1 convolution, and the classifier. Source: FFL's code."""
-    maps, pools = level([Tap(part, cast.stages[-1]) for part in cast.everyone], cast.shapes)
+    maps, pools = pool_to_smallest([Tap(part, cast.stages[-1]) for part in cast.everyone], cast.shapes)
     joined, channels = sum(cast.channels(part, cast.stages[-1]) for part in cast.everyone), _fused_shape(cast)[0]
     body = nn.Sequential(
         nn.Conv2d(joined, joined, 3, padding=1, groups=joined, bias=False),
@@ -116,13 +122,13 @@ def _fusion(cast: Cast) -> tuple[Head, ...]:
     )
 
 
-def _fused_shape(cast: Cast) -> tuple[int, int, int]:
+def _fused_shape(cast: Participants) -> tuple[int, int, int]:
     """The student's channels, at the size of the smallest map."""
     shapes = [cast.shapes[Tap(part, cast.stages[-1])] for part in cast.everyone]
     return shapes[0][0], min(shape[1] for shape in shapes), min(shape[2] for shape in shapes)
 
 
-def _fused_terms(cast: Cast, temperature: float, ramp: float) -> list[Term]:
+def _fused_terms(cast: Participants, temperature: float, ramp: float) -> list[Term]:
     """The labels for everybody and for the fused classifier, which also learns from the mean of all."""
     together = mean([Tap(part) for part in cast.everyone])
     own = [label(part) for part in (*cast.everyone, FUSED)]

@@ -7,14 +7,14 @@ from typing import Literal
 from qkd.bounds import Share
 from qkd.distill.exchange import Swap
 from qkd.distill.method_info import published
-from qkd.distill.plan import ADAPTERS, Cast, Phase, Plan, Step
+from qkd.distill.plan import ADAPTERS, Participants, Phase, Plan, Step
 from qkd.distill.schedules import Constant, Linear, Review
 from qkd.distill.terms import Schedule, label
 
 
 @published("Fu et al., 2020", teachers=1, most=1, match=True)
 def iakd(
-    cast: Cast,
+    cast: Participants,
     *,
     schedule: Literal["uniform", "linear", "review"] = "review",
     keep: Share = 0.5,

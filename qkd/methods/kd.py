@@ -6,16 +6,16 @@ from typing import Literal
 
 from qkd.bounds import NotNegative, Positive, Share
 from qkd.distill.feature_terms import LOSSES as FEATURES
-from qkd.distill.feature_terms import Feature, features
-from qkd.distill.heads import learning
-from qkd.distill.method_info import Only, published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.feature_terms import Feature, feature_terms
+from qkd.distill.heads import trainable
+from qkd.distill.method_info import OnlyWith, published
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean
 from qkd.distill.terms import Term, decouple, imitate, label
 from qkd.errors import PlanError
 
-ONLY_WITH: Only = {
+ONLY_WITH: OnlyWith = {
     "temperature": ("logits", ("kl", "dkd")),
     "soft": ("logits", ("kl", "dkd")),
     "others": ("logits", ("dkd",)),
@@ -25,7 +25,7 @@ ONLY_WITH: Only = {
 
 @published("Hinton et al., 2015", teachers=1, only_with=ONLY_WITH)
 def kd(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 4.0,
     soft: Share = 0.9,
@@ -59,7 +59,7 @@ def kd(
     if logits == "dkd":
         terms.append(decouple(cast.student, target, temperature=temperature, others=others) * soft)
     pairs = [(Tap(cast.student, s), Tap(t, s)) for t in cast.teachers for s in cast.stages]
-    heads, more = features(feature, pairs, cast.shapes, feature_weight)
-    learners = [cast.student, *learning(heads)]
+    heads, more = feature_terms(feature, pairs, cast.shapes, feature_weight)
+    learners = [cast.student, *trainable(heads)]
     every: list[Term] = [*terms, *more]
     return Plan((Phase("train", (Step(learners, every),)),), heads=heads)

@@ -6,9 +6,9 @@ from typing import Literal
 
 from qkd.bounds import NotNegative, Positive
 from qkd.distill import targets
-from qkd.distill.epoch_statistics import Errors
+from qkd.distill.epoch_statistics import ErrorCovariance
 from qkd.distill.method_info import published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import imitate, label
 
@@ -17,7 +17,7 @@ TARGETS = {"naive": targets.naive, "linear": targets.linear, "min_logit": target
 
 @published("Guo et al., CVPR 2020", teachers=1)
 def kdcl(
-    cast: Cast,
+    cast: Participants,
     *,
     target: Literal["naive", "linear", "min_logit", "general", "mean"] = "min_logit",
     temperature: Positive = 2.0,
@@ -36,8 +36,8 @@ def kdcl(
     ``views``: every network sees an augmentation of its own of the same images, as in the paper, or all see the same.
     """
     taps = [Tap(part) for part in cast.everyone]
-    surveys = (Errors(taps),) if target == "general" else ()
-    soft = targets.weighed(taps, lambda: surveys[0].weights) if surveys else TARGETS[target](taps)
+    surveys = (ErrorCovariance(taps),) if target == "general" else ()
+    soft = targets.weighted(taps, lambda: surveys[0].weights) if surveys else TARGETS[target](taps)
     terms = [label(part) for part in cast.everyone]
     if weight:
         terms += [imitate(part, soft, temperature=temperature) * weight for part in cast.everyone]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from qkd.bounds import NotNegative, Positive
-from qkd.distill.heads import average
+from qkd.distill.heads import mean_of_logits
 from qkd.distill.method_info import published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label, mutual
@@ -17,7 +17,7 @@ ENSEMBLE = "ensemble"
 
 @published("Niyaz & Bathula, 2021", teachers=2)
 def peers(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 4.0,
     taught: NotNegative = 1.0,
@@ -47,4 +47,4 @@ def peers(
     phase = Phase("train", (Step(learners, [*moving, *(term for part in students for term in terms(part))]),))
     if product == "student":
         return Plan((phase,))
-    return Plan((phase,), heads=(average(ENSEMBLE, students, cast.classes),), product=ENSEMBLE)
+    return Plan((phase,), heads=(mean_of_logits(ENSEMBLE, students, cast.classes),), product=ENSEMBLE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qkd.bounds import NotNegative, Positive
 from qkd.distill.method_info import published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.relational_losses import information_flow
 from qkd.distill.schedules import Decay
 from qkd.distill.taps import Tap
@@ -13,7 +13,7 @@ from qkd.distill.terms import label, relate
 
 @published("Passalis et al., CVPR 2020", teachers=1, most=2, match=True)
 def pkt(
-    cast: Cast,
+    cast: Participants,
     *,
     last: NotNegative = 1.0,
     hidden: NotNegative = 100.0,

@@ -7,7 +7,7 @@ from typing import Literal
 from qkd.bounds import NotNegative, Positive
 from qkd.distill.method_info import published
 from qkd.distill.on_grid import OnGrid
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import hint, imitate, label
@@ -22,7 +22,7 @@ from qkd.errors import PlanError
     only_with={"beta": ("feature", ("hint", "lattice"))},
 )
 def sqakd(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 4.0,
     alpha: Positive = 1.0,

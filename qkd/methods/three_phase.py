@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qkd.bounds import NotNegative, Positive
 from qkd.distill.method_info import published
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one
 from qkd.distill.terms import Term, imitate, label
@@ -13,7 +13,7 @@ from qkd.errors import PlanError
 
 @published("Kim et al., 2019, arXiv 1911.12491", teachers=1)
 def three_phase(
-    cast: Cast,
+    cast: Participants,
     *,
     temperature: Positive = 4.0,
     weight: Positive = 1.0,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qkd.errors import NetworkError, QkdError, nearest
 from qkd.networks import NETWORKS
 from qkd.options import Options, options_from, suggestion
-from qkd.user_code import is_own, own
+from qkd.user_code import is_user_code, load_user_code
 
 CLASSES = ("classes", "num_classes")
 CHANNELS = ("channels", "in_channels", "in_chans")
@@ -30,7 +30,7 @@ def build(name: str, *, classes: int, channels: int = 3, options: Mapping[str, A
     options = dict(options or {})
     _refuse_unknown(name, options)
     family, _, rest = name.partition(":")
-    if is_own(name):
+    if is_user_code(name):
         network = _own(name, classes, channels, options)
     elif family == "torchvision":
         network = _torchvision(rest, classes, channels, options)
@@ -47,7 +47,7 @@ def build(name: str, *, classes: int, channels: int = 3, options: Mapping[str, A
 def options_of(name: str) -> Options:
     """The options a recipe may give for that network. Raises NetworkError for a name that does not exist."""
     family, _, rest = name.partition(":")
-    if is_own(name):
+    if is_user_code(name):
         return options_from(_callable(name), leave=(*CLASSES, *CHANNELS), keyword_only=False)
     if family == "torchvision":
         return _torchvision_options(_torchvision_builder(rest))
@@ -74,7 +74,7 @@ def _own(name: str, classes: int, channels: int, options: dict[str, Any]) -> Any
 
 
 def _callable(name: str) -> Callable[..., Any]:
-    function = own(name, error=NetworkError)
+    function = load_user_code(name, error=NetworkError)
     if not callable(function):
         raise NetworkError(f"{name}: is {type(function).__name__}, not something to call")
     return function

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qkd.assembly.product import for_network
+from qkd.assembly.product import scheme_of_network
 from qkd.engine.device import Machine
 from qkd.errors import SchemeError
-from qkd.export import RawImages, emit
+from qkd.export import Uint8Input, emit
 from qkd.networks.build import build
-from qkd.pipeline.onnx_metadata import inscribed
-from qkd.pipeline.pretrain import Starts
+from qkd.pipeline.onnx_metadata import metadata_of_recipe
+from qkd.pipeline.pretrain import FloatStarts
 from qkd.quantizers import Scheme, calibrate, insert
 from qkd.quantizers.sensitivity import CHOICES, Measure, Sensitivity, costs, sensitivity
 
@@ -58,7 +58,7 @@ class Allocation:
         return {**start, **found, "overrides": {**scheme.overrides, **changed}}
 
 
-def allocate(
+def allocate_bits(
     recipe: Recipe, budget: float, *, unit: Unit = "bits", measure: Measure = "loss", machine: Machine | None = None
 ) -> dict[str, Any]:
     """Bits for the weights of the student's inner layers. -> what `qkd allocate --json` prints
@@ -84,7 +84,7 @@ def allocate(
     if unit == "kb":
         chosen = under_size(network, scheme, found, activations, budget, size)
     else:
-        chosen = choose(found, costs(network, found, images[:1], "macs" if unit == "mac-bits" else "size"), budget)
+        chosen = choose_bits(found, costs(network, found, images[:1], "macs" if unit == "mac-bits" else "size"), budget)
     block = chosen.block(scheme, activations)
     bits = {"bits": dict(chosen.bits), "mean_bits": chosen.mean_bits}
     return {**bits, "error": chosen.error, "kb": size(Scheme(**block)) / 1000, "quantize": block}
@@ -94,7 +94,7 @@ def _float_start(recipe: Recipe, data: Data, machine: Machine) -> nn.Module:
     torch.manual_seed(recipe.seed)
     network = build(recipe.student.build, classes=data.classes, channels=data.shape[0], options=recipe.student.options)
     with TemporaryDirectory() as scratch:
-        Starts(recipe, data, machine.fabric(), Path(scratch), machine)("student", recipe.student, network)
+        FloatStarts(recipe, data, machine.fabric(), Path(scratch), machine)("student", recipe.student, network)
     return network
 
 
@@ -108,7 +108,7 @@ def _some(data: Data, batch: int) -> tuple[Tensor, Tensor]:
     return torch.cat([each.images for each in seen])[:IMAGES], torch.cat([each.labels for each in seen])[:IMAGES]
 
 
-def choose(found: Sensitivity, cost: Mapping[str, int], budget: float) -> Allocation:
+def choose_bits(found: Sensitivity, cost: Mapping[str, int], budget: float) -> Allocation:
     """From the most bits down: always the step that costs least for each bit it saves.
 
     Raises SchemeError for a budget below the fewest bits.
@@ -148,13 +148,13 @@ def under_size(
     def size(allocation: Allocation) -> int:
         return bytes_of(Scheme(**allocation.block(scheme, activations)))
 
-    most, least = (choose(found, cost, bits) for bits in (max(PACKED), min(PACKED)))
+    most, least = (choose_bits(found, cost, bits) for bits in (max(PACKED), min(PACKED)))
     if size(least) > 1000 * kilobytes:
         raise SchemeError(f"budget: {kilobytes:g} kB cannot be met; {size(least) / 1000:.1f} kB is the least")
     allocation, mean = most, float(max(PACKED))
     while (excess := size(allocation) - 1000 * kilobytes) > 0:
         mean = max(min(PACKED), min(mean, allocation.mean_bits) - max(8 * excess / total, 1e-3))
-        allocation = choose(found, cost, mean)
+        allocation = choose_bits(found, cost, mean)
     return allocation
 
 
@@ -163,7 +163,7 @@ def packed_size(network: nn.Module, scheme: Scheme, images: Tensor, told: Mappin
 
     The images give every tensor a scale of its own: equal ones would be stored once.
     """
-    module = insert(network, for_network(scheme, network)).eval()
+    module = insert(network, scheme_of_network(scheme, network)).eval()
     calibrate(module, [images])
     channels, height, width = images.shape[1:]
     with torch.no_grad():
@@ -178,7 +178,19 @@ def reserved(recipe: Recipe, data: Data, scheme: Scheme) -> Mapping[str, str]:
     whole = recipe.model_copy(update={"student": student})
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
     unknown = {"name": "-" * NAME, "commit": "-" * COMMIT}
-    return inscribed(whole, data.facts, RawImages(scale, shift), "float32", text=recipes.dump(whole), **unknown)
+    return metadata_of_recipe(
+        whole, data.facts, Uint8Input(scale, shift), "float32", text=recipes.dump(whole), **unknown
+    )
 
 
-__all__ = ["Allocation", "Unit", "allocate", "choose", "costs", "packed_size", "reserved", "sensitivity", "under_size"]
+__all__ = [
+    "Allocation",
+    "Unit",
+    "allocate_bits",
+    "choose_bits",
+    "costs",
+    "packed_size",
+    "reserved",
+    "sensitivity",
+    "under_size",
+]

@@ -11,7 +11,7 @@ from typing import Any
 from qkd.errors import ExportError, GateError, UsageError, nearest
 from qkd.export import SETTINGS, bench, quantize_file, require_openvino
 from qkd.pipeline.evaluate import test_images
-from qkd.pipeline.export import FLOAT_FILE, STUDENT_FILE, companion
+from qkd.pipeline.export import FLOAT_FILE, STUDENT_FILE, file_beside
 from qkd.storage.run import RECIPE, Run, processor
 
 BENCH = "bench.json"
@@ -36,7 +36,7 @@ class Gates:
         return any(value is not None for value in vars(self).values())
 
 
-def measure(
+def benchmark_files(
     files: Sequence[Path],
     *,
     against: str = "float",
@@ -164,5 +164,5 @@ def _against(first: Path, against: str) -> Path | None:
             known = ", ".join(AGAINST)
             raise ExportError(f"--against {against}: choose {known} or an ONNX file{nearest(against, AGAINST)}")
         return _file(Path(against))
-    beside = companion(first, FLOAT_FILE)
+    beside = file_beside(first, FLOAT_FILE)
     return beside if beside.is_file() and beside != first else None

@@ -17,14 +17,14 @@ from qkd.data import Data
 from qkd.engine.device import Machine
 from qkd.engine.metrics import top1
 from qkd.errors import DataError, UsageError
-from qkd.export import emulate, predict, suited_to, told
+from qkd.export import emulate, matching_input_of, predict, read_metadata
 from qkd.pipeline.export import STUDENT_FILE
-from qkd.pipeline.reload import reload
+from qkd.pipeline.reload import reload_product
 from qkd.pipeline.train import test_top1
 from qkd.storage.run import RECIPE, Run
 
 
-class Sample(NamedTuple):
+class TestImages(NamedTuple):
     """Test images (N, C, H, W), normalised and as bytes, and their labels (N,)."""
 
     images: np.ndarray
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
     labels: np.ndarray
 
 
-def test_images(run: Run) -> Sample | None:
+def test_images(run: Run) -> TestImages | None:
     """The test images of a run's recipe; None where the data is not there any more."""
     try:
         return _sample(_data_for(run.folder / STUDENT_FILE, None))
@@ -40,7 +40,7 @@ def test_images(run: Run) -> Sample | None:
         return None
 
 
-def score(
+def evaluate_file_or_run(
     run_or_file: Path, *, recipe: str | None, integer: bool, device: str = "auto", threads: int | None = None
 ) -> dict[str, Any]:
     """Accuracy of a run's product or of an ONNX file on test images. -> what `qkd eval --json` prints.
@@ -56,9 +56,9 @@ def score(
         raise UsageError(f"--device {device}: an ONNX file runs on the CPU here; leave it out")
     if not path.is_file():
         raise DataError(f"{path}: no such file; `qkd export` writes one")
-    data = _as_trained(_data_for(path, recipe), json.loads(told(path).get("preprocessing", "{}")))
+    data = _as_trained(_data_for(path, recipe), json.loads(read_metadata(path).get("preprocessing", "{}")))
     sample = _sample(data)
-    images = suited_to(path, sample.images, sample.raw, data.classes)
+    images = matching_input_of(path, sample.images, sample.raw, data.classes)
     outputs = emulate(path, images) if integer else predict(path, images, threads=threads)
     return {"top1": top1(torch.from_numpy(outputs), torch.from_numpy(sample.labels)), "images": len(sample.labels)}
 
@@ -71,7 +71,7 @@ def file_of(run_or_file: Path, integer: bool) -> Path | None:
 
 
 def _of_product(run: Run, recipe: str | None, machine: Machine) -> dict[str, Any]:
-    finished = reload(run)
+    finished = reload_product(run)
     data = load_data(finished.recipe if recipe is None else recipes.load(recipe))
     wanted, found = (finished.facts.shape, finished.facts.classes), (data.shape, data.classes)
     if wanted != found:
@@ -92,8 +92,8 @@ def _as_trained(data: Data, how: Mapping[str, Any]) -> Data:
     return replace(data, mean=tuple(how["mean"]), std=tuple(how["std"]))
 
 
-def _sample(data: Data) -> Sample:
-    return Sample(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())
+def _sample(data: Data) -> TestImages:
+    return TestImages(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())
 
 
 def _data_for(path: Path, recipe: str | None) -> Data:

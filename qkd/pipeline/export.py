@@ -17,24 +17,24 @@ from qkd.export import (
     Emitted,
     Layout,
     OpenVino,
-    RawImages,
     Target,
+    Uint8Input,
     Verdict,
     emit,
     emit_float,
-    float_likeness,
-    likeness,
+    float_parity,
     predict,
     require,
-    require_likeness,
     require_openvino,
+    require_parity,
     save,
     target_of,
+    torch_parity,
     verify,
 )
-from qkd.pipeline.onnx_metadata import INFER, metadata, write_program
-from qkd.pipeline.reload import Finished, float_network, reload
-from qkd.storage.atomic import digest, on_trial, place
+from qkd.pipeline.onnx_metadata import INFER, metadata_of_run, write_infer_program
+from qkd.pipeline.reload import FinishedRun, float_network, reload_product
+from qkd.storage.atomic import replaced_on_success, sha256, write_atomic
 from qkd.storage.run import Run
 
 STUDENT_FILE, FLOAT_FILE, EXPORT = "student.onnx", "float.onnx", "export.json"
@@ -43,7 +43,7 @@ COMPARED, LIKENED = 256, 32
 """Images for which a file with raw input is held against the one with float input, and a file against the network."""
 
 
-def ship(
+def export_run(
     run: Run,
     *,
     output: Path | None = None,
@@ -61,16 +61,16 @@ def ship(
     path = output or run.folder / STUDENT_FILE
     _require(path, input, layout)
     if not chosen.proven:
-        from qkd.pipeline.export_targets import ship_for
+        from qkd.pipeline.export_targets import export_for_target
 
-        return ship_for(run, chosen, output=output, storage=storage, raw_input=input == "uint8", layout=layout)
+        return export_for_target(run, chosen, output=output, storage=storage, raw_input=input == "uint8", layout=layout)
     second = require_openvino() if target == "openvino" else None
-    finished = reload(run)
+    finished = reload_product(run)
     data = load_data(finished.recipe).at_hand()
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
-    raw = RawImages(scale, shift, layout)
+    raw = Uint8Input(scale, shift, layout)
     emitted = _emitted(finished, storage, raw, input, chosen)
-    with on_trial(path) as beside:
+    with replaced_on_success(path) as beside:
         save(emitted.model, beside)
         given = raw if input == "uint8" else None
         like = _like(finished, emitted, path, data, given)
@@ -79,27 +79,27 @@ def ship(
             verdict["openvino"] = {"version": second.__version__, **_on_openvino(beside, data, given)}
         if input == "uint8":
             _require_same(finished, storage, beside, data, raw)
-        floating = save(_float_model(finished, path, data), companion(path, FLOAT_FILE))
+        floating = save(_float_model(finished, path, data), file_beside(path, FLOAT_FILE))
         facts = {"file": str(path), "bytes": beside.stat().st_size, "float_bytes": floating.stat().st_size}
-        sha256 = digest(beside)
+        checksum = sha256(beside)
     report = {
         **verdict,
         **facts,
         **like,
-        "sha256": sha256,
+        "sha256": checksum,
         "target": target,
         "storage": storage,
         "input": input,
         "layout": layout,
         **_resolution(emitted),
     }
-    program = write_program(path, companion(path, INFER))
+    program = write_infer_program(path, file_beside(path, INFER))
     report["program"] = None if program is None else str(program)
-    place(companion(path, EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    write_atomic(file_beside(path, EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
     return report
 
 
-def companion(path: Path, name: str) -> Path:
+def file_beside(path: Path, name: str) -> Path:
     """Where what belongs to an exported file stands: ``name`` itself beside student.onnx, ``x.name`` beside x.onnx.
 
     So a second file in a folder, of another network perhaps, leaves alone what belongs to the first.
@@ -107,12 +107,12 @@ def companion(path: Path, name: str) -> Path:
     return path.with_name(name if path.name == STUDENT_FILE else f"{path.name.removesuffix('.onnx')}.{name}")
 
 
-def altered(path: Path) -> str:
+def changed_since_export(path: Path) -> str:
     """What to say of a file that is no longer the one that was verified; empty where it is, or nothing is known of it."""
     try:
-        report = json.loads(companion(path, EXPORT).read_text())
+        report = json.loads(file_beside(path, EXPORT).read_text())
         told = report.get("sha256") if Path(report["file"]).name == path.name else None
-        same = told in (None, digest(path))
+        same = told in (None, sha256(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
     return "" if same else f"{path}: no longer the file that was verified; export it again"
@@ -129,14 +129,14 @@ def _require(path: Path, input: str, layout: str) -> None:
 
 
 def _emitted(
-    finished: Finished, storage: Literal["int8", "packed"], raw: RawImages, input: Input, target: Target
+    finished: FinishedRun, storage: Literal["int8", "packed"], raw: Uint8Input, input: Input, target: Target
 ) -> Emitted:
-    told = metadata(finished, raw, "uint8" if input == "uint8" else "float32")
+    told = metadata_of_run(finished, raw, "uint8" if input == "uint8" else "float32")
     given = raw if input == "uint8" else None
     return emit(finished.product, finished.facts.shape, storage=storage, metadata=told, raw=given, target=target)
 
 
-def _verify(finished: Finished, path: Path, data: Data, raw: RawImages | None) -> dict[str, Any]:
+def _verify(finished: FinishedRun, path: Path, data: Data, raw: Uint8Input | None) -> dict[str, Any]:
     reference = logits(finished.product, data.batches("test", finished.recipe.data.batch)).numpy()
     verdict = verify(path, _given(data, raw), labels=data.test.labels.numpy(), reference_logits=reference)
     require(verdict)
@@ -144,40 +144,40 @@ def _verify(finished: Finished, path: Path, data: Data, raw: RawImages | None) -
     return verdict.as_dict()
 
 
-def _like(finished: Finished, emitted: Emitted, path: Path, data: Data, raw: RawImages | None) -> dict[str, Any]:
+def _like(finished: FinishedRun, emitted: Emitted, path: Path, data: Data, raw: Uint8Input | None) -> dict[str, Any]:
     """What the report says of PyTorch beside the file, layer by layer. Raises GateError where it is another network."""
     images = data.test.images[:LIKENED]
     floats = data.normalize(images).numpy()
     given = floats if raw is None else raw.arranged(images.numpy())
-    found = likeness(finished.product, emitted, given, floats)
-    require_likeness(found, path)
+    found = torch_parity(finished.product, emitted, given, floats)
+    require_parity(found, path)
     return {"same_integers": found.same, "compared_quantizers": found.quantizers}
 
 
-def _float_model(finished: Finished, path: Path, data: Data) -> Any:
+def _float_model(finished: FinishedRun, path: Path, data: Data) -> Any:
     """The float file beside. Raises GateError if it is not the float network."""
     network = float_network(finished) or finished.product
     model = emit_float(network, finished.facts.shape)
-    wrong = float_likeness(network, model, data.normalize(data.test.images[:LIKENED]).numpy())
+    wrong = float_parity(network, model, data.normalize(data.test.images[:LIKENED]).numpy())
     if wrong:
-        raise GateError(f"{companion(path, FLOAT_FILE)}: is not the float network: {wrong}")
+        raise GateError(f"{file_beside(path, FLOAT_FILE)}: is not the float network: {wrong}")
     return model
 
 
-def _given(data: Data, raw: RawImages | None) -> np.ndarray:
+def _given(data: Data, raw: Uint8Input | None) -> np.ndarray:
     """The test images as a file takes them."""
     images: np.ndarray = data.normalize(data.test.images).numpy()
     return images if raw is None else raw.arranged(data.test.images[:].numpy())
 
 
-def _on_openvino(path: Path, data: Data, raw: RawImages | None) -> dict[str, float]:
+def _on_openvino(path: Path, data: Data, raw: Uint8Input | None) -> dict[str, float]:
     """Top-1 there, and how often it is onnxruntime's, in %; its rounding is its own, so bits are not compared."""
     images, labels = _given(data, raw), data.test.labels.numpy()
     found, expected = OpenVino(path, 1).logits(INPUT, images).argmax(1), predict(path, images).argmax(1)
     return {"top1": float(100 * (found == labels).mean()), "agreement": float(100 * (found == expected).mean())}
 
 
-def _require_exact(finished: Finished, verdict: Verdict) -> None:
+def _require_exact(finished: FinishedRun, verdict: Verdict) -> None:
     """Raises GateError if a network of the bit-exact edition gives other logits in PyTorch than in onnxruntime."""
     scheme, same = finished.recipe.student.quantize, verdict.same_as_reference
     if scheme is not None and scheme.exact and same is not None and same < 1:
@@ -188,7 +188,7 @@ def _require_exact(finished: Finished, verdict: Verdict) -> None:
 
 
 def _require_same(
-    finished: Finished, storage: Literal["int8", "packed"], path: Path, data: Data, raw: RawImages
+    finished: FinishedRun, storage: Literal["int8", "packed"], path: Path, data: Data, raw: Uint8Input
 ) -> None:
     """Raises GateError unless bytes give the logits of normalised images, to the last bit."""
     images = data.test.images[:COMPARED]

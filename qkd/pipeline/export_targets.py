@@ -15,27 +15,27 @@ from qkd.engine.metrics import logits
 from qkd.errors import GateError
 from qkd.export import (
     ONNXRUNTIME,
-    RawImages,
     Target,
-    attempt,
+    Uint8Input,
     emit,
-    likeness,
-    literal_logits,
+    reference_logits,
     require_agreement,
-    require_likeness,
+    require_parity,
+    run_reference,
     save,
+    torch_parity,
 )
-from qkd.pipeline.export import EXPORT, companion
-from qkd.pipeline.onnx_metadata import metadata
-from qkd.pipeline.reload import Finished, reload
-from qkd.storage.atomic import on_trial, place
+from qkd.pipeline.export import EXPORT, file_beside
+from qkd.pipeline.onnx_metadata import metadata_of_run
+from qkd.pipeline.reload import FinishedRun, reload_product
+from qkd.storage.atomic import replaced_on_success, write_atomic
 from qkd.storage.run import Run
 
 COMPARED = 64
 """Images for which a file that only shifts codes is held against onnxruntime's, both taken literally."""
 
 
-def ship_for(
+def export_for_target(
     run: Run,
     target: Target,
     *,
@@ -50,36 +50,36 @@ def ship_for(
     target cannot take.
     """
     path = output or run.folder / f"student.{target.name}.onnx"
-    finished = reload(run)
+    finished = reload_product(run)
     data = load_data(finished.recipe).at_hand()
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
-    raw = RawImages(scale, shift, layout)
-    told = metadata(finished, raw, "uint8" if raw_input else "float32")
+    raw = Uint8Input(scale, shift, layout)
+    told = metadata_of_run(finished, raw, "uint8" if raw_input else "float32")
     shape, given = finished.facts.shape, raw if raw_input else None
     emitted = emit(finished.product, shape, storage=storage, metadata=told, raw=given, target=target)
     images = raw.arranged(data.test.images[:].numpy()) if raw_input else data.normalize(data.test.images).numpy()
     ours = emit(finished.product, shape, raw=given, target=replace(ONNXRUNTIME, direct=False))
     floats = data.normalize(data.test.images[:COMPARED]).numpy()
-    require_likeness(likeness(finished.product, ours, images[:COMPARED], floats), path)
+    require_parity(torch_parity(finished.product, ours, images[:COMPARED], floats), path)
     if not target.symmetric:
         _require_shifted(ours.model, emitted.model, images[:COMPARED], target)
-    with on_trial(path) as beside:
+    with replaced_on_success(path) as beside:
         save(emitted.model, beside)
-        trial = attempt(emitted, beside, images, data.test.labels.numpy(), _reference(finished, data))
+        trial = run_reference(emitted, beside, images, data.test.labels.numpy(), _reference(finished, data))
         require_agreement(replace(trial, file=str(path)), target.name)
     report = {**replace(trial, file=str(path)).as_dict(), "target": target.name, "storage": storage}
-    place(companion(path, EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    write_atomic(file_beside(path, EXPORT), lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
     return report
 
 
-def _reference(finished: Finished, data: Data) -> np.ndarray:
+def _reference(finished: FinishedRun, data: Data) -> np.ndarray:
     found: np.ndarray = logits(finished.product, data.batches("test", finished.recipe.data.batch)).numpy()
     return found
 
 
 def _require_shifted(ours: Any, model: Any, images: np.ndarray, target: Target) -> None:
     """Raises GateError unless the codes are onnxruntime's but for the shift: literally, both files give equal logits."""
-    same = (literal_logits(model, images) == literal_logits(ours, images)).all(axis=1).mean()
+    same = (reference_logits(model, images) == reference_logits(ours, images)).all(axis=1).mean()
     if same < 1:
         raise GateError(
             f"{target.name}: {100 * (1 - same):.3g} % of the images give other logits than onnxruntime's file"

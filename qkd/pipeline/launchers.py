@@ -13,7 +13,7 @@ Where = Literal["local", "submitit", "ray"]
 Launch = Callable[..., Any]  # (function, *arguments) -> what it returns, once it is done somewhere
 
 
-def launcher(where: Where, folder: Path, settings: Sequence[str] = ()) -> Launch:
+def launcher_for(where: Where, folder: Path, settings: Sequence[str] = ()) -> Launch:
     """A function that computes ``function(*arguments)`` there and waits for it; many threads may call it.
 
     ``settings`` are ``key=value`` for the scheduler; ``folder`` is where it may keep its files. Raises UsageError where it

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qkd import __version__
-from qkd.storage.atomic import place
+from qkd.storage.atomic import write_atomic
 from qkd.storage.run import RECIPE
 
 if TYPE_CHECKING:
-    from qkd.export import RawImages
-    from qkd.pipeline.reload import Finished
+    from qkd.export import Uint8Input
+    from qkd.pipeline.reload import FinishedRun
     from qkd.recipe import Recipe
 
 INFER = "infer.py"
@@ -49,20 +49,22 @@ for path in sys.argv[1:]:
 )
 
 
-def metadata(finished: Finished, raw: RawImages, kind: str) -> Mapping[str, str]:
+def metadata_of_run(finished: FinishedRun, raw: Uint8Input, kind: str) -> Mapping[str, str]:
     """What an exported file says of itself: labels, preprocessing, bits, scheme, the completed recipe, versions.
 
     ``kind`` is "uint8" or "float32"; ``raw`` says how bytes are normalised, inside the file or before it.
     """
     folder = finished.run.folder
     text = (folder / RECIPE).read_text()
-    return inscribed(finished.recipe, finished.data, raw, kind, name=folder.name, text=text, commit=commit(folder))
+    return metadata_of_recipe(
+        finished.recipe, finished.data, raw, kind, name=folder.name, text=text, commit=commit(folder)
+    )
 
 
-def inscribed(
-    recipe: Recipe, data: Mapping[str, Any], raw: RawImages, kind: str, *, name: str, text: str, commit: str
+def metadata_of_recipe(
+    recipe: Recipe, data: Mapping[str, Any], raw: Uint8Input, kind: str, *, name: str, text: str, commit: str
 ) -> Mapping[str, str]:
-    """``metadata`` from its parts: ``data`` as a run keeps it, the ``name`` of the run, the ``text`` of its recipe."""
+    """``metadata_of_run`` from its parts: ``data`` as a run keeps it, the ``name`` of the run, the ``text`` of its recipe."""
     scheme = recipe.student.quantize
     found = {
         "name": name,
@@ -79,7 +81,7 @@ def inscribed(
     return {key: value for key, value in found.items() if value}
 
 
-def preprocessing(data: Mapping[str, Any], raw: RawImages, kind: str) -> dict[str, Any]:
+def preprocessing(data: Mapping[str, Any], raw: Uint8Input, kind: str) -> dict[str, Any]:
     """From an image file to the file's input; ``multiply`` and ``add`` are float32, written so that they come back exactly."""
     channels, height, width = data["shape"]
     return {
@@ -111,8 +113,8 @@ def commit(folder: Path) -> str:
         return ""
 
 
-def write_program(file: Path, path: Path) -> Path | None:
+def write_infer_program(file: Path, path: Path) -> Path | None:
     """The program for an exported file, beside it. None, and nothing written, where somebody's own stands there."""
     if path.is_file() and not path.read_text(errors="replace").startswith(MARK):
         return None
-    return place(path, lambda to: to.write(PROGRAM.replace("(FILE)", f"({json.dumps(file.name)})").encode()))
+    return write_atomic(path, lambda to: to.write(PROGRAM.replace("(FILE)", f"({json.dumps(file.name)})").encode()))

@@ -16,18 +16,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from qkd import __version__
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.ensemble import Ensemble
 from qkd.data.root import cache
 from qkd.distill.plan import Phase, Plan, Step
 from qkd.distill.stages import cut
 from qkd.distill.terms import label
 from qkd.engine.device import Machine
-from qkd.engine.diagnostics import finite
+from qkd.engine.diagnostics import is_finite
 from qkd.engine.metrics import logits, top1
 from qkd.engine.train import Listener, Training, train
 from qkd.errors import NetworkError, RunError, TrainingError, nearest
 from qkd.networks.tracing import trace
-from qkd.storage.atomic import held, place
+from qkd.storage.atomic import wait_for_lock, write_atomic
 from qkd.storage.checkpoints import LAST, Checkpoints
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ LATER = {
 
 
 @dataclass
-class Starts:
+class FloatStarts:
     """Gives each network its float weights, and remembers the accuracy they have on the test split."""
 
     recipe: Recipe
@@ -76,7 +76,9 @@ class Starts:
     def _pretrained(self, part: str, entry: NetworkEntry, network: nn.Module) -> dict[str, Tensor]:
         key = self._key(network)
         path = cache() / "float" / f"{key}.safetensors"
-        with held(path) if self.fabric.world_size == 1 else contextlib.nullcontext():  # others may be making it
+        with (
+            wait_for_lock(path) if self.fabric.world_size == 1 else contextlib.nullcontext()
+        ):  # others may be making it
             state = self.fabric.broadcast(_cached(path) if self.fabric.is_global_zero else None)
             if state is not None:
                 self.listen("cached", {"part": part, "build": entry.build})
@@ -98,7 +100,7 @@ class Starts:
         staged = cut(trace(network), [])
         plan = Plan((Phase("float", (Step(["student"], [label("student")]),)),))
         training = Training(
-            parts=Parts({"student": staged}, plan),
+            parts=Ensemble({"student": staged}, plan),
             plan=plan,
             data=self.data,
             settings=self.recipe.pretrain,
@@ -145,13 +147,13 @@ def _cached(path: Path) -> dict[str, Tensor] | None:
 
 def _broken(state: Mapping[str, Tensor]) -> str:
     """The first tensor that is not finite; the guard of training looks at every step but not behind the last."""
-    return next((name for name, tensor in state.items() if not finite(tensor)), "")
+    return next((name for name, tensor in state.items() if not is_finite(tensor)), "")
 
 
 def _keep(path: Path, state: Mapping[str, Tensor]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        place(path, lambda file: file.write(save(dict(state))))
+        write_atomic(path, lambda file: file.write(save(dict(state))))
     except (OSError, RunError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise RunError(f"{path}: cannot keep the float start: {why}; set XDG_CACHE_HOME elsewhere") from error

@@ -26,7 +26,7 @@ DECIDES = ("device", "precision", "compile", "threads", "ranks", "torch")  # fac
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A run read back: its product with the trained weights, on the CPU, in evaluation mode."""
 
     run: Run
@@ -37,7 +37,7 @@ class Finished:
     assembly: Assembly
 
 
-def reload(run: Run) -> Finished:
+def reload_product(run: Run) -> FinishedRun:
     """The product of a finished run. Raises RunError if it is not finished or does not fit its recipe."""
     recipe = recipes.load(run.folder / RECIPE, paths_exist=False)
     state, data = run.load_product(), run.read_json(DATA)
@@ -50,10 +50,10 @@ def reload(run: Run) -> Finished:
         raise RunError(
             f"{run.folder}: the product does not fit the recipe: {str(error).splitlines()[-1].strip()}"
         ) from error
-    return Finished(run, recipe, facts, data, product.eval(), assembly)
+    return FinishedRun(run, recipe, facts, data, product.eval(), assembly)
 
 
-def float_network(finished: Finished) -> nn.Module | None:
+def float_network(finished: FinishedRun) -> nn.Module | None:
     """The student's float start, the network a quantized product has to be compared with; None where there was none."""
     from safetensors.torch import load_file
 
@@ -93,7 +93,7 @@ def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, A
     return [] if before == now else [(key, before, now)]
 
 
-def ended(run: Run) -> bool:
+def is_complete(run: Run) -> bool:
     """Whether there is nothing left of a run to go on with; a damaged result is named in a warning, and there is.
 
     Raises RunError where no checkpoint is left to make that result from again.
@@ -108,7 +108,7 @@ def ended(run: Run) -> bool:
         return False
 
 
-def moved(run: Run, now: Mapping[str, Any]) -> list[str]:
+def changed_environment(run: Run, now: Mapping[str, Any]) -> list[str]:
     """In what the environment differs from that in which a run was last trained, of what its numbers depend on."""
     try:
         before = run.read_json(ENVIRONMENT)
@@ -118,7 +118,7 @@ def moved(run: Run, now: Mapping[str, Any]) -> list[str]:
     return [f"{name} was {before[name]}, is {now.get(name)}" for name in changed]
 
 
-def to_go_on(folder: Path) -> Run:
+def resumable_run(folder: Path) -> Run:
     """A run to resume. One that was killed before it had written anything is resumed from its very start.
 
     Raises RunError if the folder is none, or holds other things.
@@ -134,13 +134,13 @@ def _ours(path: Path) -> bool:
     return empty or path.name.startswith(".") or path.name == ORIGINAL
 
 
-def latest(root: Path, name: str) -> Run:
+def latest_run(root: Path, name: str) -> Run:
     """The newest run of a recipe's name. Raises RunError if there is none."""
     found = [p for p in root.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
     found = [p for p in found if p.is_dir()]
     if not found:
         raise RunError(f"{root / name}: nothing to resume: there is no run of this name")
-    return to_go_on(max(found, key=_age))
+    return resumable_run(max(found, key=_age))
 
 
 def _age(folder: Path) -> tuple[float, int]:

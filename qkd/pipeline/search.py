@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.errors import UsageError
-from qkd.pipeline.sweep import Point, named
+from qkd.pipeline.sweep import Point, folder_name
 
 STUDY, NAME = "search.db", "qkd"
 SCORE = "val_top1"  # never the test split: what is chosen by it is not measured by it
@@ -40,7 +40,7 @@ class Range:
         return f"{self.key}={value:.6g}" if isinstance(value, float) else f"{self.key}={value}"
 
 
-def searched(text: str) -> Range:
+def parse_range(text: str) -> Range:
     """``a.b=0.01:1:log``, ``a.b=1:8`` (whole numbers) or ``a.b=sgd,adamw``. Raises UsageError."""
     key, sign, values = text.partition("=")
     wrong = UsageError(f"--search {text}: expected KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=VALUE,VALUE")
@@ -62,7 +62,7 @@ def searched(text: str) -> Range:
     return Range(key.strip(), low, high, len(words) == 3, whole)
 
 
-def search(
+def run_search(
     out: Path,
     ranges: Sequence[Range],
     trials: int,
@@ -81,7 +81,7 @@ def search(
     """
     for end in (0, -1):
         changes = tuple(each.written(each.ends[end]) for each in ranges)
-        check(Point(out / named(changes), changes))
+        check(Point(out / folder_name(changes), changes))
     out.mkdir(parents=True, exist_ok=True)
     study = _Study(out, ranges)
     failures: dict[str, str] = {}
@@ -162,4 +162,4 @@ class _Study:
 
     def _point(self, params: dict[str, Any]) -> Point:
         changes = tuple(each.written(params[each.key]) for each in self.ranges)
-        return Point(self.out / named(changes), changes)
+        return Point(self.out / folder_name(changes), changes)

@@ -20,7 +20,7 @@ from qkd.storage.run import Run
 Listener = Callable[["Point", str], None]  # (point, "finished already" | "done" | "failed: why")
 
 
-def launched_here(function: Callable[..., Any], *arguments: Any) -> Any:
+def launch_locally(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
@@ -89,13 +89,13 @@ def points(out: Path, over: Sequence[str], seeds: int | None) -> list[Point]:
         raise UsageError(f"--over names a key twice: {', '.join(keys)}")
     grid = [tuple(zip(keys, values, strict=True)) for values in itertools.product(*(values for _, values in axes))]
     changes = [tuple(f"{key}={value}" for key, value in each) for each in grid]
-    names = [named(each) for each in changes]
+    names = [folder_name(each) for each in changes]
     if len(set(names)) < len(names):
         names = [f"{number:03}_{name}" for number, name in enumerate(names)]
     return [Point(out / name, change) for name, change in zip(names, changes, strict=True)]
 
 
-def named(changes: Sequence[str]) -> str:
+def folder_name(changes: Sequence[str]) -> str:
     """The folder's name of what changes ``a.b=1``, ``c=2``: ``b=1_c=2``."""
     pairs = (change.partition("=") for change in changes)
     return "_".join(f"{key.rpartition('.')[2]}={_plain(value)}" for key, _, value in pairs)
@@ -106,7 +106,7 @@ def _plain(value: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", value).strip("-")[:60]
 
 
-def sweep(
+def run_grid(
     recipe: str,
     grid: Sequence[Point],
     *,
@@ -114,11 +114,11 @@ def sweep(
     options: Sequence[str] = (),
     jobs: int = 1,
     listen: Listener = lambda point, state: None,
-    launch: Launch = launched_here,
+    launch: Launch = launch_locally,
 ) -> dict[str, str]:
     """Train every point that is not finished yet, so many at once, each resumed where it was. -> why some failed, by name
 
-    ``launch`` says where, `qkd.pipeline.launchers.launcher`.
+    ``launch`` says where, `qkd.pipeline.launchers.launcher_for`.
     """
 
     def work(point: Point) -> tuple[str, str | None]:
@@ -142,13 +142,13 @@ def train(recipe: str, point: Point, overrides: Sequence[str], options: Sequence
     resume = ["--resume"] if point.folder.is_dir() else []
     words = ["train", recipe, *overrides, *point.changes, "--out", str(point.folder), "--quiet", *options, *resume]
     try:
-        failure = launch(run_alone, words, str(Path.cwd()))
+        failure = launch(run_in_process, words, str(Path.cwd()))
     except Exception as error:  # whatever a scheduler may raise about a job that is gone
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     return None if failure is None else str(failure)
 
 
-def run_alone(words: Sequence[str], folder: str) -> str | None:
+def run_in_process(words: Sequence[str], folder: str) -> str | None:
     """``qkd`` in a process of its own, started in that folder. -> its last error, if it failed"""
     alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     line = [sys.executable, "-m", "qkd", *words]
@@ -165,12 +165,12 @@ def rows(grid: Sequence[Point]) -> list[dict[str, Any]]:
 
     Those that `--max-steps` ended early are among them: ``finished`` tells.
     """
-    from qkd.report.compare import compare
+    from qkd.report.compare import compare_runs
 
     there = [point for point in grid if not point.damage and "top1" in point.result()]
     return [
         {"changes": list(point.changes), "finished": point.finished, **row}
-        for point, row in zip(there, compare([point.folder for point in there]), strict=True)
+        for point, row in zip(there, compare_runs([point.folder for point in there]), strict=True)
     ]
 
 

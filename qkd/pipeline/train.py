@@ -16,25 +16,25 @@ from torch import nn
 from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.build import STUDENT
-from qkd.assembly.export_preview import foreseen
+from qkd.assembly.export_preview import export_preview
 from qkd.assembly.inputs import facts_of, load_data
-from qkd.assembly.unused import unheard
+from qkd.assembly.unused import find_unused
 from qkd.data import Data
-from qkd.engine.bit_schedule import lowered
+from qkd.engine.bit_schedule import apply_bit_schedule
 from qkd.engine.cost import cost
 from qkd.engine.device import Machine
-from qkd.engine.diagnostics import alarmed
-from qkd.engine.distributed import align, connected, release
-from qkd.engine.loggers import tracked
+from qkd.engine.diagnostics import diagnose_learners
+from qkd.engine.distributed import connected, desynchronise, synchronise
+from qkd.engine.loggers import with_loggers
 from qkd.engine.metrics import ece, logits, top1, top1_of_parts
-from qkd.engine.state import Cursor, snapshot
-from qkd.engine.train import Listener, Training, finished, train
-from qkd.engine.validation import settle
+from qkd.engine.state import TrainingState, snapshot
+from qkd.engine.train import Listener, Training, is_finished, train
+from qkd.engine.validation import reestimate_batch_norms
 from qkd.errors import DataError, ExportError
-from qkd.pipeline.pretrain import Starts
-from qkd.pipeline.reload import FLOAT, ended, moved
+from qkd.pipeline.pretrain import FloatStarts
+from qkd.pipeline.reload import FLOAT, changed_environment, is_complete
 from qkd.quantizers import calibrate
-from qkd.storage.atomic import claimed, sweep
+from qkd.storage.atomic import lock_folder, remove_unfinished
 from qkd.storage.checkpoints import LAST
 from qkd.storage.run import DATA, ENVIRONMENT, METRICS, RECIPE, RESULT, Run, environment
 
@@ -45,7 +45,7 @@ BEFORE = "before"  # the line of metrics that holds what calibration alone gives
 CALIBRATION_IMAGES = 1024
 
 
-def produce(
+def train_recipe(
     recipe: Recipe,
     run: Run | None,
     machine: Machine,
@@ -67,12 +67,12 @@ def produce(
         if not fabric.is_global_zero:
             run, listen = Run(folder, writes=False), lambda event, values: None
         assert run is not None
-        if resume and fabric.broadcast(run.writes and ended(run)):
+        if resume and fabric.broadcast(run.writes and is_complete(run)):
             listen("finished", {"run": str(folder)})
             return run.read_json(RESULT)
         if run.writes:
-            held.enter_context(claimed(folder))
-            listen = held.enter_context(tracked(machine.loggers, folder, recipe.model_dump(mode="json"), listen))
+            held.enter_context(lock_folder(folder))
+            listen = held.enter_context(with_loggers(machine.loggers, folder, recipe.model_dump(mode="json"), listen))
         return _Production(recipe, run, machine, fabric, resume, max_steps, listen).result()
 
 
@@ -92,9 +92,9 @@ class _Production:
             data = replace(data, workers=self.machine.workers)
         _require_batches(data, self.recipe.data.batch, self.fabric.world_size)
         if self.run.writes:
-            sweep(self.run.folder)
+            remove_unfinished(self.run.folder)
         facts = environment(**self.machine.facts(self.fabric))
-        changed = moved(self.run, facts)
+        changed = changed_environment(self.run, facts)
         _write_facts(self.run, self.recipe, data, facts)
         found = self.run.checkpoints.load(LAST) if self.resume and self.run.writes else None
         saved = self.fabric.broadcast(found)
@@ -104,7 +104,7 @@ class _Production:
             self.listen("resumed", {"steps": saved["cursor"]["steps"], "changed": changed})
         cursor = train(training, cursor, saved)
         result = _finish(training, assembly, data)
-        result["finished"] = finished(training, cursor)
+        result["finished"] = is_finished(training, cursor)
         return _report(self.run, self.recipe, cursor, result, time.perf_counter() - start)
 
     def _state_ranks(self) -> None:
@@ -113,21 +113,21 @@ class _Production:
             facts = {"ranks": ranks, "batch": batch, "each": batch // ranks, "rate": self.recipe.train.rate}
             self.listen("ranks", facts)
 
-    def _go_on(self, data: Data) -> tuple[Training, Assembly, Cursor | None]:
+    def _go_on(self, data: Data) -> tuple[Training, Assembly, TrainingState | None]:
         assembly = assemble(self.recipe, facts_of(data))
         return self._training(assembly, data), assembly, None
 
-    def _begin(self, data: Data) -> tuple[Training, Assembly, Cursor]:
+    def _begin(self, data: Data) -> tuple[Training, Assembly, TrainingState]:
         """Float starts, quantization, calibration; then a checkpoint, so that none of it is ever done twice."""
         if self.run.writes:
             self.run.checkpoints.forget_after(-1, whole=True)
         self.run.write(METRICS, "")
         self._foresee(data)
-        starts = Starts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
+        starts = FloatStarts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
         assembly = assemble(self.recipe, facts_of(data), start=lambda *start: _start(self.run, starts, *start))
         training = self._training(assembly, data)
         before = _prepare(training, assembly, data)
-        cursor = Cursor(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
+        cursor = TrainingState(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
         state = snapshot(self.fabric, training.parts, cursor)
         if self.run.writes:
             self.run.checkpoints.save(LAST, state, steps=0)
@@ -137,9 +137,9 @@ class _Production:
         """Before training, say what does nothing and what will stay float. Raises SchemeError for what cannot be exact."""
         with torch.random.fork_rng(devices=[]):
             assembly = assemble(self.recipe, facts_of(data))
-        lines = [str(problem) for problem in unheard(self.recipe, assembly)]
+        lines = [str(problem) for problem in find_unused(self.recipe, assembly)]
         try:
-            lines += foreseen(self.recipe, assembly)
+            lines += export_preview(self.recipe, assembly)
         except ExportError as error:
             lines.append(f"the product will not be exported: {error}")
         if lines:
@@ -173,7 +173,7 @@ def _require_batches(data: Data, batch: int, ranks: int) -> None:
         raise DataError(said)
 
 
-def _start(run: Run, starts: Starts, part: str, entry: Any, network: nn.Module) -> None:
+def _start(run: Run, starts: FloatStarts, part: str, entry: Any, network: nn.Module) -> None:
     """Give a network its float weights; those of the student are kept, to compare the product with."""
     starts(part, entry, network)
     if part == STUDENT and part in starts.top1:
@@ -187,15 +187,15 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
     count = max(1, CALIBRATION_IMAGES // training.batch)
     seen = data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)
     images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
-    lowered(training, 0, keep_range=False)  # nothing is calibrated yet
+    apply_bit_schedule(training, 0, keep_range=False)  # nothing is calibrated yet
     for staged in training.parts.networks.values():
         calibrate(staged.network, images)
     if assembly.plan.deployed():
         calibrate(assembly.product(), images, under="heads.")
     if training.reestimate:
-        align(training.fabric, training.parts)  # over the images of all ranks, as in training
-        settle(training)
-        release(training.parts)
+        synchronise(training.fabric, training.parts)  # over the images of all ranks, as in training
+        reestimate_batch_norms(training)
+        desynchronise(training.parts)
     before = test_top1(assembly.product(), data, training.batch, training.device)
     assert training.run is not None
     training.run.log({"phase": BEFORE, "steps": 0, "test/top1": before})
@@ -218,11 +218,13 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
         "ece": round(ece(scores, data.test.labels), 4),
         "parts": {name: round(value, 4) for name, value in together.items()},
         "cost": cost(training),
-        "alarms": alarmed(training),
+        "alarms": diagnose_learners(training),
     }
 
 
-def _report(run: Run, recipe: Recipe, cursor: Cursor, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def _report(
+    run: Run, recipe: Recipe, cursor: TrainingState, result: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
     values = {
         "run": str(run.folder),
         "method": recipe.method.name,

@@ -7,15 +7,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from qkd.distill.method_info import Only, about, idle
+from qkd.distill.method_info import OnlyWith, method_info, unused_options
 from qkd.errors import Problem, RecipeError, nearest
 from qkd.options import options_from
 from qkd.recipe.models import DataEntry, MethodEntry, NetworkEntry, Origin, Pretrain, Recipe, Train
-from qkd.recipe.overrides import override
-from qkd.recipe.parse import recipe_of
+from qkd.recipe.overrides import apply_override
+from qkd.recipe.parse import parse_recipe
 from qkd.recipe.schema import schema
 from qkd.recipe.source import Source, read, write
-from qkd.user_code import named
+from qkd.user_code import look_up
 
 __all__ = [
     "DataEntry",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-READ_WITH: Only = {
+READ_WITH: OnlyWith = {
     "milestones": ("schedule", ("step",)),
     "momentum": ("optimizer", ("sgd",)),
     "nesterov": ("optimizer", ("sgd",)),
@@ -53,8 +53,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, paths_exist: bool =
     if source.problems and not source.data:
         raise RecipeError(source.problems)
     for number, text in enumerate(overrides, start=1):
-        override(source, number, text)
-    recipe = recipe_of(source)
+        apply_override(source, number, text)
+    recipe = parse_recipe(source)
     if recipe is None:
         raise RecipeError(source.problems)
     return recipe
@@ -115,16 +115,16 @@ def _unused_options(recipe: Recipe) -> list[Problem]:
     """Options of the method that are not at their defaults and do nothing beside the others."""
     from qkd.methods import METHODS
 
-    method = named(recipe.method.name, METHODS, what="method")
-    known = about(method)
+    method = look_up(recipe.method.name, METHODS, what="method")
+    known = method_info(method)
     defaults = {name: parameter.default for name, parameter in options_from(method).parameters.items()}
     return _idle(recipe, "method", known.only_with if known else {}, recipe.method.options, defaults)
 
 
 def _idle(
-    recipe: Recipe, section: str, only_with: Only, options: Mapping[str, Any], defaults: Mapping[str, Any]
+    recipe: Recipe, section: str, only_with: OnlyWith, options: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> list[Problem]:
-    found = idle(only_with, options)
+    found = unused_options(only_with, options)
     return [
         recipe.problem(f"{section}.{name}", said) for name, said in found.items() if options[name] != defaults[name]
     ]

@@ -10,9 +10,9 @@ from qkd.bounds import Count
 from qkd.errors import SchemeError, UsageError, nearest
 from qkd.options import Options, options_from
 from qkd.recipe.models import FLOAT, SCRATCH, DataEntry, MethodEntry, NetworkEntry
-from qkd.recipe.source import Key, Source, listed, shown, under
-from qkd.recipe.validate import checked, model_of
-from qkd.user_code import is_own, named
+from qkd.recipe.source import Key, Source, listed, quoted, split_key
+from qkd.recipe.validate import model_of, validated
+from qkd.user_code import is_user_code, look_up
 
 
 def method(source: Source, key: Key, value: Any) -> MethodEntry | None:
@@ -48,7 +48,7 @@ def network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
 
 
 def _options_of(name: str, known: Mapping[str, Any], what: str) -> Options:
-    function = named(name, known, what=what)
+    function = look_up(name, known, what=what)
     if not callable(function):
         raise UsageError(f"{name} is {type(function).__name__}, not a function")
     return options_from(function)
@@ -64,7 +64,7 @@ def _named(
     given = source.mapping(key, value, required=(word,))
     name = given.get(word)
     if word in given and not isinstance(name, str):
-        source.say((*key, word), f"must be text, got {shown(name)}")
+        source.say((*key, word), f"must be text, got {quoted(name)}")
     if isinstance(name, str):
         name = given[word] = _absolute(source, (*key, word), name)
     if isinstance(name, str):
@@ -87,7 +87,7 @@ def _completed(
         for word, (kind, d) in fixed.items()
     }
     together = Options({**own, **options.parameters, **own}, options.others, options.complete)
-    made = checked(source, key, model_of("_".join(key), together), given)
+    made = validated(source, key, model_of("_".join(key), together), given)
     if made is None:
         return None
     values = {name: value for name, value in made}
@@ -96,7 +96,7 @@ def _completed(
 
 def _absolute(source: Source, key: Key, name: str) -> str | None:
     """``./file.py:Name`` with the file's full path, so that the recipe means the same from everywhere."""
-    if not is_own(name):
+    if not is_user_code(name):
         return name
     file, _, rest = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     path, tried = source.find(file)
@@ -108,7 +108,7 @@ def _absolute(source: Source, key: Key, name: str) -> str | None:
 
 def _start(source: Source, key: Key, value: Any) -> str:
     if not isinstance(value, str):
-        source.say(key, f"must be float, scratch or the path of a checkpoint, got {shown(value)}")
+        source.say(key, f"must be float, scratch or the path of a checkpoint, got {quoted(value)}")
         return FLOAT
     if value in (FLOAT, SCRATCH):
         return value
@@ -129,13 +129,13 @@ def _scheme(source: Source, key: Key, value: Any) -> Any:
         if isinstance(value, str):
             return Scheme.parse(value)
         if isinstance(value, dict):
-            made = checked(source, key, model_of("scheme", options_from(Scheme, keyword_only=False)), value)
+            made = validated(source, key, model_of("scheme", options_from(Scheme, keyword_only=False)), value)
             return Scheme(**dict(made)) if made is not None else None
     except SchemeError as error:
         for line in str(error).splitlines():
-            source.say(*under(source.places, key, line))
+            source.say(*split_key(source.places, key, line))
         return None
     source.say(
-        key, f"must be off, a scheme such as w4a8, or a mapping with weights and activations, got {shown(value)}"
+        key, f"must be off, a scheme such as w4a8, or a mapping with weights and activations, got {quoted(value)}"
     )
     return None

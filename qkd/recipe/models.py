@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qkd.bounds import Bounds, Count, NotNegative, Positive, Seed, Share
 from qkd.errors import Problem
-from qkd.recipe.source import Key, Place, problem_at, under
+from qkd.recipe.source import Key, Place, problem_at, split_key
 
 if TYPE_CHECKING:
     from qkd.quantizers import Scheme
@@ -142,5 +142,5 @@ class Recipe(Section):
 
     def problem_within(self, key: Key, message: str, *, other: str = "recipe") -> Problem:
         """A mistake at the key below ``key`` that the message names in front; at ``other`` where that is none at all."""
-        found, said = under(self.origin.places, key, message)
+        found, said = split_key(self.origin.places, key, message)
         return self.problem(found or other, said)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from qkd.errors import Problem
-from qkd.recipe.source import Key, Source, parse, shown
+from qkd.recipe.source import Key, Source, parse, quoted
 
 OVERRIDE = "<override>"  # the file that mistakes in them are reported in; the line is the number of the override
 
 
-def override(source: Source, number: int, text: str) -> None:
+def apply_override(source: Source, number: int, text: str) -> None:
     """Set one key of the source to another value, as the ``number``-th override says."""
     name, sign, value = text.partition("=")
     key: Key = tuple(name.strip().split("."))
@@ -41,7 +41,7 @@ def _container(source: Source, number: int, key: Key) -> Any:
             _say(source, number, ".".join(key), f"{above} is a list of {len(here)}, counted from 0")
             return None
         if not isinstance(here, list | dict):
-            _say(source, number, ".".join(key), f"{above} is {shown(here)}, not a mapping; give {above} as a whole")
+            _say(source, number, ".".join(key), f"{above} is {quoted(here)}, not a mapping; give {above} as a whole")
             return None
         if depth == len(key) - 1:
             return here

@@ -9,8 +9,8 @@ from qkd.bounds import Seed
 from qkd.distill.taps import LOGITS, SHARED
 from qkd.recipe.entries import data, method, network
 from qkd.recipe.models import STUDENT, Origin, Pretrain, Recipe, Section, Train
-from qkd.recipe.source import Key, Source, shown
-from qkd.recipe.validate import checked
+from qkd.recipe.source import Key, Source, quoted
+from qkd.recipe.validate import validated
 
 REQUIRED = ("method", "student", "data", "train")
 RESERVED = (STUDENT, "exchange", SHARED)  # names that mean something else in the address of a tensor
@@ -20,7 +20,7 @@ class _Seed(Section):
     seed: Seed
 
 
-def recipe_of(source: Source) -> Recipe | None:
+def parse_recipe(source: Source) -> Recipe | None:
     """The recipe, or None when the source has problems, all of them reported."""
     known = [name for name in Recipe.model_fields if name != "origin"]
     top = source.mapping((), source.data, known=known, required=REQUIRED)
@@ -51,19 +51,19 @@ def _match(source: Source, key: Key, value: Any, parts: list[str]) -> dict[str, 
     if isinstance(value, list):
         for at, stage in enumerate(value):
             if not isinstance(stage, str):
-                source.say((*key, str(at)), f"must be the path of a module, got {shown(stage)}")
+                source.say((*key, str(at)), f"must be the path of a module, got {quoted(stage)}")
             elif stage in value[:at]:
                 source.say((*key, str(at)), f"{stage} is named twice")
         return {str(stage): dict.fromkeys(parts, str(stage)) for stage in value}
     if not isinstance(value, dict):
-        source.say(key, f"must be a list of module paths or a mapping of stages, got {shown(value)}")
+        source.say(key, f"must be a list of module paths or a mapping of stages, got {quoted(value)}")
         return {}
     stages = {}
     for stage, paths in value.items():
         paths = source.mapping((*key, stage), paths, known=parts, required=parts)
         for part, path in paths.items():
             if not isinstance(path, str):
-                source.say((*key, stage, part), f"must be the path of a module, got {shown(path)}")
+                source.say((*key, stage, part), f"must be the path of a module, got {quoted(path)}")
         stages[stage] = {part: paths[part] for part in parts if part in paths}
     return stages
 
@@ -72,13 +72,13 @@ def _settings(model: type[Section]) -> Callable[[Source, Key, Any], Any]:
     def check(source: Source, key: Key, value: Any) -> Any:
         before = len(source.problems)
         values = {} if value is None else source.mapping(key, value)
-        return checked(source, key, model, values) if len(source.problems) == before else None
+        return validated(source, key, model, values) if len(source.problems) == before else None
 
     return check
 
 
 def _seed(source: Source, key: Key, value: Any) -> int | None:
-    made = checked(source, (), _Seed, {"seed": value})
+    made = validated(source, (), _Seed, {"seed": value})
     return made.seed if isinstance(made, _Seed) else None
 
 

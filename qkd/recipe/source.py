@@ -64,7 +64,7 @@ class Source:
     ) -> dict[str, Any]:
         """The value, if it is a mapping, with its unknown keys reported and left out; otherwise an empty one."""
         if not isinstance(value, dict):
-            self.say(key, f"must be a mapping of keys to values, got {shown(value)}")
+            self.say(key, f"must be a mapping of keys to values, got {quoted(value)}")
             return {}
         for missing in (word for word in required if word not in value):
             self.say((*key, missing), "required")
@@ -88,13 +88,13 @@ def problem_at(file: str, places: dict[Key, Place], key: Key, message: str) -> P
     return Problem(*place, ".".join(key) or "recipe", message)
 
 
-def under(places: Collection[Key], key: Key, message: str) -> tuple[Key, str]:
+def split_key(places: Collection[Key], key: Key, message: str) -> tuple[Key, str]:
     """The key a message names in front (``first: 9 is ...``), as far as it was written below ``key``; and what is left."""
     word, colon, rest = message.partition(": ")
-    return under(places, (*key, word), rest) if colon and (*key, word) in places else (key, message)
+    return split_key(places, (*key, word), rest) if colon and (*key, word) in places else (key, message)
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value as a message quotes it: short, and as YAML writes it."""
     words = {True: "true", False: "false", None: "null"}
     text = words[value] if value is None or isinstance(value, bool) else repr(value)
@@ -110,7 +110,7 @@ def read(text: str, file: str, folder: Path | None = None, *, paths_exist: bool 
     elif source.data is None:
         source.say((), "empty; a recipe has at least method, student, data and train")
     elif not isinstance(source.data, dict):
-        source.say((), f"a recipe is a mapping of keys to values, got {shown(source.data)}")
+        source.say((), f"a recipe is a mapping of keys to values, got {quoted(source.data)}")
         source.data = {}
     return source
 
@@ -205,7 +205,7 @@ class _Walk:
             if kind == "float":
                 return float(re.sub(r"\.(inf|nan)", r"\1", text.lower()))
         except ValueError:
-            self.source.say(key, f"{shown(text)} is no {kind}")
+            self.source.say(key, f"{quoted(text)} is no {kind}")
         return {"null": None, "bool": text.lower() == "true"}.get(kind, text)
 
 

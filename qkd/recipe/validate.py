@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from qkd.errors import nearest
 from qkd.options import Options, suggestion
-from qkd.recipe.source import Key, Source, listed, shown
+from qkd.recipe.source import Key, Source, listed, quoted
 
 SWITCH = {"yes": True, "on": True, "no": False, "off": False}  # words of YAML 1.1, understood where a bool is wanted
 WORDS = {
@@ -61,7 +61,7 @@ def _default(parameter: Parameter) -> Any:
     return ... if parameter.default is Parameter.empty else parameter.default
 
 
-def checked(source: Source, key: Key, model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel | None:
+def validated(source: Source, key: Key, model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel | None:
     """The values as that model, or None with every mistake reported. Paths are made absolute.
 
     Checked as strictly as JSON is: 8 is a number and no text, '8' is a text and no number.
@@ -102,7 +102,7 @@ def _report(
     for where, messages in found.items():
         error = next(iter(messages.values()))
         silent = error["type"] in ("missing", "extra_forbidden", "literal_error")
-        got = "" if silent else f", got {shown(error['input'])}"
+        got = "" if silent else f", got {quoted(error['input'])}"
         source.say(where, " or ".join(dict.fromkeys(messages)) + got)
 
 
@@ -129,7 +129,7 @@ def _wording(error: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "literal_error":
         near = nearest(error["input"], _literals(model, str(error["loc"][0])))
         expected = context["expected"].replace("True", "true").replace("False", "false")
-        return f"must be {expected}, got {shown(error['input'])}{near}"
+        return f"must be {expected}, got {quoted(error['input'])}{near}"
     if kind in WORDS:
         return WORDS[kind].format(**context)
     return error["msg"][:1].lower() + error["msg"][1:]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from qkd.report.page import render
-from qkd.report.run_data import Evidence, gather
+from qkd.report.run_data import RunData, read_run
 
 REPORT = "report.html"
 
-__all__ = ["REPORT", "gather", "write"]
+__all__ = ["REPORT", "read_run", "write"]
 
 
-def write(evidence: Evidence) -> Path:
+def write(evidence: RunData) -> Path:
     """Write ``report.html`` into the folder of a run. -> its path. Raises RunError if it cannot be written."""
     return evidence.run.write(REPORT, render(evidence))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkd.report.run_data import Evidence, gather, headline, is_float_file, mapping, shipped, short
+from qkd.report.run_data import RunData, exported_rows, headline_row, is_float_file, mapping, read_run, scheme_text
 from qkd.storage.run import Run
 
 NUMBERS = (
@@ -22,33 +22,33 @@ NUMBERS = (
 )  # what is averaged over seeds
 
 
-def compare(runs: Sequence[Path]) -> list[dict[str, Any]]:
+def compare_runs(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """One row per run folder, in the order given; None where a run has not come that far.
 
     Accuracies in %, ``bytes`` of the exported file, ``p50_ms`` and ``speedup`` at the smallest batch that was measured,
     ``seconds`` of training. Raises RunError for a folder that is no run.
     """
-    return rows(gathered(runs))
+    return rows(read_runs(runs))
 
 
-def gathered(runs: Sequence[Path]) -> list[Evidence]:
+def read_runs(runs: Sequence[Path]) -> list[RunData]:
     """What run folders hold, in the order given, each read once. Raises RunError for a folder that is no run."""
-    return [gather(Run.open(Path(folder))) for folder in runs]
+    return [read_run(Run.open(Path(folder))) for folder in runs]
 
 
-def rows(found: Sequence[Evidence]) -> list[dict[str, Any]]:
-    """The rows of ``compare`` for runs that were read."""
+def rows(found: Sequence[RunData]) -> list[dict[str, Any]]:
+    """The rows of ``compare_runs`` for runs that were read."""
     return [_row(evidence) for evidence in found]
 
 
-def _row(evidence: Evidence) -> dict[str, Any]:
-    result, export, fastest = evidence.result, evidence.export, headline(shipped(evidence))
+def _row(evidence: RunData) -> dict[str, Any]:
+    result, export, fastest = evidence.result, evidence.export, headline_row(exported_rows(evidence))
     theirs = [row for row in evidence.rows if is_float_file(row)]
     return {
         "run": str(evidence.run.folder),
         "method": result.get("method", mapping(evidence.recipe.get("method")).get("name")),
         "network": evidence.student.get("build"),
-        "bits": short(evidence.student) if evidence.student else None,
+        "bits": scheme_text(evidence.student) if evidence.student else None,
         "float_top1": result.get("float_top1"),
         "before_top1": evidence.before_top1,
         "top1": result.get("top1"),
@@ -58,14 +58,14 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         "batch": fastest.get("batch"),
         "threads": fastest.get("threads"),
         "p50_ms": fastest.get("p50_ms"),
-        "float_p50_ms": headline(theirs).get("p50_ms"),
+        "float_p50_ms": headline_row(theirs).get("p50_ms"),
         "speedup": fastest.get("speedup"),
         "seconds": result.get("training_seconds"),
         "seed": result.get("seed", evidence.recipe.get("seed")),
     }
 
 
-def by_recipe(found: Sequence[Evidence]) -> list[dict[str, Any]]:
+def by_recipe(found: Sequence[RunData]) -> list[dict[str, Any]]:
     """Runs whose recipes differ in nothing but the seed, as one row each: mean and sample standard deviation.
 
     Every name of ``NUMBERS`` holds ``{"mean": ..., "std": ..., "count": ...}``; std is None for one run alone.
@@ -76,7 +76,7 @@ def by_recipe(found: Sequence[Evidence]) -> list[dict[str, Any]]:
     return [_group(alike) for alike in groups.values()]
 
 
-def _but_seed(evidence: Evidence) -> str:
+def _but_seed(evidence: RunData) -> str:
     kept = {key: value for key, value in evidence.recipe.items() if key != "seed"}
     return repr(kept) if kept else str(evidence.run.folder)
 

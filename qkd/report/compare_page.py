@@ -11,7 +11,7 @@ from qkd.report import formatting
 from qkd.report.page import page
 from qkd.report.pareto import PANELS, deployed, draw, figure, kinds_of, spots
 from qkd.report.training_curves import Entry
-from qkd.storage.atomic import place
+from qkd.storage.atomic import write_atomic
 
 ENDINGS = (".html", ".png")
 COLUMNS = (
@@ -72,8 +72,8 @@ def write(output: Path, rows: Sequence[Row], groups: Sequence[Row] = ()) -> Path
     """Write the comparison as a page or a picture, by the ending of the file. Raises UsageError, RunError."""
     require_known(output)
     if output.suffix.lower() == ".html":
-        return place(output, lambda file: file.write(render(rows, groups).encode()))
-    return place(output, lambda file: figure(rows).savefig(file, dpi=160, format="png"))  # type: ignore[arg-type]
+        return write_atomic(output, lambda file: file.write(render(rows, groups).encode()))
+    return write_atomic(output, lambda file: figure(rows).savefig(file, dpi=160, format="png"))  # type: ignore[arg-type]
 
 
 def render(rows: Sequence[Row], groups: Sequence[Row] = ()) -> str:

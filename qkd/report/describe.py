@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.build import matches
+from qkd.assembly.build import module_paths
 from qkd.assembly.inputs import facts_of, load_data
-from qkd.distill.plan import EXCHANGE, Phase, Plan, Step, rounds
+from qkd.distill.plan import EXCHANGE, Phase, Plan, Step, epochs_per_phase
 from qkd.distill.taps import Tap
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
         lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, starts from {entry.start_from}{view}")
     lines += [_head(head, plan) for head in plan.heads]
     lines += _exchange(recipe, assembly)
-    for phase, epochs in zip(plan.phases, rounds(plan, recipe.train.epochs), strict=True):
+    for phase, epochs in zip(plan.phases, epochs_per_phase(plan, recipe.train.epochs), strict=True):
         lines += ["", f"phase {phase.name}: {epochs} epochs", *_phase(phase, assembly)]
     lines += ["", f"product  {_product(plan)}: exported, everything else is left behind"]
     return "\n".join(lines)
@@ -72,7 +72,7 @@ def _exchange(recipe: Recipe, assembly: Assembly) -> list[str]:
     summary = (type(exchange).__doc__ or "").strip().splitlines()[0]
     lines = ["", f"exchange  {type(exchange).__name__}: {summary}", f"  members  {', '.join(exchange.members)}"]
     for stage in exchange.stages:
-        where = ", ".join(f"{part} at {matches(recipe, part)[stage]}" for part in exchange.members)
+        where = ", ".join(f"{part} at {module_paths(recipe, part)[stage]}" for part in exchange.members)
         lines.append(f"  {stage:<8} {where}")
         adapted = {part: exchange.adapter(Tap(part, stage)) for part in exchange.members}
         lines += [f"           adapter for {part}: {way}, not in the product" for part, way in adapted.items() if way]
@@ -97,9 +97,13 @@ def _rate(learner: str, assembly: Assembly) -> str:
 
 
 def _frozen(step: Step, assembly: Assembly) -> set[str]:
-    from qkd.distill.plan import needed
+    from qkd.distill.plan import networks_needed
 
-    return set(needed(assembly.plan, step)) - {learner.partition(".")[0] for learner in step.learners} - {EXCHANGE}
+    return (
+        set(networks_needed(assembly.plan, step))
+        - {learner.partition(".")[0] for learner in step.learners}
+        - {EXCHANGE}
+    )
 
 
 def _chance(term: Term) -> str:
@@ -178,12 +182,12 @@ def listing(what: str) -> list[tuple[str, str]]:
 
 def methods() -> list[dict[str, Any]]:
     """What there is to know of every method before choosing it: name, paper, year, needs, and one line about it."""
-    from qkd.distill.method_info import About, about
+    from qkd.distill.method_info import MethodInfo, method_info
     from qkd.methods import METHODS
 
     rows = []
     for name, summary in listing("methods"):
-        known = about(METHODS[name]) or About("")
+        known = method_info(METHODS[name]) or MethodInfo("")
         rows.append({"name": name, "paper": known.paper, "year": known.year, "needs": known.needs, "about": summary})
     return rows
 

@@ -9,13 +9,13 @@ from markupsafe import Markup
 from qkd.distill.taps import LOGITS, Tap
 from qkd.report.diagram_edges import links
 from qkd.report.diagram_layout import LANE, NAMES, TRACK, Layout, lay_out
-from qkd.report.diagram_model import Bus, Lane, Scene, shortened
+from qkd.report.diagram_model import Bus, Diagram, Lane, shortened
 from qkd.report.svg import element, line, path, picture, text
 
 SIDE = 13.0  # between what goes into the exchange and what comes back
 
 
-def draw(scene: Scene) -> Markup:
+def draw(scene: Diagram) -> Markup:
     """The scene as SVG."""
     layout = lay_out(scene)
     parts = [text(x, 12, name, anchor="middle", class_="tick") for name, x in layout.columns.items()]

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from qkd.distill.taps import LOGITS, Tap
-from qkd.report.diagram_model import Lane, Link, Scene
+from qkd.report.diagram_model import Diagram, Lane, Link
 
 HEAD, LANE, TRACK = 20.0, 54.0, 27.0  # heading of the columns; height of a lane; its track below its top
 GAP, ROOM, JOIN = 12.0, 38.0, 84.0  # between lanes: plain, with the label of an arrow, with a target
@@ -24,7 +24,7 @@ NAMES, FIRST, PITCH, LABELS = (
 class Layout:
     """Where things stand."""
 
-    scene: Scene
+    scene: Diagram
     columns: dict[str, float]
     tops: dict[str, float]
     width: float
@@ -77,7 +77,7 @@ def parts_of(link: Link) -> set[str]:
     return {link.pupil.part, *(tap.part for tap in link.sources)}
 
 
-def lay_out(scene: Scene) -> Layout:
+def lay_out(scene: Diagram) -> Layout:
     """Places for everything; the gaps between lanes are as high as what is written in them."""
     shown = max(3, len(scene.columns))
     width = FIRST + PITCH * (shown - 1) + LABELS
@@ -92,7 +92,7 @@ def lay_out(scene: Scene) -> Layout:
     return Layout(scene, columns, tops, width, y + gaps[-1] + 2)
 
 
-def _gaps(scene: Scene) -> list[float]:
+def _gaps(scene: Diagram) -> list[float]:
     """The height of the gap above each lane, and of the one below the last."""
     rows = {lane.part: i for i, lane in enumerate(scene.lanes)}
     gaps = [0.0, *([GAP] * (len(rows) - 1)), 0.0]

@@ -9,7 +9,7 @@ from typing import Literal
 from qkd.assembly.assemble import Assembly
 from qkd.assembly.build import STUDENT
 from qkd.distill.heads import Head
-from qkd.distill.plan import EXCHANGE, Plan, Step, needed
+from qkd.distill.plan import EXCHANGE, Plan, Step, networks_needed
 from qkd.distill.taps import LOGITS, SHARED, Tap
 from qkd.distill.terms import Term
 from qkd.recipe import Recipe
@@ -62,7 +62,7 @@ class Bus:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Diagram:
     """One picture. ``columns`` are the stages, from the images to the logits."""
 
     columns: tuple[str, ...]
@@ -76,13 +76,13 @@ class Scene:
         parts = ", ".join(f"{lane.part} ({', '.join(filter(None, (lane.about, lane.state)))})" for lane in self.lanes)
         buses = (f"{', '.join(bus.members)} exchange features at {bus.stage}" for bus in self.buses)
         links = (
-            f"{named(link.pupil)} learns from {source_of(link)} by {link.kind}, weight {link.weight}"
+            f"{tap_text(link.pupil)} learns from {source_of(link)} by {link.kind}, weight {link.weight}"
             for link in self.links
         )
         return ". ".join([f"Parts: {parts}", *buses, *links])
 
 
-def named(tap: Tap) -> str:
+def tap_text(tap: Tap) -> str:
     """A tap as readers know it: a part by its name where its output is meant."""
     return tap.part if tap.stage == LOGITS else str(tap)
 
@@ -91,22 +91,22 @@ def source_of(link: Link) -> str:
     """Whom a pupil learns from, in words."""
     if not link.sources:
         return "the labels" if link.kind == "label" else "itself"
-    listed = ", ".join(map(named, link.sources))
+    listed = ", ".join(map(tap_text, link.sources))
     target = link.target.removesuffix(f".{LOGITS}")
     return f"{target} of {listed}" if link.joined or target not in listed else listed
 
 
-def scene_of(
+def diagram_of(
     recipe: Recipe,
     assembly: Assembly,
     step: Step,
     *,
     top1: Mapping[str, float] | None = None,
     importance: Mapping[tuple[str, str], float] | None = None,
-) -> Scene:
+) -> Diagram:
     """The scene of one step; ``top1`` adds accuracies of parts, ``importance`` (part, stage) the weights they ended with."""
     plan, scores = assembly.plan, top1 or {}
-    running = needed(plan, step)
+    running = networks_needed(plan, step)
     heads = _heads(plan, step, running)
     read = {tap for term in step.terms for tap in term.reads} | {tap for head in heads for tap in head.reads}
     columns = tuple(dict.fromkeys((*assembly.cast.stages, LOGITS)))
@@ -119,7 +119,7 @@ def scene_of(
     lanes += [_head(head, plan, step, scores) for head in heads]
     if STUDENT in running:
         lanes.append(_network(recipe, assembly, step, STUDENT, scores))
-    return Scene(columns, tuple(lanes), tuple(map(link_of, step.terms)), buses)
+    return Diagram(columns, tuple(lanes), tuple(map(link_of, step.terms)), buses)
 
 
 def _heads(plan: Plan, step: Step, running: Collection[str]) -> list[Head]:

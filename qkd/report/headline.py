@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qkd.report import formatting
-from qkd.report.run_data import Evidence, bits, headline, is_number, mapping, shipped
+from qkd.report.run_data import RunData, bits, exported_rows, headline_row, is_number, mapping
 from qkd.storage.run import RESULT
 
 
@@ -17,7 +17,7 @@ class Figure(NamedTuple):
     note: str = ""
 
 
-def sentence(evidence: Evidence) -> str:
+def summary(evidence: RunData) -> str:
     """The verdict: accuracy beside float, then size, speed and parity of the file as far as they were measured."""
     clauses = [_accuracy(evidence)]
     shipping = _shipping(evidence)
@@ -26,7 +26,7 @@ def sentence(evidence: Evidence) -> str:
     return "; ".join(clauses) + "."
 
 
-def kicker(evidence: Evidence) -> list[str]:
+def run_line(evidence: RunData) -> list[str]:
     """Run, method, seed and time, as far as they are known."""
     result = evidence.result
     said = [evidence.run.folder.resolve().name]
@@ -35,7 +35,7 @@ def kicker(evidence: Evidence) -> list[str]:
     return said + ([f"{formatting.duration(result['seconds'])} in all"] if "seconds" in result else [])
 
 
-def subject(evidence: Evidence) -> str:
+def subject(evidence: RunData) -> str:
     """The product in words: ``2-bit resnet8``."""
     build = str(evidence.student.get("build", "")).rpartition(":")[2] or evidence.run.folder.name
     found = bits(evidence.student)
@@ -47,7 +47,7 @@ def subject(evidence: Evidence) -> str:
     return f"{build} with {weights}-bit weights and {activations}-bit activations"
 
 
-def _accuracy(evidence: Evidence) -> str:
+def _accuracy(evidence: RunData) -> str:
     top1, start = evidence.result.get("top1"), evidence.result.get("float_top1")
     if top1 is None:
         return _unfinished(evidence)
@@ -61,7 +61,7 @@ def _accuracy(evidence: Evidence) -> str:
     return f"{subject(evidence)}: {formatting.percent(top1)} on test{beside}{there}{worse}{early}"
 
 
-def _unfinished(evidence: Evidence) -> str:
+def _unfinished(evidence: RunData) -> str:
     done = evidence.epochs
     if damage := next((line for line in evidence.damaged if RESULT in line), ""):
         return f"{subject(evidence)}: {damage}"
@@ -74,7 +74,7 @@ def _unfinished(evidence: Evidence) -> str:
     return f"{subject(evidence)}: not finished, {len(done)}{of} epochs done{so_far}"
 
 
-def _shipping(evidence: Evidence) -> str:
+def _shipping(evidence: RunData) -> str:
     export, clauses = evidence.export, []
     smaller, faster = smaller_by(evidence), faster_by(evidence)
     if smaller is not None:
@@ -90,38 +90,38 @@ def _shipping(evidence: Evidence) -> str:
     return text + (f", {formatting.counted(len(left), 'layer')} in float" if left else "")
 
 
-def smaller_by(evidence: Evidence) -> float | None:
+def smaller_by(evidence: RunData) -> float | None:
     """Bytes of the float file over bytes of the exported one."""
     own, start = evidence.export.get("bytes"), evidence.export.get("float_bytes")
     return start / own if own and start else None
 
 
-def faster_by(evidence: Evidence) -> float | None:
+def faster_by(evidence: RunData) -> float | None:
     """Speed-up of the exported file over the float one, at the smallest batch that was measured."""
-    return headline([row for row in shipped(evidence) if row.get("speedup") is not None]).get("speedup")
+    return headline_row([row for row in exported_rows(evidence) if row.get("speedup") is not None]).get("speedup")
 
 
-def figures(evidence: Evidence) -> list[Figure]:
+def figures(evidence: RunData) -> list[Figure]:
     """The few numbers to see first; what was not measured is left out."""
     found = [*_accuracy_figures(evidence), *_file_figures(evidence)]
     return [figure for figure in found if figure.value != formatting.MISSING]
 
 
-def _accuracy_figures(evidence: Evidence) -> list[Figure]:
+def _accuracy_figures(evidence: RunData) -> list[Figure]:
     result = evidence.result
     top1, start = result.get("top1"), result.get("float_top1")
     lost = "" if top1 is None or start is None else f"{top1 - start:+.1f} points against float".replace("-", "−")
     return [Figure(formatting.percent(top1), "on test", lost)]
 
 
-def _file_figures(evidence: Evidence) -> list[Figure]:
+def _file_figures(evidence: RunData) -> list[Figure]:
     found = []
     export, smaller, faster = evidence.export, smaller_by(evidence), faster_by(evidence)
     if smaller is not None:
         sizes = f"{formatting.size(export['bytes'])}, float {formatting.size(export['float_bytes'])}"
         found.append(Figure(f"{smaller:.1f}x", "smaller", sizes))
     if faster is not None:
-        row = headline(shipped(evidence))
+        row = headline_row(exported_rows(evidence))
         at = f"{formatting.milliseconds(row.get('p50_ms'))} at batch {row.get('batch')}"
         found.append(
             Figure(

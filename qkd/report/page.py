@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from qkd import __version__
 from qkd.report import formatting, headline, tables, training_curves
-from qkd.report.run_data import Evidence, assembled
+from qkd.report.run_data import RunData, assemble_again
 from qkd.report.svg import COLOURS
 
 if TYPE_CHECKING:
     from qkd.assembly.assemble import Assembly
     from qkd.recipe import Recipe
-    from qkd.report.diagram_model import Scene
+    from qkd.report.diagram_model import Diagram
     from qkd.report.weight_stats import Weights
 
 TEMPLATES = Path(__file__).parent
@@ -53,11 +53,11 @@ def page(template: str, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def render(evidence: Evidence) -> str:
+def render(evidence: RunData) -> str:
     """The report as HTML."""
     from qkd.report.diagram import arrowheads
 
-    found = assembled(evidence)
+    found = assemble_again(evidence)
     return page(
         "report.html",
         run=evidence.run.folder.resolve().name,
@@ -71,39 +71,39 @@ def render(evidence: Evidence) -> str:
     )
 
 
-def _weights(evidence: Evidence, assembly: Assembly) -> Weights | None:
+def _weights(evidence: RunData, assembly: Assembly) -> Weights | None:
     from qkd.report.weight_stats import weights
 
     return weights(evidence, assembly)
 
 
-def _teaching(evidence: Evidence, recipe: Recipe, assembly: Assembly) -> Teaching:
-    from qkd.distill.plan import rounds
+def _teaching(evidence: RunData, recipe: Recipe, assembly: Assembly) -> Teaching:
+    from qkd.distill.plan import epochs_per_phase
     from qkd.report.diagram import draw
-    from qkd.report.diagram_model import scene_of
+    from qkd.report.diagram_model import diagram_of
 
     plan, acts = assembly.plan, []
     facts = {"top1": _top1(evidence), "importance": training_curves.latest_importance(evidence)}
-    for phase, epochs in zip(plan.phases, rounds(plan, recipe.train.epochs), strict=True):
+    for phase, epochs in zip(plan.phases, epochs_per_phase(plan, recipe.train.epochs), strict=True):
         for number, step in enumerate(phase.steps, 1):
             title = f"Phase {phase.name}, {formatting.counted(epochs, 'epoch')}"
             title += f", step {number} of each batch" if len(phase.steps) > 1 else ""
-            scene = scene_of(recipe, assembly, step, **facts)  # type: ignore[arg-type]
+            scene = diagram_of(recipe, assembly, step, **facts)  # type: ignore[arg-type]
             acts.append(Act(title, draw(scene), _rows(scene), _rates(assembly)))
     summary = (type(plan.exchange).__doc__ or "").strip().splitlines()[:1] if plan.exchange.members else []
     return Teaching(acts, next(iter(summary), "").replace("``", ""))
 
 
-def _rows(scene: Scene) -> list[dict[str, str]]:
-    from qkd.report.diagram_model import named, source_of
+def _rows(scene: Diagram) -> list[dict[str, str]]:
+    from qkd.report.diagram_model import source_of, tap_text
 
     return [
-        {"kind": link.kind, "weight": link.weight, "pupil": named(link.pupil), "source": source_of(link)}
+        {"kind": link.kind, "weight": link.weight, "pupil": tap_text(link.pupil), "source": source_of(link)}
         for link in scene.links
     ]
 
 
-def _top1(evidence: Evidence) -> dict[str, float]:
+def _top1(evidence: RunData) -> dict[str, float]:
     found: Mapping[str, Any] = evidence.result.get("parts") or {}
     return {name: float(value) for name, value in found.items()}
 

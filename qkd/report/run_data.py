@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qkd.errors import RunError
 from qkd.recipe.source import read
-from qkd.storage.atomic import digest
+from qkd.storage.atomic import sha256
 from qkd.storage.run import DATA, ENVIRONMENT, METRICS, ORIGINAL, RECIPE, RESULT, Run
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ MAPPINGS = frozenset({"parts", "census", "reasons"})
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RunData:
     """What a run tells about itself. An empty mapping, text or tuple: that file is not there, or cannot be read."""
 
     run: Run
@@ -78,7 +78,7 @@ class Evidence:
     @property
     def rows(self) -> list[Mapping[str, Any]]:
         """The rows of the benchmark."""
-        rows = (sound(row) for row in self.bench.get("rows", []) if isinstance(row, Mapping))
+        rows = (valid_entries(row) for row in self.bench.get("rows", []) if isinstance(row, Mapping))
         return [row for row in rows if isinstance(row.get("file"), str)]
 
     @cached_property
@@ -86,16 +86,16 @@ class Evidence:
         """What to say where the exported file is no longer the one that was verified; empty where it is, or is not there."""
         path = self.run.folder / Path(str(self.export.get("file", ""))).name
         try:
-            same = self.export.get("sha256") in (None, digest(path))
+            same = self.export.get("sha256") in (None, sha256(path))
         except OSError:
             return ""
         return "" if same else f"{path}: no longer the file that was verified; `qkd export {self.run.folder}` again"
 
 
-def gather(run: Run) -> Evidence:
+def read_run(run: Run) -> RunData:
     """Read a run folder. Nothing raises: the page says what is there."""
     text = _text(run, RECIPE)
-    return Evidence(
+    return RunData(
         run,
         result=_json(run, RESULT),
         export=_of_integers(_json(run, EXPORT)),
@@ -126,7 +126,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def sound(content: Mapping[str, Any]) -> dict[str, Any]:
+def valid_entries(content: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that are what their name promises; None is as good as not there."""
     return {name: value for name, value in content.items() if value is not None and _fits(name, value)}
 
@@ -141,7 +141,7 @@ def _fits(name: str, value: Any) -> bool:
 
 def _json(run: Run, name: str) -> dict[str, Any]:
     try:
-        return sound(run.read_json(name))
+        return valid_entries(run.read_json(name))
     except (RunError, OSError, TypeError, ValueError):
         return {}
 
@@ -183,13 +183,13 @@ def bits(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def short(entry: Mapping[str, Any]) -> str:
+def scheme_text(entry: Mapping[str, Any]) -> str:
     """The scheme of a network as ``w2a4``, or ``float``."""
     found = bits(entry)
     return f"w{found[0]}a{found[1]}" if found else "float"
 
 
-def shipped(evidence: Evidence) -> list[Mapping[str, Any]]:
+def exported_rows(evidence: RunData) -> list[Mapping[str, Any]]:
     """The rows of the benchmark that belong to the exported file, not to what it is compared with.
 
     Where nothing is known of the export, those of all files but the float one.
@@ -204,12 +204,12 @@ def is_float_file(row: Mapping[str, Any]) -> bool:
     return Path(row["file"]).name == FLOAT_FILE
 
 
-def headline(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def headline_row(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The row one would quote: the smallest batch on the fewest threads. Empty where there is none."""
     return min(rows, key=lambda row: (row.get("batch", 0), row.get("threads", 0)), default={})
 
 
-def assembled(evidence: Evidence) -> tuple[Recipe, Assembly] | str:
+def assemble_again(evidence: RunData) -> tuple[Recipe, Assembly] | str:
     """The recipe and its networks and plan, with fresh weights; or why they cannot be built any more."""
     from qkd import recipe as recipes
     from qkd.assembly.assemble import assemble

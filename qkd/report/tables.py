@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from qkd.report import formatting
 from qkd.report.charts import Bar, bar_chart
-from qkd.report.run_data import Evidence, is_float_file, is_number, mapping, short
+from qkd.report.run_data import RunData, is_float_file, is_number, mapping, scheme_text
 from qkd.storage.run import RECIPE
 
 MACHINE = ("--device", "--precision", "--threads")  # options of `qkd train` that change what comes out
@@ -38,7 +38,7 @@ class Part(NamedTuple):
     top1: float | None
 
 
-def steps(evidence: Evidence) -> list[Step]:
+def steps(evidence: RunData) -> list[Step]:
     """Top-1 on test, from the float start to onnxruntime; what was not measured is left out."""
     result, export = evidence.result, evidence.export
     kind = "a float network" if export.get("integer_layers") == [] else "in integers"
@@ -52,13 +52,13 @@ def steps(evidence: Evidence) -> list[Step]:
     return [Step(name, float(top1), note) for name, top1, note in found if isinstance(top1, int | float)]
 
 
-def test_images(evidence: Evidence) -> str:
+def test_images(evidence: RunData) -> str:
     """On how many images accuracy was measured."""
     count = mapping(evidence.data.get("images")).get("test")
     return formatting.counted(count, "test image") if isinstance(count, int) else "the test images"
 
 
-def calibration_error(evidence: Evidence) -> str:
+def calibration_error(evidence: RunData) -> str:
     """How far the product's confidence is from its accuracy, in words."""
     error = evidence.result.get("ece")
     if error is None:
@@ -66,7 +66,7 @@ def calibration_error(evidence: Evidence) -> str:
     return f"Expected calibration error after training: {formatting.percent(100 * error)}."
 
 
-def cost_rows(evidence: Evidence) -> list[list[str]]:
+def cost_rows(evidence: RunData) -> list[list[str]]:
     """What each participant cost: parameters, milliseconds of one batch without and with learning."""
     participants = mapping(mapping(evidence.result.get("cost")).get("participants"))
     return [
@@ -76,7 +76,7 @@ def cost_rows(evidence: Evidence) -> list[list[str]]:
     ]
 
 
-def cost_note(evidence: Evidence) -> str:
+def cost_note(evidence: RunData) -> str:
     """What was timed, and the time and memory of training, as far as they are known."""
     result, cost = evidence.result, mapping(evidence.result.get("cost"))
     of = f" of {formatting.counted(cost['batch'], 'image')}" if is_number(cost.get("batch")) else ""
@@ -86,19 +86,20 @@ def cost_note(evidence: Evidence) -> str:
     return f"Each network by itself, one batch{of}.{whole}"
 
 
-def parts(evidence: Evidence) -> list[Part]:
+def parts(evidence: RunData) -> list[Part]:
     """Everybody who took part: networks of the recipe first, then what the method added."""
     top1 = mapping(evidence.result.get("parts"))
     entries = {STUDENT: evidence.student, **mapping(evidence.recipe.get("teachers"))}
     networks = [(name, mapping(entry)) for name, entry in entries.items() if entry]
     found = [
-        Part(name, formatting.network(entry.get("build")), short(entry), top1.get(name)) for name, entry in networks
+        Part(name, formatting.network(entry.get("build")), scheme_text(entry), top1.get(name))
+        for name, entry in networks
     ]
     added = [Part(name, "made by the method", "", top1[name]) for name in top1 if name not in entries]
     return found + added
 
 
-def export_rows(evidence: Evidence) -> list[tuple[str, str]]:
+def export_rows(evidence: RunData) -> list[tuple[str, str]]:
     """What `qkd export` found, as names and values."""
     export = evidence.export
     if not export:
@@ -138,13 +139,13 @@ def _yes(value: Any) -> str:
     return "" if value is None else "yes" if value else "no"
 
 
-def census(evidence: Evidence) -> list[tuple[str, int]]:
+def census(evidence: RunData) -> list[tuple[str, int]]:
     """How often each operator occurs in the graph that onnxruntime runs."""
     found = mapping(evidence.export.get("census"))
     return sorted(((str(name), int(count)) for name, count in found.items()), key=lambda pair: (-pair[1], pair[0]))
 
 
-def bench_rows(evidence: Evidence) -> list[list[str]]:
+def bench_rows(evidence: RunData) -> list[list[str]]:
     """The rows of the benchmark in words."""
     return [
         [
@@ -165,7 +166,7 @@ def bench_rows(evidence: Evidence) -> list[list[str]]:
 BENCH_HEADER = ("file", "batch", "threads", "median", "95 % within", "images/s", "size", "speed-up", "top-1")
 
 
-def latency_chart(evidence: Evidence) -> Markup:
+def latency_chart(evidence: RunData) -> Markup:
     """The median time of one call, the exported file beside what it is compared with."""
     groups: dict[str, list[Bar]] = {}
     for row in evidence.rows:
@@ -186,7 +187,7 @@ def _latency_bar(row: Mapping[str, Any]) -> Bar:
     )
 
 
-def size_chart(evidence: Evidence) -> Markup:
+def size_chart(evidence: RunData) -> Markup:
     """The bytes of the exported file beside those of the float one."""
     own, start = evidence.export.get("bytes"), evidence.export.get("float_bytes")
     if not own or not start:
@@ -195,7 +196,7 @@ def size_chart(evidence: Evidence) -> Markup:
     return bar_chart("Size of the file", {"": bars})
 
 
-def environment(evidence: Evidence) -> list[tuple[str, str]]:
+def environment(evidence: RunData) -> list[tuple[str, str]]:
     """Versions and processors a result depends on: of training, and of the benchmark where they differ."""
     found = evidence.environment
     rows = [(name, str(value)) for name, value in found.items() if name != "command" and value is not None]
@@ -205,7 +206,7 @@ def environment(evidence: Evidence) -> list[tuple[str, str]]:
     return rows
 
 
-def commands(evidence: Evidence) -> list[str]:
+def commands(evidence: RunData) -> list[str]:
     """What repeats the run, from the folder it was reported from."""
     folder = str(evidence.run.folder)
     again = f"{folder}-again"
@@ -214,7 +215,7 @@ def commands(evidence: Evidence) -> list[str]:
     return [shlex.join(line) for line in lines]
 
 
-def _machine(evidence: Evidence) -> list[str]:
+def _machine(evidence: RunData) -> list[str]:
     """The machine's options as the run was started with."""
     said = str(evidence.environment.get("command", "")).split()
     joined = [word for word in said if word.partition("=")[0] in MACHINE and "=" in word]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from qkd.report.charts import Chart, Point, Series, Stack, line_chart, stack_chart
 from qkd.report.formatting import number, percent
-from qkd.report.run_data import Evidence, is_number, mapping
+from qkd.report.run_data import RunData, is_number, mapping
 
 MOST_ROWS = 25  # of a table of numbers
 Epochs = Sequence[Mapping[str, Any]]
@@ -40,7 +40,7 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def accuracy(evidence: Evidence) -> list[Panel]:
+def accuracy(evidence: RunData) -> list[Panel]:
     """Validation accuracy of the product over all epochs, with the epoch that was kept."""
     epochs = evidence.epochs
     points = _points(epochs, "val/top1")
@@ -56,7 +56,7 @@ def accuracy(evidence: Evidence) -> list[Panel]:
     ]
 
 
-def losses(evidence: Evidence) -> list[Panel]:
+def losses(evidence: RunData) -> list[Panel]:
     """One panel per kind of term: labels, imitation, attention, ..."""
     epochs, panels = evidence.epochs, []
     for kind, names in _kinds(epochs).items():
@@ -75,7 +75,7 @@ def _floor(series: Sequence[Series]) -> float | None:
     return None if wide or (values and min(values) < 0) else 0.0
 
 
-def importance(evidence: Evidence) -> list[Panel]:
+def importance(evidence: RunData) -> list[Panel]:
     """One panel per matched layer: how much each teacher counts in the fused features."""
     epochs, panels = evidence.epochs, []
     for stage, teachers in _tree(epochs, "importance").items():
@@ -106,7 +106,7 @@ def _share(value: float, digits: int) -> str:
     return percent(100 * value, digits)
 
 
-def gradients(evidence: Evidence) -> list[Panel]:
+def gradients(evidence: RunData) -> list[Panel]:
     """One panel per learner: which share of its gradient each term brings, at the epochs that were looked at."""
     epochs = evidence.epochs
     tree = _tree(epochs, "gradient")
@@ -134,7 +134,7 @@ def _by_kind(terms: Sequence[str], palette: dict[tuple[str, int], int]) -> dict[
     return colours
 
 
-def numbers(evidence: Evidence, prefixes: Sequence[str]) -> Table | None:
+def numbers(evidence: RunData, prefixes: Sequence[str]) -> Table | None:
     """The values behind the drawings, at most so many epochs of them; None where there are none."""
     epochs = evidence.epochs
     keys = list(dict.fromkeys(key for line in epochs for key in line if key.startswith(tuple(prefixes))))
@@ -151,7 +151,7 @@ def numbers(evidence: Evidence, prefixes: Sequence[str]) -> Table | None:
     return Table(["epoch", "phase", *(key.removeprefix("train/") for key in keys)], kept)
 
 
-def latest_importance(evidence: Evidence) -> dict[tuple[str, str], float]:
+def latest_importance(evidence: RunData) -> dict[tuple[str, str], float]:
     """(teacher, stage) -> the importance it ended with."""
     found: dict[tuple[str, str], float] = {}
     for line in evidence.epochs:

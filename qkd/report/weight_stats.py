@@ -12,7 +12,7 @@ from qkd.errors import QkdError
 
 if TYPE_CHECKING:
     from qkd.assembly.assemble import Assembly
-    from qkd.report.run_data import Evidence
+    from qkd.report.run_data import RunData
 
 FLOAT_BITS = 32
 QUANTIZED = ("conv", "linear")  # the kinds of layers with quantized weights
@@ -38,7 +38,7 @@ class Weights(NamedTuple):
     activations: list[tuple[int, int]]
 
 
-def weights(evidence: Evidence, assembly: Assembly) -> Weights | None:
+def weights(evidence: RunData, assembly: Assembly) -> Weights | None:
     """What rounding did to the trained weights; None where there is no product that fits."""
     from qkd.quantizers import describe
 

@@ -29,7 +29,7 @@ class Hashing:
         self.file.flush()
 
 
-def place(path: Path, write: Callable[[Hashing], object], *, name: Callable[[str], str] | None = None) -> Path:
+def write_atomic(path: Path, write: Callable[[Hashing], object], *, name: Callable[[str], str] | None = None) -> Path:
     """Write a file beside ``path``, sync it to the disk, rename it into place, sync the folder. -> where it lies
 
     ``name`` makes the final name from the sha256 (hex) of the content. Raises RunError where that fails; what was there
@@ -48,11 +48,11 @@ def place(path: Path, write: Callable[[Hashing], object], *, name: Callable[[str
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot write: {reason(error)}; what was there before is untouched") from error
+        raise RunError(f"{path}: cannot write: {error_text(error)}; what was there before is untouched") from error
     return final
 
 
-def reason(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Why a write failed, in one line: the operating system's words, wherever in the chain of errors they stand."""
     found: BaseException | None = error
     while found is not None:
@@ -76,7 +76,7 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def wait_for_lock(path: Path) -> Iterator[None]:
     """Wait until no other process is making ``path``, and let none make it meanwhile."""
     descriptor = -1
     with contextlib.suppress(ImportError, OSError):  # without locks work may be done twice, but never wrongly
@@ -92,7 +92,7 @@ def held(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Remove what processes that died left half written."""
     for path in folder.glob(f".*{UNFINISHED}"):
         with contextlib.suppress(OSError):
@@ -100,7 +100,7 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; the operating system lets go of it when the process ends, however it ends.
 
     Raises RunError if another process holds it. Where a file system knows no locks, nothing is held.
@@ -123,7 +123,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def on_trial(path: Path) -> Iterator[Path]:
+def replaced_on_success(path: Path) -> Iterator[Path]:
     """A file beside ``path``, to be written and examined: it takes the place when the block ends well, else it is removed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -136,6 +136,6 @@ def on_trial(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-def digest(path: Path) -> str:
+def sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hex. Raises OSError where it cannot be read."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

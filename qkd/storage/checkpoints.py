@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from qkd.errors import RunError
-from qkd.storage.atomic import place, sweep
+from qkd.storage.atomic import remove_unfinished, write_atomic
 
 Kind = Literal["last", "best"]
 LAST: Kind = "last"
@@ -54,7 +54,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.folder}: cannot make the folder: {error.strerror}") from error
-        return place(
+        return write_atomic(
             self.folder / kind,
             lambda file: torch.save(dict(state), file),  # type: ignore[arg-type]
             name=lambda sha: str(Name(steps, extent, sha[:32], kind)),
@@ -71,7 +71,7 @@ class Checkpoints:
         """
         damaged: list[Path] = []
         for path in self.files(kind):
-            if sound(path):
+            if is_intact(path):
                 for other in damaged:
                     logging.getLogger("qkd").warning("%s is damaged; going back to %s", other, path.name)
                 return dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -87,7 +87,7 @@ class Checkpoints:
 
     def forget_after(self, steps: int, *, whole: bool) -> None:
         """Drop what was saved behind a point from which training is about to go on, and what was left half written."""
-        sweep(self.folder)
+        remove_unfinished(self.folder)
         point = (steps, "whole" if whole else "part")
         for kind in (LAST, BEST):
             self._remove([p for p in self.files(kind) if (n := Name.parse(p.name)) and (n.steps, n.extent) > point])
@@ -106,7 +106,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
 
-def sound(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a checkpoint's content is what its name says."""
     name = Name.parse(path.name)
     try:
@@ -116,4 +116,4 @@ def sound(path: Path) -> bool:
         return False
 
 
-__all__ = ["BEST", "LAST", "Checkpoints", "Kind", "Name", "sound"]
+__all__ = ["BEST", "LAST", "Checkpoints", "Kind", "Name", "is_intact"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qkd import __version__
 from qkd.errors import RunError
-from qkd.storage.atomic import place
+from qkd.storage.atomic import write_atomic
 from qkd.storage.checkpoints import Checkpoints
 
 RECIPE, ORIGINAL, ENVIRONMENT, DATA = "recipe.yaml", "recipe.orig.yaml", "environment.json", "data.json"
@@ -97,7 +97,7 @@ class Run:
         """Put a file in place at once. Raises RunError, and leaves what was there, where that fails."""
         path = self.folder / name
         if self.writes:
-            place(path, lambda file: file.write(content.encode() if isinstance(content, str) else content))
+            write_atomic(path, lambda file: file.write(content.encode() if isinstance(content, str) else content))
         return path
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:

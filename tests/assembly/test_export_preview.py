@@ -15,7 +15,7 @@ from qkd.cli.progress import Reporter
 from qkd.cli.train import _print as shown
 from qkd.engine.device import Machine
 from qkd.errors import RecipeError, SchemeError
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 
 NETWORKS = """\
@@ -56,7 +56,7 @@ def told(tmp_path: Path, network: str, *words: str) -> tuple[list[str], dict[str
         if event == "foreseen":
             lines.update(values)
 
-    produce(recipe, Run.create(tmp_path / "run"), Machine("cpu", threads=1, compile="off"), listen=listen)
+    train_recipe(recipe, Run.create(tmp_path / "run"), Machine("cpu", threads=1, compile="off"), listen=listen)
     return events, lines
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from qkd.assembly.assemble import assemble
 from qkd.assembly.build import Facts
-from qkd.assembly.export_preview import foreseen, shortened
-from qkd.assembly.product import for_heads, for_network
+from qkd.assembly.export_preview import export_preview, grouped_by_reason
+from qkd.assembly.product import scheme_of_heads, scheme_of_network
 from qkd.errors import NetworkError, RecipeError, SchemeError
 from qkd.quantizers import Scheme, quantizers
 from qkd.quantizers.pact import ClippedQuant
@@ -89,8 +89,8 @@ def test_overrides_that_match_no_layer_of_a_head_are_told_at_their_place(tmp_pat
 def test_a_network_with_heads_of_its_own_keeps_its_overrides() -> None:
     network = nn.ModuleDict({"heads": nn.ModuleDict({"head": nn.Linear(4, 2)})})
     scheme = Scheme(2, 2, overrides={"heads.head": "w4a4", "heads.as_eight.*": "w8a8", "fc": "w3a3"})
-    assert for_network(scheme, network).overrides == {"heads.head": "w4a4", "fc": "w3a3"}
-    assert for_heads(scheme, network).overrides == {"heads.as_eight.*": "w8a8"}
+    assert scheme_of_network(scheme, network).overrides == {"heads.head": "w4a4", "fc": "w3a3"}
+    assert scheme_of_heads(scheme, network).overrides == {"heads.as_eight.*": "w8a8"}
 
 
 def test_families_of_a_recipe_reach_the_layers_and_nothing_stays_float(tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_families_of_a_recipe_reach_the_layers_and_nothing_stays_float(tmp_path:
     cores = dict(quantizers(assembly.product()))
     assert isinstance(cores["layer2.0.conv1.weight"], BinaryQuant)
     assert isinstance(cores["layer2.0.relu1"], ClippedQuant)
-    assert foreseen(recipe, assembly) == []
+    assert export_preview(recipe, assembly) == []
     assert not any(core.is_calibrated() for core in cores.values())
 
 
 def test_what_stays_float_is_said_once_for_each_reason() -> None:
     found = [(f"layer{i}", "onnxruntime has no integer SiLU") for i in range(7)]
     found += [("fc", "its result is read by a, b and not by one quantizer alone")]
-    first, second = shortened(found)
+    first, second = grouped_by_reason(found)
     assert first.startswith("stays float: layer0, layer1") and "and 2 more" in first and "SiLU" in first
     assert "fc: its result is read" in second
 

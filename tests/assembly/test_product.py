@@ -12,8 +12,8 @@ from torch import nn
 from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.build import Facts
 from qkd.assembly.inputs import facts_of, load_data
-from qkd.assembly.product import followers
-from qkd.distill.heads import Head, average
+from qkd.assembly.product import untrained_quantizers
+from qkd.distill.heads import Head, mean_of_logits
 from qkd.distill.plan import Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import label
@@ -42,7 +42,7 @@ def bits(assembly: Assembly) -> dict[str, int]:
 
 
 def test_the_mean_of_logits_is_exact() -> None:
-    head = average("mean", ["a", "b", "c"], 4)
+    head = mean_of_logits("mean", ["a", "b", "c"], 4)
     outputs = {Tap(part): torch.randn(5, 4) for part in "abc"}
     torch.testing.assert_close(head(outputs, {})[Tap("mean")], torch.stack(list(outputs.values())).mean(0))
     assert not head.learns
@@ -56,7 +56,7 @@ def test_a_product_is_made_of_the_heads_that_lead_to_it() -> None:
     phases = (Phase("train", (Step(["student", "a"], [label("a")]),)),)
     assert [each.name for each in Plan(phases, heads=heads, product="c").deployed()] == ["a", "c"]
     assert Plan(phases, heads=heads).deployed() == ()
-    assert followers(Plan(phases, heads=heads, product="c")) == ("heads.c.",)
+    assert untrained_quantizers(Plan(phases, heads=heads, product="c")) == ("heads.c.",)
 
 
 def test_a_projector_has_the_students_bits_and_a_classifier_those_of_a_last_layer(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_quantizers_that_no_phase_teaches_follow_and_no_others(tmp_path: Path) -
     assembly, images = assembled(tmp_path)
     product = assembly.product()
     calibrate(product, images, under="heads.")
-    under = followers(assembly.plan)
+    under = untrained_quantizers(assembly.plan)
     assert under == ("heads.as_float.borrowed.", "heads.ensemble.")
     before = {name: tensor.clone() for name, tensor in product.state_dict().items()}
     with torch.no_grad():

@@ -175,8 +175,8 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A copy of it, in which tools that may not be installed are stood in for."""
     monkeypatch.setitem(sys.modules, "optuna", StandIn())
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr(sweep, "run_alone", at_once)
-    monkeypatch.setitem(loggers.TRACKERS, "tensorboard", drawn)
+    monkeypatch.setattr(sweep, "run_in_process", at_once)
+    monkeypatch.setitem(loggers.LOGGERS, "tensorboard", drawn)
     return shutil.copytree(finished, tmp_path / "there")
 
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from qkd import recipe as recipes
 from qkd.cli.main import main
 from qkd.engine.device import Machine
-from qkd.pipeline.export import ship
-from qkd.pipeline.train import produce
+from qkd.pipeline.export import export_run
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.tiny_runs import TINY
 
@@ -26,14 +26,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = {**TINY, "method": {"name": "qat"}, "teachers": {}, "match": []}
     (home / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     run = Run.create(home / "good")
-    produce(recipes.load(home / "tiny.yaml", ("train.epochs=1",)), run, Machine("cpu", threads=1))
+    train_recipe(recipes.load(home / "tiny.yaml", ("train.epochs=1",)), run, Machine("cpu", threads=1))
     for name in ("unfinished", "damaged", "headless"):
         shutil.copytree(home / "good", home / name)
     (home / "unfinished" / "product.safetensors").unlink()
     cut = (home / "damaged" / "product.safetensors").read_bytes()[:500]
     (home / "damaged" / "product.safetensors").write_bytes(cut)
     (home / "headless" / "recipe.yaml").unlink()
-    ship(run)
+    export_run(run)
     (home / "text.onnx").write_text("no model")
     (home / "empty.onnx").touch()
     (home / "half.onnx").write_bytes((home / "good" / "student.onnx").read_bytes()[:-400])

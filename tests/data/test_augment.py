@@ -12,12 +12,12 @@ import torch
 from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
 from qkd.assembly.build import Facts
-from qkd.data import Batch, Changes
+from qkd.data import Batch, ExtraAugmentations
 from qkd.data.augment import Mixing, cut_out, mixed, randaugmented
 from qkd.engine.device import Machine
 from qkd.errors import PlanError, RecipeError
 from qkd.methods import METHODS
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.tiny_data import ramp, same
 from tests.support.tiny_runs import TINY, losses, recipe_in
@@ -26,7 +26,9 @@ HARD = {"cmtkd", "kdcl", "ffcl"}  # whose targets look up the true class
 
 
 def drawn(count: int = 32, augment: bool = False, **more: Any) -> list[Batch]:
-    changes = Changes(**{name: more.pop(name) for name in tuple(more) if name in Changes.__dataclass_fields__})
+    changes = ExtraAugmentations(
+        **{name: more.pop(name) for name in tuple(more) if name in ExtraAugmentations.__dataclass_fields__}
+    )
     return list(ramp(count).batches("train", 8, **{"shuffle_seed": 3, "augment": augment, "changes": changes, **more}))
 
 
@@ -111,12 +113,14 @@ def test_a_run_with_all_of_them_learns_and_resumes(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, method={"name": "kd"}, train=settings)
     whole, short = Run.create(tmp_path / "whole"), Run.create(tmp_path / "short")
     one = Machine("cpu", threads=1)
-    produce(recipe, whole, one)
-    produce(recipe, short, one, max_steps=5)
-    produce(recipe, short, one, resume=True)
+    train_recipe(recipe, whole, one)
+    train_recipe(recipe, short, one, max_steps=5)
+    train_recipe(recipe, short, one, resume=True)
     assert losses(short) == losses(whole)
     plain = Run.create(tmp_path / "plain")
-    produce(recipe_in(tmp_path, method={"name": "kd"}, train={"epochs": 2, "rate": 0.05, "accumulate": 2}), plain, one)
+    train_recipe(
+        recipe_in(tmp_path, method={"name": "kd"}, train={"epochs": 2, "rate": 0.05, "accumulate": 2}), plain, one
+    )
     assert losses(plain)[1:] != losses(whole)[1:]
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from qkd.data import DATASETS
 from qkd.data.augment import crop_and_flip
-from qkd.data.batches import measure
-from qkd.data.digits import digits, divide
+from qkd.data.batches import channel_statistics
+from qkd.data.digits import digits, stratified_split
 from qkd.data.fake import fake
 from tests.support.tiny_data import ramp, same
 
@@ -120,17 +120,17 @@ def test_digits_are_never_mirrored_and_their_split_never_changes() -> None:
 
 def test_dividing_loses_nothing_and_keeps_the_proportions() -> None:
     labels = torch.tensor([0] * 50 + [1] * 10 + [2])
-    parts = divide(labels, (0.6, 0.2, 0.2), seed=3)
+    parts = stratified_split(labels, (0.6, 0.2, 0.2), seed=3)
     assert sorted(torch.cat(parts).tolist()) == list(range(61))
     assert [torch.bincount(labels[p], minlength=3).tolist()[:2] for p in parts] == [[30, 6], [10, 2], [10, 2]]
 
 
 def test_measure_agrees_with_torch() -> None:
     images = ramp().test.images
-    mean, std = measure(images)
+    mean, std = channel_statistics(images)
     assert torch.allclose(torch.tensor(mean), (images.double() / 255).mean((0, 2, 3)).float())
     assert torch.allclose(torch.tensor(std), (images.double() / 255).std((0, 2, 3), correction=0).float())
-    assert measure(torch.zeros(2, 1, 2, 2, dtype=torch.uint8))[1] == (pytest.approx(1 / 255),)
+    assert channel_statistics(torch.zeros(2, 1, 2, 2, dtype=torch.uint8))[1] == (pytest.approx(1 / 255),)
 
 
 def test_fake_images_can_be_learned() -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from qkd import data
-from qkd.data.streaming import Pictures
+from qkd.data.streaming import ImageFiles
 from qkd.errors import DataError
 from tests.support.tiny_data import noise
 
@@ -48,7 +48,7 @@ def test_tiny_imagenet_is_read_from_its_folders(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("QKD_DATA", str(base))
     assert data.load("tiny_imagenet", {"val": 0.2}).fingerprint() == found.fingerprint()
     streamed = data.load("tiny_imagenet", {"memory": False, "limit": 4, "val": 0.5})
-    assert isinstance(streamed.train.images, Pictures)
+    assert isinstance(streamed.train.images, ImageFiles)
     assert len(streamed.train.labels) + len(streamed.val.labels) == len(streamed.test.labels) == 4
 
 
@@ -79,7 +79,7 @@ def test_imagenet_stays_in_its_files(tmp_path: Path) -> None:
     assert found.augment == "resized+flip"
     assert found.mean == (0.485, 0.456, 0.406)
     assert [len(split.labels) for split in (found.train, found.val, found.test)] == [18, 2, 4]
-    assert isinstance(found.train.images, Pictures)
+    assert isinstance(found.train.images, ImageFiles)
     [batch] = data.Data.batches(found, "test", 4)
     assert batch.images.shape == (4, 3, 32, 32)
     first = next(found.batches("train", 4, shuffle_seed=0, augment=True))

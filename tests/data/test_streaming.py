@@ -18,13 +18,13 @@ from PIL import Image
 
 from qkd import recipe as recipes
 from qkd.data import Batch, Data, decode_cache
-from qkd.data.decode import cut, read
+from qkd.data.decode import random_crop, read
 from qkd.data.folder import LIMIT, folder
-from qkd.data.streaming import Pictures, usual_workers
+from qkd.data.streaming import ImageFiles, default_workers
 from qkd.engine.device import Machine
 from qkd.errors import DataError
-from qkd.pipeline.export import ship
-from qkd.pipeline.train import produce
+from qkd.pipeline.export import export_run
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.tiny_data import noise, same
 from tests.support.tiny_runs import TINY, losses
@@ -57,7 +57,7 @@ def training(data: Data, **more: Any) -> list[Batch]:
 
 def test_from_files_come_the_batches_that_come_from_memory(root: Path) -> None:
     files, memory = streamed(root), folder(root=root, size=16, memory=True)
-    assert isinstance(files.train.images, Pictures)
+    assert isinstance(files.train.images, ImageFiles)
     assert isinstance(memory.train.images, torch.Tensor)
     assert files.shape == memory.shape == (3, 16, 16)
     assert (files.mean, files.std) == (memory.mean, memory.std)
@@ -84,7 +84,7 @@ def test_how_many_workers_there_are_changes_nothing(root: Path) -> None:
     alone, pair = (training(streamed(root, workers, crop="resized")) for workers in (0, 2))
     assert same(alone, pair)
     assert torch.equal(torch.get_rng_state(), state)
-    assert 1 <= usual_workers() <= 8
+    assert 1 <= default_workers() <= 8
 
 
 @pytest.mark.parametrize("crop", ["shift", "resized"])
@@ -112,21 +112,23 @@ def test_resized_parts_are_drawn_anew_each_time_and_for_each_view(root: Path) ->
 def test_a_part_is_where_its_numbers_say(tmp_path: Path) -> None:
     columns = np.arange(64, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
     Image.fromarray(columns).save(tmp_path / "ramp.png")
-    whole = cut(tmp_path / "ramp.png", 64, (1.0, 0.5, 0.3, 0.3, 0.9))  # all of the area, square: the image itself
+    whole = random_crop(
+        tmp_path / "ramp.png", 64, (1.0, 0.5, 0.3, 0.3, 0.9)
+    )  # all of the area, square: the image itself
     assert np.array_equal(whole, columns.transpose(2, 0, 1))
-    assert np.array_equal(cut(tmp_path / "ramp.png", 64, (1.0, 0.5, 0.3, 0.3, 0.1)), whole[:, :, ::-1])
-    left, right = (cut(tmp_path / "ramp.png", 16, (0.2, 0.5, at, 0.0, 0.9)) for at in (0.0, 1.0))
+    assert np.array_equal(random_crop(tmp_path / "ramp.png", 64, (1.0, 0.5, 0.3, 0.3, 0.1)), whole[:, :, ::-1])
+    left, right = (random_crop(tmp_path / "ramp.png", 16, (0.2, 0.5, at, 0.0, 0.9)) for at in (0.0, 1.0))
     assert left.min() < 3 and 28 < left.max() < 34  # 0.08 + 0.2 x 0.92 of the area: 33 columns of 64
     assert 29 < right.min() < 35 and right.max() > 60
-    wide, high = (cut(tmp_path / "ramp.png", 16, (0.0, ratio, 0.0, 0.0, 0.9)) for ratio in (1.0, 0.0))
+    wide, high = (random_crop(tmp_path / "ramp.png", 16, (0.0, ratio, 0.0, 0.0, 0.9)) for ratio in (1.0, 0.0))
     assert int(wide.max()) > int(high.max())
 
 
 def test_auto_keeps_in_memory_what_fits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(folder(root=root, size=16).train.images, torch.Tensor)
-    assert isinstance(folder(root=root, size=16, crop="resized").train.images, Pictures)
+    assert isinstance(folder(root=root, size=16, crop="resized").train.images, ImageFiles)
     monkeypatch.setattr(sys.modules["qkd.data.folder"], "LIMIT", 30 * 3 * 16 * 16 - 1)
-    assert isinstance(folder(root=root, size=16).train.images, Pictures)
+    assert isinstance(folder(root=root, size=16).train.images, ImageFiles)
     assert LIMIT == 4 * 2**30
     with pytest.raises(DataError, match="data.memory: true .*write `memory: false` or `crop: shift`"):
         folder(root=root, memory=True, crop="resized")
@@ -153,12 +155,12 @@ def test_a_run_on_files_is_the_run_on_memory(root: Path, tmp_path: Path) -> None
         alone = {**ALONE, "train": {"epochs": 1}}
         data = {"name": "folder", "root": str(root), "size": 16, "batch": 6, **options}
         (tmp_path / "r.yaml").write_text(recipes.source.write({**TINY, **alone, "data": data}))
-        produce(recipes.load(tmp_path / "r.yaml"), made, Machine("cpu", threads=1, workers=1))
+        train_recipe(recipes.load(tmp_path / "r.yaml"), made, Machine("cpu", threads=1, workers=1))
         return made
 
     files, memory = run("files", memory=False), run("memory")
     assert losses(files) == losses(memory)
-    assert ship(files)["equal_fraction"] == 1.0
+    assert export_run(files)["equal_fraction"] == 1.0
     a, b = files.load_product(), memory.load_product()
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.assembly.assemble import check
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.assemble import rehearse
+from qkd.assembly.ensemble import Ensemble
 from qkd.data import Batch
 from qkd.distill.exchange import Fuse
 from qkd.distill.plan import Phase, Plan, Step
@@ -18,7 +18,7 @@ from qkd.distill.terms import label
 from qkd.engine.device import Machine
 from qkd.engine.step import _pieces
 from qkd.errors import PlanError
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.ensembles import FACTS, batch, company, staged
 from tests.support.tiny_data import MOVED, ramp, same
@@ -58,8 +58,8 @@ def test_pieces_of_a_batch_keep_their_views() -> None:
     assert torch.equal(torch.cat([piece.others[0] for piece in pieces]), whole.others[0])
 
 
-def shown(plan: Plan, *parts: str) -> Parts:
-    return Parts({name: staged(seed) for seed, name in enumerate(parts)}, plan).eval()
+def shown(plan: Plan, *parts: str) -> Ensemble:
+    return Ensemble({name: staged(seed) for seed, name in enumerate(parts)}, plan).eval()
 
 
 def test_each_network_is_shown_the_view_the_plan_gives_it() -> None:
@@ -81,10 +81,10 @@ def test_views_that_make_no_sense_are_refused() -> None:
     phases = (Phase("train", (Step(["student"], [label("student")]),)),)
     plan = Plan(phases, views={"studnet": 1})
     with pytest.raises(PlanError, match=r"views: no network 'studnet' \(did you mean 'student'\?\)"):
-        check(shown(plan, "student"), plan, {}, FACTS)
+        rehearse(shown(plan, "student"), plan, {}, FACTS)
     plan = Plan(phases, exchange=Fuse(("a", "b"), ()), views={"b": 1})
     with pytest.raises(PlanError, match="views: a, b hand each other features"):
-        check(shown(plan, "student", "a", "b"), plan, {}, FACTS)
+        rehearse(shown(plan, "student", "a", "b"), plan, {}, FACTS)
 
 
 def test_own_views_are_learned_from_and_resumed(tmp_path: Path) -> None:
@@ -93,12 +93,12 @@ def test_own_views_are_learned_from_and_resumed(tmp_path: Path) -> None:
     own, same = (recipe_in(tmp_path, **there, method={"name": "kdcl", "views": views}) for views in ("own", "same"))
     whole, other, short = (Run.create(tmp_path / name) for name in ("own", "same", "short"))
     one = Machine("cpu", threads=1)
-    produce(own, whole, one)
-    produce(same, other, one)
+    train_recipe(own, whole, one)
+    train_recipe(same, other, one)
     assert losses(whole)[0] == losses(other)[0]
     assert losses(whole)[1:] != losses(other)[1:]
-    produce(own, short, one, max_steps=6)
-    produce(own, short, one, resume=True)
+    train_recipe(own, short, one, max_steps=6)
+    train_recipe(own, short, one, resume=True)
     assert losses(short) == losses(whole)
     a, b = whole.load_product(), short.load_product()
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qkd import data, recipe
-from qkd.data.root import place
+from qkd.data.root import data_root
 from qkd.data.vision import HUNDRED, TEN, Cifar
 from qkd.errors import DataError
 from tests.support.recipe_texts import changed
@@ -87,10 +87,10 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path: Path) -> None:
 def test_where_data_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QKD_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert place(None) == tmp_path / "cache" / "qkd" / "data"
+    assert data_root(None) == tmp_path / "cache" / "qkd" / "data"
     monkeypatch.setenv("QKD_DATA", str(tmp_path / "data"))
-    assert place(None) == tmp_path / "data"
-    assert place(tmp_path) == tmp_path
+    assert data_root(None) == tmp_path / "data"
+    assert data_root(tmp_path) == tmp_path
 
 
 OWN = '''

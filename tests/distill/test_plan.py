@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from qkd.assembly.assemble import check
-from qkd.assembly.build import Facts, measure
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.assemble import rehearse
+from qkd.assembly.build import Facts, measure_shapes
+from qkd.assembly.ensemble import Ensemble
 from qkd.distill.heads import Head
-from qkd.distill.plan import Phase, Plan, Step, needed, rounds
+from qkd.distill.plan import Phase, Plan, Step, epochs_per_phase, networks_needed
 from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
@@ -32,21 +32,21 @@ def plan_of(*terms: object, learners: tuple[str, ...] = ("student",), **more: ob
     return Plan((Phase("train", (Step(learners, terms),)),), **more)  # type: ignore[arg-type]
 
 
-def checked(plan: Plan, **networks: Staged) -> Parts:
+def checked(plan: Plan, **networks: Staged) -> Ensemble:
     networks = {"student": staged(), **networks}
-    parts = Parts(networks, plan)
-    check(parts, plan, measure(networks, FACTS), FACTS)
+    parts = Ensemble(networks, plan)
+    rehearse(parts, plan, measure_shapes(networks, FACTS), FACTS)
     return parts
 
 
 def test_only_what_terms_read_runs() -> None:
     plan = plan_of(label("student"))
-    assert needed(plan, plan.phases[0].steps[0]) == {"student"}
+    assert networks_needed(plan, plan.phases[0].steps[0]) == {"student"}
     plan = plan_of(label("student"), attend(Tap("student", "layer1"), Tap("a", "layer1")))
-    assert needed(plan, plan.phases[0].steps[0]) == {"student", "a"}
+    assert networks_needed(plan, plan.phases[0].steps[0]) == {"student", "a"}
     head = Head("joined", [Tap("student", "layer2"), Tap("b", "layer2")], nn.Conv2d(8, 4, 1))
     plan = plan_of(label("joined"), heads=(head,))
-    assert needed(plan, plan.phases[0].steps[0]) == {"student", "b"}
+    assert networks_needed(plan, plan.phases[0].steps[0]) == {"student", "b"}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_only_what_terms_read_runs() -> None:
 )
 def test_epochs_are_shared_out(shares: tuple[float, ...], epochs: int, expected: tuple[int, ...]) -> None:
     plan = Plan(tuple(Phase(str(i), (), share) for i, share in enumerate(shares)))
-    assert rounds(plan, epochs) == expected
+    assert epochs_per_phase(plan, epochs) == expected
 
 
 def test_a_typo_in_a_part_is_refused_with_a_suggestion() -> None:
@@ -118,7 +118,7 @@ def test_a_product_that_is_nothing_is_refused() -> None:
 
 def test_wrong_number_of_outputs_is_refused() -> None:
     with pytest.raises(NetworkError, match=r"student: its output has shape \(batch, 7\)"):
-        measure({"student": staged(classes=7)}, FACTS)
+        measure_shapes({"student": staged(classes=7)}, FACTS)
 
 
 def test_the_rehearsal_leaves_no_trace() -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from qkd.data import Batch
 from qkd.distill.losses import attention_distance, hint_distance, kl_divergence
-from qkd.distill.plan import Cast, Plan, Shape
-from qkd.distill.regularizers import Anchor
+from qkd.distill.plan import Participants, Plan, Shape
+from qkd.distill.regularizers import L2SP
 from qkd.distill.relational_losses import similarity_distance
 from qkd.distill.schedules import Ramp
 from qkd.distill.taps import Outputs, Tap
@@ -62,7 +62,7 @@ def plan_of(method: str, *teachers: str, **options: Any) -> Plan:
     shapes: dict[Tap, Shape] = {Tap(p, s): (4, 8, 8) for p in everyone for s in stages} | {
         Tap(p): (CLASSES,) for p in everyone
     }
-    return METHODS[method](Cast("student", teachers, stages, CLASSES, shapes), **options)
+    return METHODS[method](Participants("student", teachers, stages, CLASSES, shapes), **options)
 
 
 def total(plan: Plan, outputs: Outputs, progress: float = 0.0) -> float:
@@ -102,7 +102,7 @@ def test_atsc_is_held_by_the_sum_of_squares() -> None:
     network = nn.Sequential(*(nn.Linear(4, 3) for _ in range(3))).double()
     for i, layer in enumerate(network):
         layer.weight.data = values(3, 4, phase=0.1 * i)
-    anchor = Anchor("teacher")
+    anchor = L2SP("teacher")
     staged: Any = SimpleNamespace(network=network)
     anchor.remember(staged)
     for i, layer in enumerate(network):

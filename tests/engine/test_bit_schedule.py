@@ -12,9 +12,9 @@ from qkd import recipe as recipes
 from qkd.engine import loop
 from qkd.engine.device import Machine
 from qkd.errors import PlanError, SchemeError
-from qkd.pipeline.reload import reload
-from qkd.pipeline.train import produce
-from qkd.quantizers import Scheme, calibrate, insert, lower, quantizers, rungs
+from qkd.pipeline.reload import reload_product
+from qkd.pipeline.train import train_recipe
+from qkd.quantizers import Scheme, bit_stages, calibrate, insert, quantizers, set_bit_stage
 from qkd.storage.run import Run
 from tests.support.tiny_runs import TINY, recipe_in
 from tests.support.tiny_wirings import Residual, images, settled
@@ -37,18 +37,18 @@ def bits_in(network: torch.nn.Module) -> set[int]:
 def test_ranges_stay_when_bits_go() -> None:
     module = insert(settled(Residual), Scheme(2, 3, progressive=(8, 4, 2), overrides={"layer1.*": "w5a5"}))
     cores = dict(quantizers(module))
-    assert rungs(module) == 3
+    assert bit_stages(module) == 3
     assert cores["layer2.conv1.weight"].ladder == (8, 4, 2)
     assert cores["layer1.conv1.weight"].ladder == (8, 5, 5)
     assert cores["stem.0.weight"].ladder == (8, 8, 8)
-    lower(module, 0, keep_range=False)
+    set_bit_stage(module, 0, keep_range=False)
     assert bits_in(module) == {8}
     calibrate(module, [images()])
     before = {name: (core.high - core.low) * core.scale() for name, core in cores.items()}
-    assert lower(module, 1, keep_range=True)
-    assert not lower(module, 1, keep_range=True)
+    assert set_bit_stage(module, 1, keep_range=True)
+    assert not set_bit_stage(module, 1, keep_range=True)
     assert cores["layer2.conv1.weight"].bits == 4
-    assert lower(module, 2, keep_range=True)
+    assert set_bit_stage(module, 2, keep_range=True)
     for name, core in cores.items():
         assert torch.allclose((core.high - core.low) * core.scale(), before[name], rtol=1e-5), name
     fresh = dict(quantizers(insert(settled(Residual), Scheme(2, 3, overrides={"layer1.*": "w5a5"}))))
@@ -66,7 +66,7 @@ def test_what_is_no_way_down_is_refused(wrong: tuple[int, ...]) -> None:
 
 def test_a_run_too_short_for_its_bits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="student: quantize.progressive: 3 numbers of bits need as many epochs"):
-        produce(going_down(tmp_path, epochs=2), Run.create(tmp_path / "run"), ONE)
+        train_recipe(going_down(tmp_path, epochs=2), Run.create(tmp_path / "run"), ONE)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -81,11 +81,11 @@ def test_bits_go_down_and_the_product_has_those_asked_for(tmp_path: Path, ema: f
     monkeypatch.setattr(loop.Loop, "batches", batches)
     run, heard = Run.create(tmp_path / "run"), []
     recipe = going_down(tmp_path, ema=ema) if ema else going_down(tmp_path)
-    result = produce(recipe, run, ONE, listen=lambda event, values: heard.append(event))
+    result = train_recipe(recipe, run, ONE, listen=lambda event, values: heard.append(event))
     assert seen == [8, 4, 2]
     assert heard.count("lowered") == 2
     assert result["val_top1"] == run.metrics()[-1]["val/top1"]  # what had more bits does not count
-    finished = reload(run)
+    finished = reload_product(run)
     assert min(bits_in(finished.product)) == 2
     assert recipes.load(run.folder / "recipe.yaml").student.quantize.progressive == (8, 4, 2)
 
@@ -94,8 +94,8 @@ def test_bits_go_down_and_the_product_has_those_asked_for(tmp_path: Path, ema: f
 def test_a_resumed_run_equals_the_unbroken_one(tmp_path: Path, steps: int) -> None:
     recipe = going_down(tmp_path)
     whole, broken = Run.create(tmp_path / "whole"), Run.create(tmp_path / "broken")
-    produce(recipe, whole, ONE)
-    assert produce(recipe, broken, ONE, max_steps=steps)["finished"] is False
-    produce(recipe, broken, ONE, resume=True)
+    train_recipe(recipe, whole, ONE)
+    assert train_recipe(recipe, broken, ONE, max_steps=steps)["finished"] is False
+    train_recipe(recipe, broken, ONE, resume=True)
     one, two = (run.checkpoints.load("last")["parts"] for run in (whole, broken))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -13,10 +13,10 @@ from torch import nn
 from qkd.cli.progress import LINES
 from qkd.engine import loop
 from qkd.engine.device import Machine
-from qkd.engine.diagnostics import first_broken
-from qkd.engine.step import worst
+from qkd.engine.diagnostics import first_non_finite_layer
+from qkd.engine.step import first_non_finite_loss
 from qkd.errors import TrainingError
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.quantizers import quantizers
 from qkd.storage.run import Run
 from tests.support.tiny_runs import recipe_in
@@ -37,10 +37,10 @@ def test_the_first_layer_that_is_not_finite_is_named() -> None:
     network, x = Network(), torch.ones(4, 3)
     with torch.no_grad():
         network.first.weight.fill_(3e38)
-    assert first_broken(network, lambda: network(x).sum()) == "the output of first (Linear) is not finite"
+    assert first_non_finite_layer(network, lambda: network(x).sum()) == "the output of first (Linear) is not finite"
     with torch.no_grad():
         network.third.bias[0] = float("nan")
-    assert first_broken(network, lambda: network(x).sum()) == "third.bias is not finite before this step"
+    assert first_non_finite_layer(network, lambda: network(x).sum()) == "third.bias is not finite before this step"
 
 
 def test_the_first_gradient_that_is_not_finite_is_named() -> None:
@@ -48,8 +48,8 @@ def test_the_first_gradient_that_is_not_finite_is_named() -> None:
     with torch.no_grad():
         network.first.weight.zero_()
         network.first.bias.fill_(-1.0)  # the root of zero: its gradient is infinite
-    assert first_broken(network, lambda: network(x).sum()) == "the gradient behind second is not finite"
-    assert first_broken(network, lambda: network(x).sum() * float("inf")) == "every layer's output is finite"
+    assert first_non_finite_layer(network, lambda: network(x).sum()) == "the gradient behind second is not finite"
+    assert first_non_finite_layer(network, lambda: network(x).sum() * float("inf")) == "every layer's output is finite"
 
 
 def test_a_broken_run_names_layer_and_step_and_keeps_what_was_good(tmp_path: Path) -> None:
@@ -74,12 +74,12 @@ def test_a_broken_run_names_layer_and_step_and_keeps_what_was_good(tmp_path: Pat
         with pytest.raises(
             TrainingError, match=r"epoch 2, batch 1: the norm of the gradient is nan: student.layer1.0.conv1.w"
         ):
-            produce(recipe, run, ONE, listen=break_it)
+            train_recipe(recipe, run, ONE, listen=break_it)
     kept = run.checkpoints.load("last")
     assert kept is not None
     assert kept["cursor"]["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in kept["parts"].values() if tensor.is_floating_point())
-    assert produce(recipe, run, ONE, resume=True)["finished"]
+    assert train_recipe(recipe, run, ONE, resume=True)["finished"]
 
 
 def test_a_step_that_spoils_a_weight_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,20 +92,20 @@ def test_a_step_that_spoils_a_weight_is_not_kept(tmp_path: Path, monkeypatch: py
             training.parts.networks["student"].network.get_submodule("fc").weight.data[0] = float("inf")
         return losses
 
-    monkeypatch.setattr(loop, "do", do)
+    monkeypatch.setattr(loop, "take_step", do)
     student = {"build": "resnet8", "width": 4, "quantize": "w2a2", "start_from": "scratch"}
     recipe = recipe_in(tmp_path, method={"name": "qat"}, student=student, teachers={}, match=[])
     run = Run.create(tmp_path / "run")
     with pytest.raises(TrainingError, match=r"epoch 1, batch 4: student.fc.weight is not finite behind this step"):
-        produce(recipe, run, ONE)
+        train_recipe(recipe, run, ONE)
     assert [path.name[:15] for path in run.checkpoints.files("last")] == ["last-000000000-"]
     assert not run.checkpoints.files("best")
 
 
 def test_a_sum_that_is_not_finite_where_every_loss_is_has_a_name(tmp_path: Path) -> None:
     losses = {"a": torch.tensor(3e38), "b": torch.tensor(1.0)}
-    assert worst(losses, losses["a"] * 10) == "weighted sum of losses is inf"
-    assert worst({**losses, "b": torch.tensor(float("nan"))}, losses["a"]) == "loss b is nan"
+    assert first_non_finite_loss(losses, losses["a"] * 10) == "weighted sum of losses is inf"
+    assert first_non_finite_loss({**losses, "b": torch.tensor(float("nan"))}, losses["a"]) == "loss b is nan"
 
 
 def test_dead_quantizers_are_heard_of_once_and_stand_in_the_results(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_dead_quantizers_are_heard_of_once_and_stand_in_the_results(tmp_path: Pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Loop, "phase", phase)
-        result = produce(recipe, run, ONE, listen=lambda event, values: heard.append((event, values)))
+        result = train_recipe(recipe, run, ONE, listen=lambda event, values: heard.append((event, values)))
     (values,) = [values for event, values in heard if event == "alarms"]
     assert "student.layer1.0.relu1: dead" in values["lines"][0]
     assert "warning: quantizer student.layer1.0.relu1: dead" in LINES["alarms"](values)

@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from qkd.data.fake import fake
-from qkd.engine.distributed import BatchNormOfAll
+from qkd.engine.distributed import SyncedBatchNorm2d
 from qkd.errors import DataError
 from qkd.pipeline.train import _require_batches
 from qkd.storage.checkpoints import LAST
@@ -201,7 +201,7 @@ def test_in_evaluation_the_batch_norm_of_all_is_batch_norm() -> None:
     norm.running_mean.uniform_()
     images = torch.randn(2, 3, 4, 4)
     expected = norm.eval()(images)
-    norm.__class__ = BatchNormOfAll
+    norm.__class__ = SyncedBatchNorm2d
     assert torch.equal(norm(images), expected)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qkd.engine.loggers import TRACKERS, numbers, tracked
+from qkd.engine.loggers import LOGGERS, curves, with_loggers
 from qkd.errors import UsageError
 from tests.support.command_line import qkd
 from tests.support.tiny_runs import TINY
@@ -47,7 +47,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_counters_are_no_curves() -> None:
-    assert numbers(LINE) == CURVES
+    assert curves(LINE) == CURVES
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,9 @@ def test_libraries_are_told_every_epoch_and_closed(
 ) -> None:
     name = request.node.callspec.params["library"]
     heard: list[str] = []
-    with tracked([name, name], tmp_path, {"seed": 3, "train": {}}, lambda event, values: heard.append(event)) as listen:
+    with with_loggers(
+        [name, name], tmp_path, {"seed": 3, "train": {}}, lambda event, values: heard.append(event)
+    ) as listen:
         listen("epoch", LINE)
         listen("step", {})
         assert not library.of(closed)
@@ -75,7 +77,7 @@ def test_nothing_is_sent_unless_the_environment_says_so(
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for mode in ("offline", "online"):
-        with tracked(["wandb"], tmp_path, {"seed": 3}, lambda event, values: None):
+        with with_loggers(["wandb"], tmp_path, {"seed": 3}, lambda event, values: None):
             pass
         [settings] = library.of("init")[-1]
         assert settings["mode"] == mode
@@ -86,7 +88,7 @@ def test_nothing_is_sent_unless_the_environment_says_so(
 @pytest.mark.parametrize("library", ["mlflow"], indirect=True)
 def test_a_run_that_fails_is_closed_too(tmp_path: Path, library: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ZeroDivisionError), tracked(["mlflow"], tmp_path, {"seed": 3, "a": {}}, lambda e, v: None):
+    with pytest.raises(ZeroDivisionError), with_loggers(["mlflow"], tmp_path, {"seed": 3, "a": {}}, lambda e, v: None):
         raise ZeroDivisionError
     assert library.of("end_run") == [({},)]
     assert library.of("log_params") == [({"seed": 3}, {})]
@@ -96,13 +98,13 @@ def test_a_run_that_fails_is_closed_too(tmp_path: Path, library: Recorder, monke
 def test_tensorboard_through_fabric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setattr("lightning_fabric.loggers.TensorBoardLogger", lambda *a, **k: recorder)
-    with tracked(["tensorboard"], tmp_path, {}, lambda event, values: None) as listen:
+    with with_loggers(["tensorboard"], tmp_path, {}, lambda event, values: None) as listen:
         listen("epoch", LINE)
     assert recorder.of("log_metrics") == [(CURVES, {"step": 4})]
     assert recorder.of("finalize") == [("success", {})]
 
 
-@pytest.mark.parametrize("name", [name for name in TRACKERS if name != "csv"])
+@pytest.mark.parametrize("name", [name for name in LOGGERS if name != "csv"])
 def test_what_is_not_installed_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -112,7 +114,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("lightning_fabric.loggers.TensorBoardLogger", missing)
     message = rf"--logger {name}: it is not installed; pip install 'qkd\[{name}\]'"
-    with pytest.raises(UsageError, match=message), tracked([name], tmp_path, {}, lambda event, values: None):
+    with pytest.raises(UsageError, match=message), with_loggers([name], tmp_path, {}, lambda event, values: None):
         pass
 
 
@@ -125,7 +127,7 @@ def test_a_table_of_a_whole_run(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     own = [row for row in rows if row.get("train/val/top1")]
     assert [row["step"] for row in own] == ["4", "8"]
-    with tracked(["csv"], tmp_path / "run", {}, lambda event, values: None) as listen:
+    with with_loggers(["csv"], tmp_path / "run", {}, lambda event, values: None) as listen:
         listen("epoch", LINE)
     assert (tmp_path / "run" / "csv-2" / "metrics.csv").is_file()
 

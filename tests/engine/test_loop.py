@@ -13,13 +13,13 @@ from qkd.data import Batch
 from qkd.distill.plan import Phase, Plan, Step
 from qkd.distill.terms import label
 from qkd.engine.device import Machine
-from qkd.engine.ema import Average
-from qkd.engine.loop import deciding
+from qkd.engine.ema import Ema
+from qkd.engine.loop import first_compared_phase
 from qkd.engine.metrics import ece
-from qkd.engine.state import order
+from qkd.engine.state import shuffle_seed
 from qkd.engine.step import _pieces
 from qkd.errors import PlanError, UsageError
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.quantizers import calibrate, disabled
 from qkd.storage.run import Run
 from tests.support.ensembles import staged
@@ -29,7 +29,7 @@ from tests.support.tiny_runs import ALONE, losses, recipe_in
 
 def test_the_order_of_epochs_is_that_of_a_tuples_hash() -> None:
     for numbers in [(0, 0, 0), (0, 1, 7), (12345, 2, 199)]:
-        assert order(*numbers) == hash(numbers) % 2**31
+        assert shuffle_seed(*numbers) == hash(numbers) % 2**31
 
 
 def test_pieces_are_the_batch_and_none_is_a_lone_image() -> None:
@@ -46,13 +46,13 @@ def test_pieces_are_the_batch_and_none_is_a_lone_image() -> None:
 def test_the_average_follows_and_is_put_in_for_a_while() -> None:
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(0.0)
-    average = Average(layer, 0.5)
+    average = Ema(layer, 0.5)
     layer.weight.data.fill_(1.0)
     average.update()
     share = 1 - min(0.5, 2 / 11)
     with average.applied():
         assert layer.weight.item() == pytest.approx(share)
-        again = Average(layer, 0.5)
+        again = Ema(layer, 0.5)
     assert layer.weight.item() == 1.0
     again.load(average.state())
     assert again.updates == 1
@@ -71,16 +71,16 @@ def test_the_best_is_chosen_among_phases_that_come_last_for_the_product() -> Non
     def phase(name: str, *learners: str) -> Phase:
         return Phase(name, (Step(learners, [label("student")]),))
 
-    assert deciding(Plan((phase("a", "student"),))) == 0
-    assert deciding(Plan((phase("a", "student"), phase("b", "teacher"), phase("c", "student.logits")))) == 2
-    assert deciding(Plan((phase("a", "student"), phase("b", "teacher")))) == 0
+    assert first_compared_phase(Plan((phase("a", "student"),))) == 0
+    assert first_compared_phase(Plan((phase("a", "student"), phase("b", "teacher"), phase("c", "student.logits")))) == 2
+    assert first_compared_phase(Plan((phase("a", "student"), phase("b", "teacher")))) == 0
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("plain")
     run = Run.create(folder / "plain")
-    return run, produce(recipe_in(folder, **ALONE), run, Machine("cpu", threads=1))
+    return run, train_recipe(recipe_in(folder, **ALONE), run, Machine("cpu", threads=1))
 
 
 def test_the_result_tells_calibration_and_cost(plain: tuple[Run, dict[str, Any]]) -> None:
@@ -97,7 +97,7 @@ def test_the_result_tells_calibration_and_cost(plain: tuple[Run, dict[str, Any]]
 def test_settings_change_what_they_say(tmp_path: Path, plain: tuple[Run, Any], setting: dict[str, Any]) -> None:
     run = Run.create(tmp_path / "run")
     recipe = recipe_in(tmp_path, **ALONE, train={"epochs": 3, "rate": 0.05, **setting})
-    result = produce(recipe, run, Machine("cpu", threads=1))
+    result = train_recipe(recipe, run, Machine("cpu", threads=1))
     assert result["cost"]["batch"] == 16 // setting.get("accumulate", 1)  # no more than training had memory for
     found, expected = losses(run), losses(plain[0])
     if "ema" in setting:  # training is the same, what is deployed is not
@@ -113,7 +113,7 @@ def test_settings_change_what_they_say(tmp_path: Path, plain: tuple[Run, Any], s
 
 def test_bf16_trains_to_about_the_same(tmp_path: Path, plain: tuple[Run, Any]) -> None:
     run = Run.create(tmp_path / "run")
-    produce(recipe_in(tmp_path, **ALONE), run, Machine("cpu", "bf16", threads=1))
+    train_recipe(recipe_in(tmp_path, **ALONE), run, Machine("cpu", "bf16", threads=1))
     for found, expected in zip(losses(run)[1:], losses(plain[0])[1:], strict=True):
         assert found["train/loss/label/student"] == pytest.approx(expected["train/loss/label/student"], rel=0.2)
 
@@ -121,9 +121,9 @@ def test_bf16_trains_to_about_the_same(tmp_path: Path, plain: tuple[Run, Any]) -
 def test_frozen_teachers_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = recipe_in(tmp_path, method={"name": "kd"})
     once, ever = Run.create(tmp_path / "once"), Run.create(tmp_path / "ever")
-    produce(frozen, once, Machine("cpu", threads=1))
+    train_recipe(frozen, once, Machine("cpu", threads=1))
     monkeypatch.setattr("qkd.engine.teacher_cache.LIMIT", 0)
-    produce(frozen, ever, Machine("cpu", threads=1))
+    train_recipe(frozen, ever, Machine("cpu", threads=1))
     for found, expected in zip(losses(once)[1:], losses(ever)[1:], strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
 
@@ -131,11 +131,11 @@ def test_frozen_teachers_are_asked_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_only_what_stays_the_same_is_worth_knowing(tmp_path: Path) -> None:
     from qkd.assembly.assemble import assemble
     from qkd.assembly.build import Facts
-    from qkd.engine.teacher_cache import worth_knowing
+    from qkd.engine.teacher_cache import cacheable_taps
 
     def taps(**method: Any) -> set[str]:
         plan = assemble(recipe_in(tmp_path, method=method), Facts((3, 16, 16), 4)).plan
-        return {str(tap) for tap in worth_knowing(plan, plan.phases[0])}
+        return {str(tap) for tap in cacheable_taps(plan, plan.phases[0])}
 
     assert taps(name="kd") == {"four.logits", "eight.logits"}
     assert taps(name="cmtkd") == set()
@@ -156,7 +156,7 @@ def test_teachers_are_asked_once_only_where_images_stay_the_same(
 ) -> None:
     from qkd.assembly.assemble import assemble
     from qkd.assembly.inputs import facts_of, load_data
-    from qkd.engine.teacher_cache import learn_of
+    from qkd.engine.teacher_cache import build_teacher_cache
     from qkd.engine.train import Training
 
     (tmp_path / "own.py").write_text(MOVED)
@@ -166,7 +166,7 @@ def test_teachers_are_asked_once_only_where_images_stay_the_same(
     assembly = assemble(recipe, facts_of(images))
     training = Training(assembly.parts, assembly.plan, images, recipe.train, 16, 0, Machine("cpu").fabric())
     with disabled(assembly.parts):
-        found = learn_of(training, assembly.parts, assembly.plan.phases[0], 2)
+        found = build_teacher_cache(training, assembly.parts, assembly.plan.phases[0], 2)
         assert (found is not None) == known
         if found is not None:
             batch = next(images.batches("train", 16, shuffle_seed=5))
@@ -184,7 +184,7 @@ def test_a_machine_that_is_not_there_is_named(device: str) -> None:
 def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path: Path, plain: tuple[Run, Any]) -> None:
     events: list[str] = []
     run = Run.create(tmp_path / "run")
-    produce(
+    train_recipe(
         recipe_in(tmp_path, **ALONE),
         run,
         Machine("cpu", threads=1, compile="on"),
@@ -210,10 +210,10 @@ def test_auto_compiles_long_runs_only(tmp_path: Path) -> None:
 
     short, long = training(3), training(3_000_000)
     assert compile.operations(long) == pytest.approx(1e6 * compile.operations(short))
-    assert not compile.wanted(short, "auto")
-    assert compile.wanted(long, "auto")
-    assert compile.wanted(short, "on")
-    assert not compile.wanted(long, "off")
+    assert not compile.should_compile(short, "auto")
+    assert compile.should_compile(long, "auto")
+    assert compile.should_compile(short, "on")
+    assert not compile.should_compile(long, "off")
 
 
 def test_what_cannot_be_compiled_stays_eager_or_is_refused(tmp_path: Path) -> None:
@@ -223,9 +223,9 @@ def test_what_cannot_be_compiled_stays_eager_or_is_refused(tmp_path: Path) -> No
     def fail() -> None:
         raise RuntimeError("no C++ compiler\nand more")
 
-    assert compile.tried(nn.Module(), "auto", fail) == "no C++ compiler"
+    assert compile.try_compiled(nn.Module(), "auto", fail) == "no C++ compiler"
     with pytest.raises(TrainingError, match="--compile on: RuntimeError: no C\\+\\+ compiler; --compile off"):
-        compile.tried(nn.Module(), "on", fail)
+        compile.try_compiled(nn.Module(), "on", fail)
 
 
 def gradients_of(method: str, recomputed: bool, family: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -233,7 +233,7 @@ def gradients_of(method: str, recomputed: bool, family: str) -> tuple[dict[str, 
     from qkd import recipe as recipes
     from qkd.assembly.assemble import assemble
     from qkd.assembly.build import Facts
-    from qkd.distill.plan import needed
+    from qkd.distill.plan import networks_needed
     from qkd.distill.terms import weighted_sum
 
     scheme = f"student.quantize={{weights: 3, activations: 3, family: {family}}}"
@@ -247,7 +247,7 @@ def gradients_of(method: str, recomputed: bool, family: str) -> tuple[dict[str, 
     parts.learn(step.learners)
     torch.manual_seed(3)
     batch = Batch(torch.randn(8, 1, 16, 16), torch.arange(8), torch.arange(8))
-    outputs = parts(batch.images, sorted(needed(assembly.plan, step)))
+    outputs = parts(batch.images, sorted(networks_needed(assembly.plan, step)))
     weighted_sum({term.name: term(outputs, batch) for term in step.terms}, step.terms, 0.5).backward()
     gradients = {name: p.grad for name, p in parts.named_parameters() if p.grad is not None}
     return gradients, dict(parts.state_dict())
@@ -269,15 +269,15 @@ def test_what_is_computed_again_is_the_same_to_the_last_bit(method: str, family:
 def test_a_run_that_computes_again_is_the_same_and_keeps_less(tmp_path: Path) -> None:
     kept, again = Run.create(tmp_path / "kept"), Run.create(tmp_path / "again")
     recipe = recipe_in(tmp_path, train={"epochs": 2, "rate": 0.05})
-    produce(recipe, kept, Machine("cpu", threads=1))
+    train_recipe(recipe, kept, Machine("cpu", threads=1))
     recipe = recipe_in(tmp_path, train={"epochs": 2, "rate": 0.05, "recompute": ["student", "four"]})
-    produce(recipe, again, Machine("cpu", threads=1))
+    train_recipe(recipe, again, Machine("cpu", threads=1))
     assert losses(kept) == losses(again)
     one, other = kept.load_product(), again.load_product()
     assert all(torch.equal(one[name], other[name]) for name in one)
     recipe = recipe_in(tmp_path, train={"epochs": 2, "recompute": ["studnet"]})
     with pytest.raises(PlanError, match=r"train.recompute: no network 'studnet' \(did you mean 'student'\?\)"):
-        produce(recipe, Run.create(tmp_path / "none"), Machine("cpu", threads=1))
+        train_recipe(recipe, Run.create(tmp_path / "none"), Machine("cpu", threads=1))
 
 
 def test_the_statistics_of_batch_norm_are_not_gathered_twice() -> None:

@@ -12,8 +12,8 @@ import yaml
 from qkd import recipe as recipes
 from qkd.engine.device import Machine
 from qkd.errors import RunError, TrainingError
-from qkd.pipeline.reload import refuse_changed, reload
-from qkd.pipeline.train import produce
+from qkd.pipeline.reload import refuse_changed, reload_product
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.tiny_runs import TINY, Stop, losses, recipe_in, run_of
 
@@ -40,8 +40,8 @@ def test_a_resumed_run_equals_the_unbroken_one(tmp_path: Path, after: int) -> No
 
     broken = Run.create(tmp_path / "broken")
     with pytest.raises(Stop):
-        produce(recipe, broken, Machine("cpu", threads=1), listen=break_off)
-    produce(recipe, broken, Machine("cpu", threads=1), resume=True)
+        train_recipe(recipe, broken, Machine("cpu", threads=1), listen=break_off)
+    train_recipe(recipe, broken, Machine("cpu", threads=1), resume=True)
     assert losses(broken) == losses(whole)
     expected = whole.load_product()
     found = broken.load_product()
@@ -67,7 +67,7 @@ def test_teachers_in_another_order_are_another_recipe(tmp_path: Path) -> None:
 
 def test_a_finished_run_comes_back_as_its_product(tmp_path: Path) -> None:
     run, result = run_of(tmp_path, recipe_in(tmp_path))
-    finished = reload(run)
+    finished = reload_product(run)
     state = run.load_product()
     assert all(torch.equal(state[name], tensor) for name, tensor in finished.product.state_dict().items())
     from qkd.assembly.inputs import load_data
@@ -80,7 +80,7 @@ def test_frozen_teachers_stay_bitwise_as_they_were(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, method={"name": "cmtkd", "teachers": "frozen"})
     run, _ = run_of(tmp_path, recipe)
     first = Run.create(tmp_path / "first")
-    produce(recipe, first, Machine("cpu", threads=1), max_steps=1)
+    train_recipe(recipe, first, Machine("cpu", threads=1), max_steps=1)
     a, b = (r.checkpoints.load("last")["parts"] for r in (run, first))
     for name in a:
         same = torch.equal(a[name], b[name])

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from qkd.cli.bench import about
 from qkd.errors import ExportError, UsageError
-from qkd.export import RawImages, bench, emit, emit_float, predict, save, timing
+from qkd.export import Uint8Input, bench, emit, emit_float, predict, save, timing
 from qkd.export.session import open_session
 from tests.support.tiny_products import SHAPE, Residual, images, product
 
@@ -68,7 +68,7 @@ def test_files_run_in_turns_and_the_order_turns_too() -> None:
         def run(self, _outputs: Any, _feed: Any) -> None:
             calls.append(self.name)
 
-    times = timing.in_turns([Session("a"), Session("b")], [{}, {}], 1.0, 4)
+    times = timing.interleave([Session("a"), Session("b")], [{}, {}], 1.0, 4)
     warm = 2 * timing.WARM_UP
     assert "".join(calls[warm:]) == "abbaabba" and [len(each) for each in times] == [4, 4]
 
@@ -141,7 +141,7 @@ def test_each_file_gets_the_images_it_takes(tmp_path: Path) -> None:
     trained = product(Residual(), "w4a4")
     scale, shift = np.full(3, 0.02, np.float32), np.full(3, -2.5, np.float32)
     raw = np.random.default_rng(0).integers(0, 256, (12, *SHAPE), dtype=np.uint8)
-    given = RawImages(scale, shift, "nhwc")
+    given = Uint8Input(scale, shift, "nhwc")
     floats = save(emit(trained, SHAPE).model, tmp_path / "f.onnx")
     as_bytes = save(emit(trained, SHAPE, raw=given).model, tmp_path / "b.onnx")
     images = given.normalized(raw)

@@ -20,7 +20,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from qkd.errors import ExportError, UsageError
-from qkd.export import census, emit, emit_float, emulate, predict, save
+from qkd.export import count_operators, emit, emit_float, emulate, predict, save
 from qkd.export.fold import BIAS_LIMIT, to_integers
 from qkd.export.invariants import constant_value, require_invariants
 from qkd.export.onnx_graph import Graph
@@ -52,7 +52,7 @@ def tensors(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_residual_network_runs_in_integers_from_end_to_end(scheme: str, per_channel: bool) -> None:
     emitted = emit(product(Residual(), scheme, per_channel=per_channel), SHAPE)
-    found = census(emitted.model)
+    found = count_operators(emitted.model)
     assert emitted.float_layers == ()
     assert set(found) <= INTEGER_KERNELS
     assert (
@@ -66,7 +66,7 @@ def test_residual_network_runs_in_integers_from_end_to_end(scheme: str, per_chan
 def test_every_supported_operation_is_integer_and_what_was_trained(network: type[Middle]) -> None:
     trained = product(network(), "w8a8")
     emitted = emit(trained, SHAPE)
-    assert emitted.float_layers == () and set(census(emitted.model)) <= INTEGER_KERNELS
+    assert emitted.float_layers == () and set(count_operators(emitted.model)) <= INTEGER_KERNELS
     reference, found = logits(trained, images()), predict(emitted.model, images())
     assert np.abs(reference - found).max() < 0.1 * reference.std()
     assert np.array_equal(emulate(emitted.model, images()), found)
@@ -136,7 +136,7 @@ def test_packed_weights_give_the_same_logits_in_fewer_bytes(scheme: str, opset: 
     assert packed.model.opset_import[0].version == opset and packed.minimum_onnxruntime == minimum
     assert plain.model.opset_import[0].version == 17
     assert np.array_equal(predict(plain.model, images()), predict(packed.model, images()))
-    assert census(plain.model) == census(packed.model)
+    assert count_operators(plain.model) == count_operators(packed.model)
     held = {t.name: t for t in packed.model.graph.initializer}["conv.weight"]
     kinds = {"w2a2": TensorProto.INT2, "w4a4": TensorProto.INT4, "w8a8": TensorProto.INT8}
     assert held.data_type == kinds[scheme]
@@ -186,7 +186,7 @@ def by_hand(weight: type, calls: int = 3) -> nn.Module:
 def test_layers_with_brevitas_own_quantizers(weight: type) -> None:
     trained = by_hand(weight)
     emitted = emit(trained, SHAPE)
-    assert emitted.float_layers == () and set(census(emitted.model)) <= INTEGER_KERNELS
+    assert emitted.float_layers == () and set(count_operators(emitted.model)) <= INTEGER_KERNELS
     found = predict(emitted.model, images())
     assert np.array_equal(found, emulate(emitted.model, images()))
     assert np.abs(found - logits(trained, images())).max() < 0.1 * found.std()
@@ -271,7 +271,7 @@ def test_float_file_is_the_network_without_rounding() -> None:
     with disabled(trained):
         reference = logits(trained, images())
     assert predict(model, images()) == pytest.approx(reference, abs=1e-4)
-    found = census(model)
+    found = count_operators(model)
     assert "BatchNormalization" not in found and not any("Linear" in kind for kind in found)
     uncalibrated = insert(Residual(), Scheme.parse("w4a4")).eval()
     emit_float(uncalibrated, SHAPE)
@@ -325,7 +325,7 @@ class SharedLayers(Middle):
 
 def test_a_layer_called_twice_is_written_twice_under_two_names() -> None:
     emitted = emit(product(SharedLayers(), "w4a4"), SHAPE)
-    assert emitted.float_layers == () and census(emitted.model)["QLinearConv"] == 4
+    assert emitted.float_layers == () and count_operators(emitted.model)["QLinearConv"] == 4
     assert {"shared", "shared.call2"} <= set(emitted.integer_layers)
     assert set(emitted.integer_layers) <= {node.name for node in emitted.model.graph.node}
     assert np.array_equal(predict(emitted.model, images()), emulate(emitted.model, images()))

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from qkd.errors import ExportError
-from qkd.export import census, emit, emit_float, emulate, emulator_kernels, first_divergence, predict
+from qkd.export import count_operators, emit, emit_float, emulate, emulator_kernels, first_divergence, predict
 from qkd.export.emulator_kernels import EXACT, Codes, exact_product
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, insert
@@ -95,7 +95,7 @@ def test_random_networks_are_integer_and_equal(
     weights, activations, per_channel, sums = scheme
     trained = product(Random(steps), f"w{weights}a{activations}", per_channel=per_channel, sums=sums)
     emitted = emit(trained, SHAPE, storage="packed" if seed % 2 else "int8")
-    assert emitted.float_layers == () and set(census(emitted.model)) <= INTEGER_KERNELS
+    assert emitted.float_layers == () and set(count_operators(emitted.model)) <= INTEGER_KERNELS
     assert np.array_equal(emulate(emitted.model, images()), predict(emitted.model, images()))
 
 
@@ -204,7 +204,7 @@ def test_torchvision_networks_are_integer_from_end_to_end(name: str, scheme: str
     trained = insert(network, Scheme.parse(scheme, calibration="minmax"))
     calibrate(trained, [torch.from_numpy(images(2, shape, seed=2))])
     emitted = emit(trained, shape, storage="packed")
-    found = census(emitted.model)
+    found = count_operators(emitted.model)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
     assert emitted.float_layers == () and found["QLinearConv"] == convolutions and set(found) <= INTEGER_KERNELS
     inputs = images(2, shape)

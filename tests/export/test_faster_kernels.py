@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from qkd.export import RawImages, census, emit, emulate, first_divergence, ops_layers, predict
+from qkd.export import Uint8Input, count_operators, emit, emulate, first_divergence, ops_layers, predict
 from qkd.quantizers import Scheme, calibrate, insert
 from tests.support.tiny_products import Head, block, images, settled
 
@@ -43,7 +43,7 @@ def test_channels_of_zeros_complete_a_four_and_change_nothing(channels: int, mon
     assert [node.name for node in wide.model.graph.node if node.op_type == "Pad"] == ["stem.0.fours"]
     assert np.array_equal(predict(wide.model, images(6, shape)), predict(plain.model, images(6, shape)))
     assert np.array_equal(emulate(wide.model, images(6, shape)), predict(plain.model, images(6, shape)))
-    assert census(wide.model)["QLinearConv"] == 2 and wide.resolution == plain.resolution
+    assert count_operators(wide.model)["QLinearConv"] == 2 and wide.resolution == plain.resolution
 
 
 def test_a_file_is_its_weights_and_eight_bytes_for_a_channel_and_little_else() -> None:
@@ -62,7 +62,7 @@ def test_a_file_is_its_weights_and_eight_bytes_for_a_channel_and_little_else() -
 def test_raw_images_get_them_too(layout: Any) -> None:
     network = insert(settled(Wide()), Scheme.parse("w4a4", calibration="minmax"))
     calibrate(network, [torch.from_numpy(images(8, (3, 9, 9)))])
-    raw = RawImages(np.full(3, 0.02, np.float32), np.full(3, -2.5, np.float32), layout)
+    raw = Uint8Input(np.full(3, 0.02, np.float32), np.full(3, -2.5, np.float32), layout)
     given = np.random.default_rng(0).integers(0, 256, (6, 3, 9, 9), dtype=np.uint8)
     as_bytes, as_floats = emit(network.eval(), (3, 9, 9), raw=raw).model, emit(network, (3, 9, 9)).model
     expected = predict(as_floats, raw.normalized(given))

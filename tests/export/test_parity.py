@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from qkd.errors import GateError
 from qkd.export import (
-    RawImages,
+    Uint8Input,
     emit,
     emit_float,
-    float_likeness,
-    likeness,
+    float_parity,
     require,
-    require_likeness,
+    require_parity,
     save,
+    torch_parity,
     verify,
 )
 from qkd.export.session import optimized
@@ -32,9 +32,9 @@ from tests.support.tiny_products import MIDDLES, SHAPE, WIDTH, Head, Middle, Res
 def test_a_file_is_the_network_it_was_made_from(network: type[nn.Module], scheme: str) -> None:
     torch.manual_seed(0)
     trained = product(network(), scheme)
-    found = likeness(trained, emit(trained, SHAPE, storage="packed"), images())
+    found = torch_parity(trained, emit(trained, SHAPE, storage="packed"), images())
     assert found.wrong == "" and found.quantizers >= 4 and 99 < found.same <= 100
-    require_likeness(found, "file")
+    require_parity(found, "file")
 
 
 def _moved(norm: str) -> Callable[[nn.Module], None]:
@@ -86,10 +86,10 @@ def test_another_network_is_found_at_its_first_layer(what: str, tmp_path: Path) 
     change, where = WRONG[what]
     with torch.no_grad():
         change(trained)
-    found = likeness(trained, emitted, images())
+    found = torch_parity(trained, emitted, images())
     assert found.wrong.startswith(where)
     with pytest.raises(GateError, match="x.onnx: is not the network that was trained: "):
-        require_likeness(found, tmp_path / "x.onnx")
+        require_parity(found, tmp_path / "x.onnx")
     # the emulator reads the file, and so cannot know
     require(verify(save(emitted.model, tmp_path / "x.onnx"), images(), reference_logits=logits(trained, images())))
 
@@ -105,27 +105,29 @@ def test_a_float_layer_is_held_against_the_network_too() -> None:
 
     trained = product(Curved(), "w8a8")
     emitted = emit(trained, SHAPE)
-    assert emitted.float_layers and likeness(trained, emitted, images()).wrong == ""
+    assert emitted.float_layers and torch_parity(trained, emitted, images()).wrong == ""
     trained.set_submodule("curve", nn.SiLU())
-    assert likeness(trained, emitted, images()).wrong.startswith("curve_quant: ")
+    assert torch_parity(trained, emitted, images()).wrong.startswith("curve_quant: ")
 
 
 def test_a_file_with_raw_input_is_held_against_the_network_on_normalised_images() -> None:
-    raw = RawImages(np.full(3, 1 / 128, np.float32), np.full(3, -1, np.float32), "nhwc")
+    raw = Uint8Input(np.full(3, 1 / 128, np.float32), np.full(3, -1, np.float32), "nhwc")
     pixels = np.random.default_rng(0).integers(0, 256, (12, *SHAPE), dtype=np.uint8)
     trained = product(Residual(), "w4a4")
     emitted = emit(trained, SHAPE, raw=raw)
-    assert likeness(trained, emitted, raw.arranged(pixels), raw.normalized(pixels)).wrong == ""
-    assert likeness(trained, emitted, raw.arranged(pixels), raw.normalized(pixels) + 1).wrong.startswith("inputs_quant")
+    assert torch_parity(trained, emitted, raw.arranged(pixels), raw.normalized(pixels)).wrong == ""
+    assert torch_parity(trained, emitted, raw.arranged(pixels), raw.normalized(pixels) + 1).wrong.startswith(
+        "inputs_quant"
+    )
 
 
 def test_a_float_file_is_held_against_the_float_network() -> None:
     trained = product(Residual(), "w2a2")
     model = emit_float(trained, SHAPE)
-    assert float_likeness(trained, model, images()) == ""
+    assert float_parity(trained, model, images()) == ""
     with torch.no_grad():
         _moved("norm")(trained)
-    assert float_likeness(trained, model, images()).startswith("logits: off by up to ")
+    assert float_parity(trained, model, images()).startswith("logits: off by up to ")
 
 
 def test_numbers_that_are_not_finite_are_never_alike() -> None:
@@ -133,7 +135,7 @@ def test_numbers_that_are_not_finite_are_never_alike() -> None:
     emitted = emit(trained, SHAPE)
     with torch.no_grad():
         trained.get_submodule("norm").running_mean += torch.nan  # type: ignore[operator]
-    assert likeness(trained, emitted, images()).wrong.startswith("norm_quant: ")
+    assert torch_parity(trained, emitted, images()).wrong.startswith("norm_quant: ")
 
 
 class Shifted(Middle):
@@ -155,7 +157,7 @@ def test_onnxruntime_is_not_left_to_round_a_float_layer_anew() -> None:
     emitted = emit(trained, SHAPE)
     assert [name for name, _ in emitted.float_layers] == ["conv", "add"]
     assert not [tensor.name for tensor in optimized(emitted.model).graph.initializer if "_weight_q" in tensor.name]
-    assert likeness(trained, emitted, images()).wrong == ""
+    assert torch_parity(trained, emitted, images()).wrong == ""
 
 
 class Cropped(Middle):
@@ -172,10 +174,10 @@ def test_a_layer_whose_result_is_cut_or_padded_before_it_is_rounded_is_integer(s
     torch.manual_seed(0)
     trained = product(Cropped(), scheme)
     emitted = emit(trained, SHAPE)
-    assert emitted.float_layers == () and likeness(trained, emitted, images()).wrong == ""
+    assert emitted.float_layers == () and torch_parity(trained, emitted, images()).wrong == ""
     require(verify(save(emitted.model, tmp_path / "x.onnx"), images()))
 
 
 def test_a_head_of_its_own_is_compared_as_well() -> None:
     trained = product(nn.Sequential(block(3, 8), Head(8)), "w3a5")
-    assert likeness(trained, emit(trained, SHAPE), images(3)).quantizers == 3
+    assert torch_parity(trained, emit(trained, SHAPE), images(3)).quantizers == 3

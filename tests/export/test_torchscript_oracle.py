@@ -19,7 +19,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from qkd.export import census, emit, predict
+from qkd.export import count_operators, emit, predict
 from qkd.export.fold import trained_codes
 from qkd.export.grid import Grid, read_grid
 from tests.support.tiny_products import SHAPE, Residual, images, product, stored
@@ -156,7 +156,7 @@ def in_integers(model: onnx.ModelProto, trained: Product) -> onnx.ModelProto:
 def test_both_roads_lead_to_the_same_integers(scheme: str) -> None:
     trained = product(Residual(), scheme)
     theirs, ours = in_integers(by_torchscript(trained), trained), emit(trained, SHAPE, headroom=0).model
-    counts = [census(model) for model in (theirs, ours)]
+    counts = [count_operators(model) for model in (theirs, ours)]
     for kernel in ("QLinearConv", "QLinearAdd", "QGemm", "QLinearGlobalAveragePool"):
         assert counts[0][kernel] == counts[1][kernel]
     named = {node.name: node for node in ours.graph.node if node.op_type in ("Conv", "Gemm")}

@@ -11,16 +11,16 @@ import pytest
 from onnx import numpy_helper
 
 from qkd.errors import ExportError, UsageError
-from qkd.export import RawImages, emit, emit_float, emulate, first_divergence, predict, require, save, verify
-from qkd.export.uint8_input import FRONT, arranged, require_exact
+from qkd.export import Uint8Input, emit, emit_float, emulate, first_divergence, predict, require, save, verify
+from qkd.export.uint8_input import FRONT, in_layout, require_exact_floats
 from tests.support.tiny_products import SHAPE, Residual, images, product
 
 SCALE = np.array([0.0171, 0.01750700280112, 0.017429], np.float32)
 SHIFT = np.array([-2.1179, -2.0357142857, -1.8044444], np.float32)
 
 
-def raw(layout: Any = "nchw") -> RawImages:
-    return RawImages(SCALE, SHIFT, layout)
+def raw(layout: Any = "nchw") -> Uint8Input:
+    return Uint8Input(SCALE, SHIFT, layout)
 
 
 def bytes_of_all_values(count: int = 12) -> np.ndarray:
@@ -36,7 +36,7 @@ def test_the_same_logits_to_the_last_bit(layout: str, scheme: str, storage: Any)
     trained, pictures = product(Residual(), scheme), bytes_of_all_values()
     with_floats = emit(trained, SHAPE, storage=storage).model
     with_bytes = emit(trained, SHAPE, storage=storage, raw=raw(layout)).model
-    expected, given = predict(with_floats, raw().normalized(pictures)), arranged(pictures, layout)
+    expected, given = predict(with_floats, raw().normalized(pictures)), in_layout(pictures, layout)
     assert np.array_equal(predict(with_bytes, given), expected)
     assert np.array_equal(emulate(with_bytes, given), expected)
     assert first_divergence(with_bytes, given) is None
@@ -51,7 +51,7 @@ def test_the_float_file_too_can_take_bytes() -> None:
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_a_file_with_raw_input_is_proven(layout: str, tmp_path: Any) -> None:
     model = emit(product(Residual()), SHAPE, raw=raw(layout)).model
-    verdict = verify(save(model, tmp_path / "raw.onnx"), arranged(bytes_of_all_values(), layout))
+    verdict = verify(save(model, tmp_path / "raw.onnx"), in_layout(bytes_of_all_values(), layout))
     require(verdict)
     assert verdict.equal_fraction == 1 and verdict.float_layers == () and verdict.same_in_batches
     assert not set(verdict.integer_layers) & set(FRONT)
@@ -61,13 +61,13 @@ def test_a_file_with_raw_input_is_proven(layout: str, tmp_path: Any) -> None:
 
 def test_a_front_that_normalises_otherwise_is_refused() -> None:
     model = emit(product(Residual()), SHAPE, raw=raw()).model
-    assert require_exact(model, raw(), SHAPE) is None  # type: ignore[func-returns-value]
+    assert require_exact_floats(model, raw(), SHAPE) is None  # type: ignore[func-returns-value]
     stored = next(tensor for tensor in model.graph.initializer if tensor.name == "images.shifted.by")
     nudged = np.nextafter(numpy_helper.to_array(stored), np.float32(0))
     stored.CopyFrom(numpy_helper.from_array(nudged, stored.name))
     onnx.checker.check_model(model)
     with pytest.raises(ExportError, match="normalises the bytes .* otherwise than training"):
-        require_exact(model, raw(), SHAPE)
+        require_exact_floats(model, raw(), SHAPE)
 
 
 def test_bytes_are_never_taken_for_normalised_images() -> None:
@@ -83,7 +83,7 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(UsageError, match="did you mean 'nhwc'"):
         emit(product(Residual()), SHAPE, raw=raw("nhcw"))
     with pytest.raises(ExportError, match="1 scales and 1 shifts for images of 3 channels"):
-        emit(product(Residual()), SHAPE, raw=RawImages(SCALE[:1], SHIFT[:1]))
+        emit(product(Residual()), SHAPE, raw=Uint8Input(SCALE[:1], SHIFT[:1]))
 
 
 def test_resolution_tells_where_low_bits_count_coarsely() -> None:

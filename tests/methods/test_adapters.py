@@ -9,8 +9,8 @@ import torch
 
 from qkd.assembly.assemble import assemble
 from qkd.assembly.inputs import facts_of, load_data
-from qkd.distill.adapters import Passage
-from qkd.distill.heads import adapt, learning, level
+from qkd.distill.adapters import ShapeAdapter
+from qkd.distill.heads import adapt_shapes, pool_to_smallest, trainable
 from qkd.distill.taps import Tap
 from qkd.errors import PlanError
 from qkd.report.describe import describe
@@ -20,7 +20,7 @@ A, B = Tap("student", "layer1"), Tap("teacher", "layer1")
 
 
 def test_equal_shapes_need_nothing() -> None:
-    assert adapt(A, B, {A: (4, 8, 8), B: (4, 8, 8)}) == (A, B, ())
+    assert adapt_shapes(A, B, {A: (4, 8, 8), B: (4, 8, 8)}) == (A, B, ())
 
 
 @pytest.mark.parametrize(
@@ -36,36 +36,36 @@ def test_equal_shapes_need_nothing() -> None:
 def test_what_differs_is_adapted_and_then_equal(
     own: tuple[int, ...], theirs: tuple[int, ...], words: list[str]
 ) -> None:
-    first, second, heads = adapt(A, B, {A: own, B: theirs})
+    first, second, heads = adapt_shapes(A, B, {A: own, B: theirs})
     assert [head.about for head in heads] == words
     outputs = {A: torch.randn(2, *own), B: torch.randn(2, *theirs)}
     for head in heads:
         outputs |= head(outputs, {})
     assert outputs[first].shape == outputs[second].shape
     assert outputs[second].shape[1] == theirs[0]
-    assert learning(heads) == [head.name for head in heads if "convolution" in head.about]
+    assert trainable(heads) == [head.name for head in heads if "convolution" in head.about]
 
 
 def test_attention_needs_equal_sizes_alone() -> None:
-    assert adapt(A, B, {A: (4, 8, 8), B: (6, 8, 8)}, channels=False)[2] == ()
-    assert learning(adapt(A, B, {A: (4, 8, 8), B: (6, 4, 4)}, channels=False)[2]) == []
+    assert adapt_shapes(A, B, {A: (4, 8, 8), B: (6, 8, 8)}, channels=False)[2] == ()
+    assert trainable(adapt_shapes(A, B, {A: (4, 8, 8), B: (6, 4, 4)}, channels=False)[2]) == []
 
 
 def test_maps_are_levelled_to_the_smallest() -> None:
     shapes = {A: (4, 8, 6), B: (6, 4, 8)}
-    taps, heads = level([A, B], shapes)
+    taps, heads = pool_to_smallest([A, B], shapes)
     outputs = {tap: torch.randn(2, *shape) for tap, shape in shapes.items()}
     for head in heads:
         outputs |= head(outputs, {})
     assert [tuple(outputs[tap].shape[2:]) for tap in taps] == [(4, 6), (4, 6)]
-    assert level([A], shapes) == ([A], ())
+    assert pool_to_smallest([A], shapes) == ([A], ())
 
 
 def test_what_is_no_feature_map_cannot_be_adapted() -> None:
     with pytest.raises(PlanError, match=r"student\.layer1 is 4 and teacher\.layer1 8x4x4: only feature maps"):
-        adapt(A, B, {A: (4,), B: (8, 4, 4)})
+        adapt_shapes(A, B, {A: (4,), B: (8, 4, 4)})
     with pytest.raises(PlanError, match="only feature maps"):
-        level([A, B], {A: (4,), B: (8, 4, 4)})
+        pool_to_smallest([A, B], {A: (4,), B: (8, 4, 4)})
 
 
 def test_teachers_of_another_shape_are_announced_and_stay_behind(tmp_path: Path) -> None:
@@ -88,18 +88,18 @@ def test_teachers_of_another_shape_are_announced_and_stay_behind(tmp_path: Path)
 
 @pytest.mark.parametrize("own", [(6, 4, 4), (2, 8, 8), (4, 2, 8), (4, 8, 4)])
 def test_a_passage_leads_there_and_back(own: tuple[int, ...]) -> None:
-    passage = Passage(own, (4, 4, 4))
+    passage = ShapeAdapter(own, (4, 4, 4))
     x = torch.randn(2, *own)
     assert passage.leave(x).shape == (2, 4, 4, 4)
     assert passage.enter(passage.leave(x)).shape == x.shape
 
 
 def test_what_fits_through_a_passage_comes_back_as_it_was() -> None:
-    wider = Passage((2, 4, 4), (4, 4, 4))
+    wider = ShapeAdapter((2, 4, 4), (4, 4, 4))
     x = torch.randn(3, 2, 4, 4)
     torch.testing.assert_close(wider.enter(wider.leave(x)), x)
     assert str(wider) == "1x1 convolution 2 -> 4"
-    larger = Passage((4, 2, 2), (4, 4, 4))
+    larger = ShapeAdapter((4, 2, 2), (4, 4, 4))
     y = torch.randn(3, 4, 2, 2)
     torch.testing.assert_close(larger.enter(larger.leave(y)), y)
     assert str(larger) == "resized 2x2 -> 4x4" and not any(True for _ in larger.parameters())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from qkd.distill.plan import Cast
+from qkd.distill.plan import Participants
 from qkd.distill.taps import Tap
 from qkd.errors import PlanError
 from qkd.methods.atsc import atsc, simkd
@@ -111,7 +111,7 @@ def test_the_product_is_the_mean_over_the_teachers(method: object) -> None:
 
 
 def test_maps_of_two_sizes_are_pooled_to_the_smaller() -> None:
-    cast = Cast(
+    cast = Participants(
         "student", ("a",), ("layer3",), 4, {Tap("student", "layer3"): (16, 8, 8), Tap("a", "layer3"): (32, 4, 4)}
     )
     heads = simkd(cast).heads
@@ -121,9 +121,9 @@ def test_maps_of_two_sizes_are_pooled_to_the_smaller() -> None:
 
 def test_needs_teachers_and_matched_layers() -> None:
     with pytest.raises(PlanError, match=r"atsc needs a teacher, found none: add to `teachers:`"):
-        atsc(Cast("student", (), ("layer3",), 4, {}))
+        atsc(Participants("student", (), ("layer3",), 4, {}))
     with pytest.raises(PlanError, match=r"simkd needs matched layers: name them under `match:`"):
-        simkd(Cast("student", ("a",), (), 4, {}))
+        simkd(Participants("student", ("a",), (), 4, {}))
 
 
 def test_a_classifier_that_reads_more_than_one_tensor_cannot_be_borrowed(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_classifier_that_reads_more_than_one_tensor_cannot_be_borrowed(tmp_pat
 
 def test_resumed_in_the_middle_it_is_held_by_the_same_snapshot(tmp_path: Path) -> None:
     from qkd.engine.device import Machine
-    from qkd.pipeline.train import produce
+    from qkd.pipeline.train import train_recipe
     from qkd.storage.run import Run
 
     recipe = recipe_in(tmp_path, **RECIPE)
@@ -149,8 +149,8 @@ def test_resumed_in_the_middle_it_is_held_by_the_same_snapshot(tmp_path: Path) -
 
     broken = Run.create(tmp_path / "broken")
     with pytest.raises(Stop):
-        produce(recipe, broken, Machine("cpu", threads=1), listen=break_off)  # type: ignore[arg-type]
-    produce(recipe, broken, Machine("cpu", threads=1), resume=True)
+        train_recipe(recipe, broken, Machine("cpu", threads=1), listen=break_off)  # type: ignore[arg-type]
+    train_recipe(recipe, broken, Machine("cpu", threads=1), resume=True)
     assert losses(broken) == losses(whole)
     assert all(line["train/loss/anchor/eight"] > 0 for line in losses(whole) if "train/loss/anchor/eight" in line)
     one, two = whole.load_product(), broken.load_product()

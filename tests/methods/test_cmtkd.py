@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.assembly.assemble import check
-from qkd.assembly.build import measure
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.assemble import rehearse
+from qkd.assembly.build import measure_shapes
+from qkd.assembly.ensemble import Ensemble
 from qkd.distill.exchange import Fuse, NoExchange
 from qkd.distill.losses import attention_distance, kl_divergence
-from qkd.distill.plan import ADAPTERS, Cast, Method, Plan, needed
+from qkd.distill.plan import ADAPTERS, Method, Participants, Plan, networks_needed
 from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import SHARED, Tap
 from qkd.errors import PlanError
@@ -25,12 +25,12 @@ from qkd.quantizers import Scheme, calibrate, insert
 from tests.support.ensembles import FACTS, STAGES, assembled, batch, staged
 
 
-def company(count: int = 3, **options: Any) -> tuple[Parts, Plan]:
+def company(count: int = 3, **options: Any) -> tuple[Ensemble, Plan]:
     networks = {"student": staged(0)} | {f"t{i}": staged(i + 1) for i in range(count)}
     return assembled(cmtkd, networks, **options)
 
 
-def logits_of(parts: Parts, part: str, images: Tensor) -> Tensor:
+def logits_of(parts: Ensemble, part: str, images: Tensor) -> Tensor:
     parts.eval()
     with torch.no_grad():
         return parts(images, tuple(parts.networks))[Tap(part)]
@@ -128,7 +128,7 @@ def test_importance_gets_gradient_in_every_mode_that_learns_it(options: dict[str
     step = plan.phases[0].steps[0]
     assert IMPORTANCE in step.learners
     parts.learn(step.learners)
-    outputs = parts(batch().images, sorted(needed(plan, step)))
+    outputs = parts(batch().images, sorted(networks_needed(plan, step)))
     sum(term.weight_at(0.0) * term(outputs, batch()) for term in step.terms).backward()
     for name, importance in plan.exchange.importance.items():
         assert importance.grad is not None and importance.grad.abs().sum() > 0, name
@@ -152,7 +152,7 @@ def test_the_combined_target_is_what_the_teachers_say_and_for_the_student_alone(
     parts, plan = company(target="combined", feature="none", alpha=0.0, beta=0.3, temperature=3.0)
     step, data = plan.phases[0].steps[0], batch()
     parts.learn(step.learners)
-    outputs = parts(data.images, sorted(needed(plan, step)))
+    outputs = parts(data.images, sorted(networks_needed(plan, step)))
     total = sum(term.weight_at(0.0) * term(outputs, data) for term in step.terms)
     teacher = sum(outputs[Tap(f"t{i}")] for i in range(3)) / 3
     expected = 0.3 * kl_divergence(outputs[Tap("student")], teacher, temperature=3.0)
@@ -167,7 +167,7 @@ def test_loss_is_equation_ten() -> None:
     parts, plan = company(temperature=3.0, alpha=0.7, beta=0.3, gamma=50.0)
     step, data = plan.phases[0].steps[0], batch()
     parts.learn(step.learners)
-    outputs = parts(data.images, sorted(needed(plan, step)))
+    outputs = parts(data.images, sorted(networks_needed(plan, step)))
     total = sum(term.weight_at(0.0) * term(outputs, data) for term in step.terms)
     student = outputs[Tap("student")]
     teacher = sum(outputs[Tap(f"t{i}")] for i in range(3)) / 3
@@ -193,10 +193,10 @@ def test_features_move_the_student_alone_unless_told_otherwise() -> None:
 
 def test_hints_between_different_widths_learn_a_regressor_that_stays_out_of_the_product() -> None:
     networks = {"student": staged(0, width=4), "t0": staged(1, width=8), "t1": staged(2, width=8)}
-    shapes = measure(networks, FACTS)
-    plan = cmtkd(Cast("student", ("t0", "t1"), STAGES, 4, shapes), feature="hint")
-    parts = Parts(networks, plan)
-    check(parts, plan, shapes, FACTS)
+    shapes = measure_shapes(networks, FACTS)
+    plan = cmtkd(Participants("student", ("t0", "t1"), STAGES, 4, shapes), feature="hint")
+    parts = Ensemble(networks, plan)
+    rehearse(parts, plan, shapes, FACTS)
     assert [head.name for head in plan.heads] == ["adapt_student_layer1_to_shared", "adapt_student_layer2_to_shared"]
     assert set(parts.product(plan).state_dict()) == set(networks["student"].network.state_dict())
 
@@ -206,14 +206,14 @@ def test_hints_between_different_widths_learn_a_regressor_that_stays_out_of_the_
 )
 def test_teachers_of_different_shapes_are_fused_behind_adapters_that_learn(options: dict[str, Any]) -> None:
     networks = {"student": staged(0), "t0": staged(1, width=8), "t1": staged(2, width=4), "t2": staged(3, width=8)}
-    shapes = measure(networks, FACTS)
-    plan = cmtkd(Cast("student", ("t0", "t1", "t2"), STAGES, 4, shapes), **options)
-    parts, step = Parts(networks, plan), plan.phases[0].steps[0]
-    check(parts, plan, shapes, FACTS)
+    shapes = measure_shapes(networks, FACTS)
+    plan = cmtkd(Participants("student", ("t0", "t1", "t2"), STAGES, 4, shapes), **options)
+    parts, step = Ensemble(networks, plan), plan.phases[0].steps[0]
+    rehearse(parts, plan, shapes, FACTS)
     assert list(plan.exchange.adapters) == ["t1/layer1", "t1/layer2"]
     assert plan.rate_of(ADAPTERS) == 1.0 and plan.rate_of(IMPORTANCE) == 0.1
     parts.learn(step.learners)
-    outputs = parts(batch().images, sorted(needed(plan, step)))
+    outputs = parts(batch().images, sorted(networks_needed(plan, step)))
     assert outputs[Tap(SHARED, "layer1")].shape == outputs[Tap("t0", "layer1")].shape
     sum(term.weight_at(0.0) * term(outputs, batch()) for term in step.terms).backward()
     unmoved = [n for n, p in plan.exchange.adapters.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -224,19 +224,19 @@ def test_teachers_of_different_shapes_are_fused_behind_adapters_that_learn(optio
 def test_tensors_that_are_no_maps_are_not_adapted_but_refused() -> None:
     networks = {name: cut(NETWORKS["resnet8"](classes=4, width=w), ["flatten"]) for name, w in (("t0", 8), ("t1", 4))}
     networks |= {"student": cut(NETWORKS["resnet8"](classes=4, width=4), ["flatten"])}
-    shapes = measure(networks, FACTS)
-    plan = cmtkd(Cast("student", ("t0", "t1"), ("flatten",), 4, shapes), feature="none")
+    shapes = measure_shapes(networks, FACTS)
+    plan = cmtkd(Participants("student", ("t0", "t1"), ("flatten",), 4, shapes), feature="none")
     with pytest.raises(PlanError, match="match: flatten: only feature maps .* found t0 32, t1 16; match other layers"):
-        check(Parts(networks, plan), plan, shapes, FACTS)
+        rehearse(Ensemble(networks, plan), plan, shapes, FACTS)
 
 
 def test_needs_teachers_and_matched_layers() -> None:
     networks = {"student": staged(0), "t0": staged(1)}
-    shapes = measure(networks, FACTS)
+    shapes = measure_shapes(networks, FACTS)
     with pytest.raises(PlanError, match="cmtkd needs a teacher"):
-        cmtkd(Cast("student", (), STAGES, 4, shapes))
+        cmtkd(Participants("student", (), STAGES, 4, shapes))
     with pytest.raises(PlanError, match="cmtkd needs matched layers"):
-        cmtkd(Cast("student", ("t0",), (), 4, shapes))
+        cmtkd(Participants("student", ("t0",), (), 4, shapes))
 
 
 def test_no_exchange_changes_nothing() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from qkd.distill.plan import Plan
 from qkd.distill.term_dropout import Bernoulli, DropExactly
-from qkd.distill.terms import drawn
+from qkd.distill.terms import draw_kept
 from qkd.errors import PlanError
 from qkd.methods.dgkd import dgkd, takd
 from qkd.methods.kd import kd
@@ -78,7 +78,7 @@ def test_without_soft_targets_or_guides_the_labels_remain() -> None:
 def test_exactly_one_guide_is_dropped_in_each_batch_and_each_is_kept_equally_often() -> None:
     _, plan = company(dgkd, CHAIN)
     terms = plan.phases[-1].steps[0].terms
-    draws = [drawn(terms) for _ in range(3000)]
+    draws = [draw_kept(terms) for _ in range(3000)]
     assert all(sum(draw.values()) == 2 and len(draw) == 3 for draw in draws)
     for name in draws[0]:
         assert sum(draw[name] for draw in draws) / 3000 == pytest.approx(2 / 3, abs=0.03)
@@ -86,16 +86,16 @@ def test_exactly_one_guide_is_dropped_in_each_batch_and_each_is_kept_equally_oft
 
 def test_bernoulli_drops_each_by_itself() -> None:
     _, plan = company(dgkd, CHAIN, stochastic="bernoulli", keep=0.75)
-    draws = torch.tensor([list(drawn(plan.phases[-1].steps[0].terms).values()) for _ in range(3000)])
+    draws = torch.tensor([list(draw_kept(plan.phases[-1].steps[0].terms).values()) for _ in range(3000)])
     assert draws.mean(0).tolist() == pytest.approx([0.75] * 3, abs=0.03)
     assert draws.prod(1).mean().item() == pytest.approx(0.75**3, abs=0.03)
 
 
 def test_only_the_student_is_taught_by_chance_unless_told_otherwise() -> None:
     _, plan = company(dgkd, CHAIN)
-    assert [bool(drawn(phase.steps[0].terms)) for phase in plan.phases] == [False, False, True]
+    assert [bool(draw_kept(phase.steps[0].terms)) for phase in plan.phases] == [False, False, True]
     _, plan = company(dgkd, CHAIN, stochastic_for="everyone")
-    assert [bool(drawn(phase.steps[0].terms)) for phase in plan.phases] == [False, True, True]
+    assert [bool(draw_kept(phase.steps[0].terms)) for phase in plan.phases] == [False, True, True]
 
 
 def test_a_dropped_guide_gives_no_gradient() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.ensemble import Ensemble
 from qkd.distill.exchange import Swap
 from qkd.distill.plan import ADAPTERS
 from qkd.distill.relational_losses import alignment, information_flow
@@ -35,7 +35,7 @@ def test_dcm_ablations_let_fewer_classifiers_meet(pairs: str, count: int) -> Non
     assert sum(name.startswith("imitate/") for name in names_of(first(plan))) == count
 
 
-def swapped(keep: float, **widths: int) -> tuple[Parts, Outputs]:
+def swapped(keep: float, **widths: int) -> tuple[Ensemble, Outputs]:
     parts, plan = company("iakd", "t", schedule="uniform", keep=keep, widths=widths)
     parts.learn(first(plan).learners)
     parts.eval()

@@ -12,17 +12,17 @@ from torch.nn import functional as F
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
-from qkd.assembly.build import measure
+from qkd.assembly.build import measure_shapes
 from qkd.assembly.inputs import facts_of, load_data
 from qkd.data import Batch
 from qkd.distill.epoch_statistics import Difficulty
-from qkd.distill.plan import Cast, needed
+from qkd.distill.plan import Participants, networks_needed
 from qkd.distill.taps import Tap
 from qkd.engine.device import Machine
 from qkd.errors import PlanError
 from qkd.export import emit, emulate, predict
 from qkd.methods import METHODS
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.quantizers import calibrate
 from qkd.storage.run import Run
 from tests.support.ensembles import (
@@ -112,7 +112,7 @@ def test_the_loop_lets_surveys_see_the_validation_split_before_each_epoch(tmp_pa
         + [f"teachers.{name}={{build: resnet8, width: {width}}}" for name, width in (("four", 4), ("float", 8))],
     )
     run = Run.create(tmp_path / "run")
-    produce(recipe, run, Machine("cpu", threads=1))
+    train_recipe(recipe, run, Machine("cpu", threads=1))
     kept = run.checkpoints.load("last")
     assert kept is not None
     weights = kept["parts"]["surveys.0.weights"]
@@ -148,7 +148,7 @@ def test_sqakd_on_the_lattice_puts_both_on_the_students_grid() -> None:
     calibrate(assembly.parts.networks["student"].network, [images])
     step = first(assembly.plan)
     assembly.parts.learn(step.learners)
-    outputs = assembly.parts(images, sorted(needed(assembly.plan, step)))
+    outputs = assembly.parts(images, sorted(networks_needed(assembly.plan, step)))
     for stage in STAGES:
         grid = outputs[Tap("student", stage)].unique()
         rounded = outputs[Tap(f"float_{stage}_on_grid")].unique()
@@ -203,7 +203,9 @@ def test_apprentice_is_its_equation(scheme: str) -> None:
 def test_apprentice_schemes_are_held_to_where_networks_start(scheme: str, starts: dict[str, str], message: str) -> None:
     networks = {"student": staged(0), "t": staged(1)}
     with pytest.raises(PlanError, match=message):
-        METHODS["apprentice"](Cast("student", ("t",), (), 4, measure(networks, FACTS), starts), scheme=scheme)
+        METHODS["apprentice"](
+            Participants("student", ("t",), (), 4, measure_shapes(networks, FACTS), starts), scheme=scheme
+        )
 
 
 def test_bdkd_is_its_equation_and_moves_both() -> None:
@@ -309,7 +311,7 @@ def test_ceskd_asks_a_judge_that_does_not_learn_once(tmp_path: Path, monkeypatch
                 + [f"teachers.{name}={{build: resnet8, width: 4}}" for name in ("small", "middle", "large")],
             )
             run = Run.create(tmp_path / judge)
-            produce(recipe, run, Machine("cpu", threads=1))
+            train_recipe(recipe, run, Machine("cpu", threads=1))
         kept = run.checkpoints.load("last")
         assert kept is not None
         assert kept["parts"]["surveys.0._extra_state"].bincount().tolist() == [22, 21, 21]
@@ -352,4 +354,4 @@ def test_what_is_missing_is_named(
     method: str, teachers: tuple[str, ...], stages: tuple[str, ...], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PlanError, match=message):
-        METHODS[method](Cast("student", teachers, stages, 4, {}), **options)
+        METHODS[method](Participants("student", teachers, stages, 4, {}), **options)

@@ -16,7 +16,7 @@ from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.build import Facts
 from qkd.assembly.inputs import facts_of, load_data
 from qkd.data import Batch, Data
-from qkd.distill.plan import Phase, needed
+from qkd.distill.plan import Phase, networks_needed
 from qkd.distill.terms import weighted_sum
 from qkd.engine.optimizer import optimizer_for, set_rate
 from qkd.export import emit, emulate, predict
@@ -78,7 +78,7 @@ def steps(stage: Stage, phase: Phase, count: int) -> Iterator[float]:
             set_rate(optimizer, 0.02)
             parts.at(number / count)
             parts.learn(step.learners)
-            outputs = parts(batch.images, sorted(needed(plan, step)))
+            outputs = parts(batch.images, sorted(networks_needed(plan, step)))
             loss = weighted_sum({term.name: term(outputs, batch) for term in step.terms}, step.terms, 0.5)
             optimizer.zero_grad()
             loss.backward()
@@ -128,7 +128,7 @@ def test_every_terms_gradient_reaches_a_learner(stage: Stage) -> None:
             parts.learn(step.learners)
             for term in step.terms:
                 parts.zero_grad(set_to_none=True)
-                loss = term(parts(batch.images, sorted(needed(plan, step))), batch)
+                loss = term(parts(batch.images, sorted(networks_needed(plan, step))), batch)
                 loss.backward()
                 assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in parts.parameters()), term.name
 

@@ -8,11 +8,11 @@ import pytest
 
 from qkd.assembly.assemble import assemble
 from qkd.assembly.inputs import facts_of, load_data
-from qkd.distill.method_info import About, about
-from qkd.distill.plan import Cast
+from qkd.distill.method_info import MethodInfo, method_info
+from qkd.distill.plan import Participants
 from qkd.errors import PlanError, RecipeError
 from qkd.methods import METHODS
-from qkd.pipeline.reload import reload
+from qkd.pipeline.reload import reload_product
 from qkd.report.describe import methods
 from tests.support.tiny_runs import recipe_in, run_of
 from tests.support.user_method import MINE
@@ -35,7 +35,7 @@ def test_it_trains_and_comes_back(mine: Path) -> None:
         "train/loss/attention/student.layer1<eight.layer1",
         "train/loss/attention/student.layer2<eight.layer2",
     }
-    assert reload(run).product is not None
+    assert reload_product(run).product is not None
 
 
 def test_its_options_are_checked_like_any_others(mine: Path) -> None:
@@ -77,23 +77,23 @@ def test_what_gives_no_plan_is_refused(mine: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_its_paper_and_its_needs(name: str) -> None:
-    known = about(METHODS[name])
+    known = method_info(METHODS[name])
     assert known is not None
     assert known.paper
     assert known.year is not None
     if known.teachers:
         with pytest.raises(PlanError, match=f"{name} needs .* to `teachers:`"):
-            METHODS[name](Cast("student", (), ("layer1",), 4, {}))
+            METHODS[name](Participants("student", (), ("layer1",), 4, {}))
     if known.match:
         with pytest.raises(PlanError, match=f"{name} needs matched layers: name them under `match:`"):
-            METHODS[name](Cast("student", tuple("abc"[: known.teachers]), (), 4, {}))
+            METHODS[name](Participants("student", tuple("abc"[: known.teachers]), (), 4, {}))
 
 
 def test_needs_are_told_in_words() -> None:
-    assert About("A, 2020", 2, True).needs == "labels, 2+ teachers, matched layers"
-    assert About("A, 2020", 1, most=1).needs == "labels, 1 teacher"
-    assert About("A, 2020", 1, most=2).needs == "labels, 1-2 teachers"
-    assert About("A, 2020, arXiv 1999.00001", 1, labels=False).needs == "1+ teachers"
-    assert About("A, 2020, arXiv 1999.00001").year == 2020
-    assert About("", labels=False).needs == "nothing"
+    assert MethodInfo("A, 2020", 2, True).needs == "labels, 2+ teachers, matched layers"
+    assert MethodInfo("A, 2020", 1, most=1).needs == "labels, 1 teacher"
+    assert MethodInfo("A, 2020", 1, most=2).needs == "labels, 1-2 teachers"
+    assert MethodInfo("A, 2020, arXiv 1999.00001", 1, labels=False).needs == "1+ teachers"
+    assert MethodInfo("A, 2020, arXiv 1999.00001").year == 2020
+    assert MethodInfo("", labels=False).needs == "nothing"
     assert {row["name"]: row["needs"] for row in methods()}["simkd"] == "1+ teachers, matched layers"

@@ -14,10 +14,19 @@ import torch.nn.functional as F
 from qkd.cli.main import main
 from qkd.engine.device import Machine
 from qkd.errors import SchemeError
-from qkd.pipeline.allocate_bits import COMMIT, NAME, allocate, choose, costs, packed_size, sensitivity, under_size
-from qkd.pipeline.export import ship
-from qkd.pipeline.reload import reload
-from qkd.pipeline.train import produce
+from qkd.pipeline.allocate_bits import (
+    COMMIT,
+    NAME,
+    allocate_bits,
+    choose_bits,
+    costs,
+    packed_size,
+    sensitivity,
+    under_size,
+)
+from qkd.pipeline.export import export_run
+from qkd.pipeline.reload import reload_product
+from qkd.pipeline.train import train_recipe
 from qkd.quantizers import Scheme, calibrate, insert, quantizers
 from qkd.storage.run import Run
 from tests.support.tiny_runs import recipe_in
@@ -28,7 +37,7 @@ def test_the_budget_is_met_and_sensitive_layers_keep_their_bits() -> None:
     found = {"a": {2: 1.0, 4: 0.1, 8: 0.0}, "b": {2: 0.01, 4: 0.001, 8: 0.0}, "c": {2: 0.5, 4: 0.2, 8: 0.0}}
     cost = {"a": 100, "b": 100, "c": 100}
     for budget in (2, 3, 4, 5, 6, 8):
-        chosen = choose(found, cost, budget)
+        chosen = choose_bits(found, cost, budget)
         assert chosen.mean_bits <= budget
         assert chosen.bits["b"] <= chosen.bits["c"]
         affordable = (
@@ -38,7 +47,7 @@ def test_the_budget_is_met_and_sensitive_layers_keep_their_bits() -> None:
         )
         assert chosen.error <= 3 * min(affordable) + 0.05
     with pytest.raises(SchemeError, match="2 is the least"):
-        choose(found, cost, 1.5)
+        choose_bits(found, cost, 1.5)
 
 
 def test_lowering_one_layer_moves_the_logits_more_the_fewer_bits_it_has() -> None:
@@ -53,7 +62,7 @@ def test_lowering_one_layer_moves_the_logits_more_the_fewer_bits_it_has() -> Non
     assert size["layer1.conv1"] == 6 * 6 * 9
     assert macs["layer1.conv1"] == 6 * 6 * 9 * 16 * 16
     assert macs["layer2.conv2"] == 8 * 8 * 9 * 8 * 8
-    chosen = choose(found, size, 3)
+    chosen = choose_bits(found, size, 3)
     block = chosen.block(Scheme(4, 8, first=6), activations)
     module = insert(network, Scheme(**block))
     bits = {name: core.bits for name, core in quantizers(module)}
@@ -104,18 +113,18 @@ def test_a_file_no_larger_than_the_budget() -> None:
 def test_the_block_is_what_a_recipe_trains_with(tmp_path: Path, unit: Any) -> None:
     alone = {"method": {"name": "qat"}, "teachers": {}, "match": [], "train": {"epochs": 1}}
     recipe, machine = recipe_in(tmp_path, **alone), Machine("cpu", threads=1)
-    most = allocate(recipe, 1e9, unit=unit, machine=machine)
+    most = allocate_bits(recipe, 1e9, unit=unit, machine=machine)
     assert set(most["bits"].values()) == {8}
     budget = 3.0 if unit == "bits" else most["kb"] - 2
-    found = allocate(recipe, budget, unit=unit, machine=machine)
+    found = allocate_bits(recipe, budget, unit=unit, machine=machine)
     assert found["mean_bits" if unit == "bits" else "kb"] <= budget
     student = {"build": "resnet8", "width": 4, "quantize": json.loads(json.dumps(found["quantize"]))}
     run = Run.create(tmp_path / "run")
-    produce(recipe_in(tmp_path, **alone, student=student), run, Machine("cpu", threads=1))
-    bits = {name: core.bits for name, core in quantizers(reload(run).product)}
+    train_recipe(recipe_in(tmp_path, **alone, student=student), run, Machine("cpu", threads=1))
+    bits = {name: core.bits for name, core in quantizers(reload_product(run).product)}
     assert {name: bits[f"{name}.weight"] for name in found["bits"]} == found["bits"]
     assert len(set(found["bits"].values())) > 1
-    exported = ship(run, storage="packed")["bytes"] / 1000  # a commit is only written inside a git tree
+    exported = export_run(run, storage="packed")["bytes"] / 1000  # a commit is only written inside a git tree
     assert exported <= found["kb"] < exported + (NAME + COMMIT + 40) / 1000
 
 

@@ -27,12 +27,12 @@ from qkd.engine.device import Machine
 from qkd.engine.metrics import logits, top1
 from qkd.errors import ExportError, GateError, UsageError
 from qkd.export import emulate, predict
-from qkd.pipeline.benchmark import Gates, measure, require_gates
-from qkd.pipeline.evaluate import Sample, score, test_images
-from qkd.pipeline.export import ship
+from qkd.pipeline.benchmark import Gates, benchmark_files, require_gates
+from qkd.pipeline.evaluate import TestImages, evaluate_file_or_run, test_images
+from qkd.pipeline.export import export_run
 from qkd.pipeline.onnx_metadata import MARK
-from qkd.pipeline.reload import reload
-from qkd.pipeline.train import produce
+from qkd.pipeline.reload import reload_product
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.tiny_runs import TINY
 
@@ -45,12 +45,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("ship")
     (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "method": {"name": "qat"}, "teachers": {}, "match": []}))
     made = Run.create(folder / "run")
-    produce(recipes.load(folder / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
-    ship(made)
+    train_recipe(recipes.load(folder / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
+    export_run(made)
     return made
 
 
-def sample(run: Run) -> Sample:
+def sample(run: Run) -> TestImages:
     found = test_images(run)
     assert found is not None
     return found
@@ -62,7 +62,7 @@ def told(file: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_raw_input_gives_the_logits_of_float_input_on_all_test_images(run: Run, layout: Any, tmp_path: Path) -> None:
-    report = ship(run, output=tmp_path / "raw.onnx", input="uint8", layout=layout)
+    report = export_run(run, output=tmp_path / "raw.onnx", input="uint8", layout=layout)
     images, raw, labels = sample(run)
     given = raw if layout == "nchw" else np.ascontiguousarray(raw.transpose(0, 2, 3, 1))
     expected = predict(run.folder / "student.onnx", images)
@@ -76,11 +76,11 @@ def test_raw_input_gives_the_logits_of_float_input_on_all_test_images(run: Run, 
 def test_a_raw_file_is_scored_and_timed_with_bytes(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.folder, tmp_path / "copy")
     copy = Run(tmp_path / "copy")
-    expected = score(copy.folder, recipe=None, integer=True)
-    report = ship(copy, input="uint8", layout="nhwc")
-    assert score(copy.folder / "student.onnx", recipe=None, integer=False) == expected
-    assert score(copy.folder, recipe=None, integer=True) == expected
-    rows = measure([copy.folder], batches=(2,), seconds=0.01)["rows"]
+    expected = evaluate_file_or_run(copy.folder, recipe=None, integer=True)
+    report = export_run(copy, input="uint8", layout="nhwc")
+    assert evaluate_file_or_run(copy.folder / "student.onnx", recipe=None, integer=False) == expected
+    assert evaluate_file_or_run(copy.folder, recipe=None, integer=True) == expected
+    rows = benchmark_files([copy.folder], batches=(2,), seconds=0.01)["rows"]
     assert rows[0]["top1"] == report["top1_onnxruntime"] and rows[0]["integer_convs"] == rows[0]["convs"] > 0
     assert rows[1]["integer_convs"] == 0 and all(row["load_ms"] > 0 for row in rows)
 
@@ -88,17 +88,17 @@ def test_a_raw_file_is_scored_and_timed_with_bytes(run: Run, tmp_path: Path) -> 
 def test_settings_that_make_no_file_are_refused(run: Run, tmp_path: Path) -> None:
     for name in ("float.onnx", "s.float.onnx"):
         with pytest.raises(ExportError, match="choose another with -o"):
-            ship(run, output=tmp_path / name)
+            export_run(run, output=tmp_path / name)
     with pytest.raises(ExportError, match="add --input uint8"):
-        ship(run, output=tmp_path / "x.onnx", layout="nhwc")
+        export_run(run, output=tmp_path / "x.onnx", layout="nhwc")
     assert not list(tmp_path.iterdir())
     before = (run.folder / "recipe.yaml").read_bytes()
     with pytest.raises(ExportError, match=r"recipe.yaml: does not end with .onnx; -o names the file to write, such as"):
-        ship(run, output=run.folder / "recipe.yaml")
+        export_run(run, output=run.folder / "recipe.yaml")
     assert (run.folder / "recipe.yaml").read_bytes() == before
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(ExportError, match="folder.onnx: is a folder"):
-        ship(run, output=tmp_path / "folder.onnx")
+        export_run(run, output=tmp_path / "folder.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
 
 
@@ -108,7 +108,7 @@ def test_a_file_that_fails_is_not_left_behind(run: Run, tmp_path: Path, monkeypa
 
     monkeypatch.setattr("qkd.pipeline.export.predict", otherwise)
     with pytest.raises(GateError, match="100 % of raw images give other logits"):
-        ship(run, output=tmp_path / "raw.onnx", input="uint8")
+        export_run(run, output=tmp_path / "raw.onnx", input="uint8")
     assert not list(tmp_path.iterdir())
 
 
@@ -124,7 +124,7 @@ def test_a_file_of_another_network_is_refused(
 
     monkeypatch.setattr("qkd.export.ops_layers.normalization", without_offset)
     with pytest.raises(GateError, match="x.onnx: is not the network that was trained: relu: .* integers are not what"):
-        ship(run, output=tmp_path / "x.onnx", target=target)
+        export_run(run, output=tmp_path / "x.onnx", target=target)
     assert not list(tmp_path.iterdir())
 
 
@@ -138,7 +138,7 @@ def test_a_float_file_of_another_network_is_refused(run: Run, tmp_path: Path, mo
 
     monkeypatch.setattr("qkd.pipeline.export.emit_float", other)
     with pytest.raises(GateError, match="x.float.onnx: is not the float network: logits: off by up to 1"):
-        ship(run, output=tmp_path / "x.onnx")
+        export_run(run, output=tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -168,7 +168,7 @@ def test_the_report_says_how_finely_layers_count(run: Run) -> None:
 
 @pytest.mark.parametrize(("kind", "layout"), [("float", "nchw"), ("uint8", "nchw"), ("uint8", "nhwc")])
 def test_the_program_beside_classifies_a_png_without_qkd(run: Run, kind: Any, layout: Any, tmp_path: Path) -> None:
-    report = ship(run, output=tmp_path / "a net's.onnx", input=kind, layout=layout)
+    report = export_run(run, output=tmp_path / "a net's.onnx", input=kind, layout=layout)
     images, raw, _ = sample(run)
     for i in range(2):
         Image.fromarray(raw[i].transpose(1, 2, 0)).save(tmp_path / f"{i}.png")
@@ -198,9 +198,9 @@ def test_a_program_of_ones_own_is_never_overwritten(
 def test_what_belongs_to_one_file_is_left_alone_by_the_next(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.folder, tmp_path / "copy")
     copy = Run(tmp_path / "copy")
-    measure([copy.folder], batches=(1,), seconds=0.01)
+    benchmark_files([copy.folder], batches=(1,), seconds=0.01)
     kept = {path.name: path.read_bytes() for path in copy.folder.iterdir() if path.is_file()}
-    report = ship(copy, output=copy.folder / "x.onnx", storage="packed")
+    report = export_run(copy, output=copy.folder / "x.onnx", storage="packed")
     assert {name: (copy.folder / name).read_bytes() for name in kept} == kept
     assert {path.name for path in copy.folder.iterdir() if path.is_file()} - set(kept) == {
         "x.onnx",
@@ -209,11 +209,11 @@ def test_what_belongs_to_one_file_is_left_alone_by_the_next(run: Run, tmp_path: 
         "x.infer.py",
     }
     assert json.loads((copy.folder / "x.export.json").read_text())["file"] == report["file"]
-    rows = measure([copy.folder / "x.onnx"], batches=(1,), seconds=0.01)["rows"]
+    rows = benchmark_files([copy.folder / "x.onnx"], batches=(1,), seconds=0.01)["rows"]
     assert [Path(row["file"]).name for row in rows] == ["x.onnx", "x.float.onnx"]
     assert (copy.folder / "bench.json").read_bytes() == kept["bench.json"]
     (copy.folder / "x.float.onnx").unlink()
-    rows = measure([copy.folder / "x.onnx"], batches=(1,), seconds=0.01)["rows"]
+    rows = benchmark_files([copy.folder / "x.onnx"], batches=(1,), seconds=0.01)["rows"]
     assert [Path(row["file"]).name for row in rows] == ["x.onnx"]
 
 
@@ -253,7 +253,7 @@ def test_a_changed_file_is_timed_and_scored_with_a_warning(
 
 def test_a_file_is_scored_on_the_cpu_alone(run: Run) -> None:
     with pytest.raises(UsageError, match="--device cuda: an ONNX file runs on the CPU here"):
-        score(run.folder / "student.onnx", recipe=None, integer=False, device="cuda")
+        evaluate_file_or_run(run.folder / "student.onnx", recipe=None, integer=False, device="cuda")
 
 
 def test_a_run_is_scored_on_other_data(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,11 +264,11 @@ def test_a_run_is_scored_on_other_data(run: Run, tmp_path: Path, capsys: pytest.
 
     longer = recipe("longer", train=80, test=48)
     found = [
-        score(which, recipe=longer, integer=integer, device="cpu")
+        evaluate_file_or_run(which, recipe=longer, integer=integer, device="cpu")
         for which, integer in ((run.folder, False), (run.folder, True), (run.folder / "student.onnx", False))
     ]
     assert found[0]["images"] == 48 and found[1] == found[2]
-    data, finished = load_data(recipes.load(longer)), reload(run)
+    data, finished = load_data(recipes.load(longer)), reload_product(run)
     trained = replace(data, mean=tuple(finished.data["mean"]), std=tuple(finished.data["std"]))
     assert trained.mean != data.mean
     assert found[0]["top1"] == pytest.approx(
@@ -277,30 +277,30 @@ def test_a_run_is_scored_on_other_data(run: Run, tmp_path: Path, capsys: pytest.
     for which in (run.folder, run.folder / "student.onnx", run.folder / "float.onnx"):
         for wrong, has in ((recipe("large", size=20), "3 x 20 x 20"), (recipe("many", classes=5), "5")):
             with pytest.raises(UsageError, match=f"the data has .*{has}") as caught:
-                score(which, recipe=wrong, integer=False, device="cpu")
+                evaluate_file_or_run(which, recipe=wrong, integer=False, device="cpu")
             assert ("3 x 16 x 16" if has != "5" else "4") in str(caught.value) and "INVALID" not in str(caught.value)
     with pytest.raises(UsageError, match="nowhere.yaml"):
-        score(run.folder, recipe=str(tmp_path / "nowhere.yaml"), integer=False, device="cpu")
+        evaluate_file_or_run(run.folder, recipe=str(tmp_path / "nowhere.yaml"), integer=False, device="cpu")
 
 
 def test_a_float_student_is_exported_as_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = {**TINY, "method": {"name": "qat"}, "teachers": {}, "match": []}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**tiny, "student": {**TINY["student"], "quantize": "off"}}))
     made = Run.create(tmp_path / "run")
-    produce(recipes.load(tmp_path / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
+    train_recipe(recipes.load(tmp_path / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
     main_or_exit(["export", str(made.folder)])
     out = capsys.readouterr().out
     assert "a float network; agrees with PyTorch" in out and "integer emulator" not in out
     report = json.loads((made.folder / "export.json").read_text())
     assert report["integer_layers"] == [] and "fc" in report["float_layers"] and report["agreement"] == 100
     assert told(made.folder / "student.onnx")["scheme"] == "float"
-    assert ship(made, input="uint8", layout="nhwc")["agreement"] == 100
+    assert export_run(made, input="uint8", layout="nhwc")["agreement"] == 100
     main_or_exit(["report", str(made.folder)])
     assert "integer emulator" not in (made.folder / "report.html").read_text()
 
 
 def test_onnxruntimes_own_quantization_beside(run: Run) -> None:
-    report = measure([run.folder], against="ptq", batches=(1,), seconds=0.01, memory=True)
+    report = benchmark_files([run.folder], against="ptq", batches=(1,), seconds=0.01, memory=True)
     files = [Path(row["file"]).name for row in report["rows"]]
     assert files == ["student.onnx", "ptq_u8s8.onnx", "ptq_default.onnx", "float.onnx"]
     student, ptq, default, floating = report["rows"]
@@ -315,15 +315,15 @@ def test_files_of_two_runs_stand_on_their_own_images_beside_their_own_float_file
 ) -> None:
     recipe = recipes.load(run.folder / "recipe.yaml", ("data.seed=7", "train.epochs=1"))
     other = Run.create(tmp_path / "other run")
-    produce(recipe, other, Machine("cpu", threads=1))
-    ship(other)
+    train_recipe(recipe, other, Machine("cpu", threads=1))
+    export_run(other)
     shutil.copy(run.folder / "student.onnx", tmp_path / "alone.onnx")
     files = [run.folder, other.folder, tmp_path / "alone.onnx"]
-    report = measure(files, batches=(1,), seconds=0.01)
+    report = benchmark_files(files, batches=(1,), seconds=0.01)
     found = {Path(each["file"]): each for each in report["rows"]}
     for each in (run, other):
         student, floating = (found[each.folder / name] for name in ("student.onnx", "float.onnx"))
-        assert student["top1"] == score(each.folder / "student.onnx", recipe=None, integer=False)["top1"]
+        assert student["top1"] == evaluate_file_or_run(each.folder / "student.onnx", recipe=None, integer=False)["top1"]
         assert student["beside"] == floating["beside"] == floating["file"] and floating["speedup"] == 1
         assert student["speedup"] == pytest.approx(floating["p50_ms"] / student["p50_ms"])
         kept = json.loads((each.folder / "bench.json").read_text())
@@ -388,10 +388,10 @@ def test_a_gate_on_what_is_not_known_is_no_pass() -> None:
 
 def test_what_to_compare_with_has_to_be_there(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="did you mean 'ptq'"):
-        measure([run.folder], against="ptqq")
+        benchmark_files([run.folder], against="ptqq")
     shutil.copy(run.folder / "student.onnx", tmp_path / "alone.onnx")
     with pytest.raises(ExportError, match="needs a run folder"):
-        measure([tmp_path / "alone.onnx"], against="ptq")
+        benchmark_files([tmp_path / "alone.onnx"], against="ptq")
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -403,7 +403,7 @@ def test_the_bit_exact_edition_is_held_to_its_word(
     tiny = {**TINY, "method": {"name": "qat"}, "teachers": {}, "match": [], "student": student}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     made = Run.create(tmp_path / "run")
-    produce(recipes.load(tmp_path / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
+    train_recipe(recipes.load(tmp_path / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
     main_or_exit(["export", str(made.folder)])
     assert "100.00 % of them, every logit" in capsys.readouterr().out
     report = json.loads((made.folder / "export.json").read_text())
@@ -411,7 +411,7 @@ def test_the_bit_exact_edition_is_held_to_its_word(
     before = (made.folder / "student.onnx").read_bytes()
     monkeypatch.setattr("qkd.pipeline.export.logits", lambda *given: logits(*given) + 1e-6)
     with pytest.raises(GateError, match="exact: 100 % of the images have other logits in PyTorch"):
-        ship(made)
+        export_run(made)
     assert (made.folder / "student.onnx").read_bytes() == before
 
 

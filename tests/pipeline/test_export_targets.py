@@ -19,12 +19,12 @@ from qkd import recipe as recipes
 from qkd.cli.main import main
 from qkd.engine.device import Machine
 from qkd.errors import ExportError, GateError, UsageError
-from qkd.export import TARGETS, RawImages, Target, emit, emit_float, emulate, literal_logits, save, target_of
+from qkd.export import TARGETS, Target, Uint8Input, emit, emit_float, emulate, reference_logits, save, target_of
 from qkd.export import openvino as second
 from qkd.pipeline import export as shipping
 from qkd.pipeline import export_targets
-from qkd.pipeline.export import ship
-from qkd.pipeline.train import produce
+from qkd.pipeline.export import export_run
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.tiny_products import (
     MIDDLES,
@@ -77,8 +77,8 @@ def test_litert_gets_int8_codes_and_int32_biases_and_the_same_logits(scheme: str
     layers = sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
     assert weights == biases == layers == 5
     ours = emit(trained, SHAPE).model
-    assert np.array_equal(literal_logits(model, images()), literal_logits(ours, images()))
-    assert np.abs(oracle(model, images(2)) - literal_logits(ours, images(2))).max() < 1e-3
+    assert np.array_equal(reference_logits(model, images()), reference_logits(ours, images()))
+    assert np.abs(oracle(model, images(2)) - reference_logits(ours, images(2))).max() < 1e-3
 
 
 def test_tensorrt_gets_symmetric_int8_float_biases_and_no_integer_operator() -> None:
@@ -100,7 +100,7 @@ def test_tensorrt_gets_symmetric_int8_float_biases_and_no_integer_operator() -> 
     assert TensorProto.INT32 not in stored.values()
     given = images()
     expected = logits(trained, given)
-    found = literal_logits(model, given)
+    found = reference_logits(model, given)
     assert np.abs(found - expected).max() < 0.05 * expected.std()
     assert np.abs(oracle(model, given[:2]) - found[:2]).max() < 0.02 * expected.std()
 
@@ -113,7 +113,7 @@ def test_every_operation_has_a_form_for_every_runtime(target: Target, middle: An
         with pytest.raises(ExportError, match="litert joins tensors of one scale"):
             emit(trained, SHAPE, target=target)
         return
-    found = literal_logits(emit(trained, SHAPE, target=target).model, images(8))
+    found = reference_logits(emit(trained, SHAPE, target=target).model, images(8))
     expected = logits(trained, images(8))
     assert np.abs(found - expected).max() < 0.25 * expected.std()
 
@@ -122,13 +122,13 @@ def test_eight_bits_from_zero_up_become_seven_and_are_named() -> None:
     trained = product(Residual(), "w8a8")
     emitted = emit(trained, SHAPE, target=TENSORRT)
     assert "relu" in emitted.coarsened and not {name for name in emitted.coarsened if "conv" in name}
-    found, expected = literal_logits(emitted.model, images()), logits(trained, images())
+    found, expected = reference_logits(emitted.model, images()), logits(trained, images())
     assert 0 < np.abs(found - expected).max() < 0.3 * expected.std()
 
 
 def test_raw_images_too() -> None:
     trained = product(Residual(), "w4a4", **SEVEN)
-    raw = RawImages(np.full(3, 0.02, np.float32), np.full(3, -2.5, np.float32), "nhwc")
+    raw = Uint8Input(np.full(3, 0.02, np.float32), np.full(3, -2.5, np.float32), "nhwc")
     given = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
     for target in (TENSORRT, LITERT):
         as_bytes, as_floats = (
@@ -136,7 +136,7 @@ def test_raw_images_too() -> None:
             emit(trained, SHAPE, target=target).model,
         )
         assert np.array_equal(
-            literal_logits(as_bytes, raw.arranged(given)), literal_logits(as_floats, raw.normalized(given))
+            reference_logits(as_bytes, raw.arranged(given)), reference_logits(as_floats, raw.normalized(given))
         )
 
 
@@ -168,7 +168,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     tiny = {**TINY, "method": {"name": "qat"}, "teachers": {}, "match": [], "student": student}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     made = Run.create(folder / "run")
-    produce(recipes.load(folder / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
+    train_recipe(recipes.load(folder / "tiny.yaml", ("train.epochs=1",)), made, Machine("cpu", threads=1))
     return made
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_is_another_network_is_not_written(
     with pytest.raises(
         GateError, match="top-1 agrees with the trained network on .* of the images only: tensorrt has 7"
     ):
-        ship(run, target="tensorrt", output=tmp_path / "s.onnx")
+        export_run(run, target="tensorrt", output=tmp_path / "s.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,7 +204,7 @@ def test_openvino_that_is_missing_is_one_line(run: Run, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(second.importlib, "import_module", missing)
     with pytest.raises(ExportError, match=r"openvino is not installed; pip install 'qkd\[openvino\]'"):
-        ship(run, target="openvino", output=tmp_path / "s.onnx")
+        export_run(run, target="openvino", output=tmp_path / "s.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,7 +225,7 @@ class Pretended:
 def test_a_second_runtime_says_how_often_it_agrees(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipping, "require_openvino", lambda: Pretended)
     monkeypatch.setattr(shipping, "OpenVino", Pretended)
-    report = ship(run, target="openvino", output=tmp_path / "s.onnx")
+    report = export_run(run, target="openvino", output=tmp_path / "s.onnx")
     assert report["openvino"] == {"version": "0", "top1": report["top1_onnxruntime"], "agreement": 100.0}
     assert report["target"] == "openvino" and report["equal_fraction"] == 1
 
@@ -238,7 +238,7 @@ def test_openvino_itself_agrees(tmp_path: Path) -> None:
     for model in (emit(trained, SHAPE).model, emit_float(trained, SHAPE)):
         path = save(model, tmp_path / "m.onnx")
         found = OpenVino(path, 1).logits("images", images(16))
-        assert np.abs(found - literal_logits(path, images(16))).max() < 0.2 * found.std()
+        assert np.abs(found - reference_logits(path, images(16))).max() < 0.2 * found.std()
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ExportError, match=r"text\.onnx: openvino .* refuses it"):
         OpenVino(tmp_path / "text.onnx", 1)

@@ -14,7 +14,7 @@ from qkd.engine.device import Machine
 from qkd.errors import NetworkError, TrainingError
 from qkd.networks import NETWORKS
 from qkd.pipeline import pretrain
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.tiny_runs import recipe_in
 
@@ -30,25 +30,25 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_start_that_breaks_in_its_last_step_is_refused_and_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = pretrain.Starts._train
+    train = pretrain.FloatStarts._train
 
     def broken(self: Any, network: Any, *more: Any) -> None:
         train(self, network, *more)
         network.fc.weight.data[0, 0] = float("nan")
 
-    monkeypatch.setattr(pretrain.Starts, "_train", broken)
+    monkeypatch.setattr(pretrain.FloatStarts, "_train", broken)
     with pytest.raises(TrainingError, match=r"float start of student .* not finite: fc.weight; take a lower"):
-        produce(recipe_in(tmp_path, **ALONE), Run.create(tmp_path / "run"), ONE)
+        train_recipe(recipe_in(tmp_path, **ALONE), Run.create(tmp_path / "run"), ONE)
     assert not list((cache() / "float").glob("*.safetensors"))
 
 
 def test_a_cached_start_that_is_not_finite_is_made_again(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, **ALONE)
-    first = produce(recipe, Run.create(tmp_path / "first"), ONE)
+    first = train_recipe(recipe, Run.create(tmp_path / "first"), ONE)
     (kept,) = (cache() / "float").glob("*.safetensors")
     good = load_file(kept)
     save_file({**good, "fc.bias": torch.full_like(good["fc.bias"], float("inf"))}, kept)
-    again = produce(recipe, Run.create(tmp_path / "again"), ONE)
+    again = train_recipe(recipe, Run.create(tmp_path / "again"), ONE)
     assert again["float_top1"] == first["float_top1"]
     assert all(torch.equal(tensor, good[name]) for name, tensor in load_file(kept).items())
 
@@ -57,7 +57,7 @@ def test_starts_of_other_precisions_are_others(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, **ALONE)
     for number, precision in enumerate(("fp32", "bf16", "fp32"), 1):
         machine = Machine("cpu", threads=1, precision=precision)
-        produce(recipe, Run.create(tmp_path / precision), machine, max_steps=1)
+        train_recipe(recipe, Run.create(tmp_path / precision), machine, max_steps=1)
         assert len(list((cache() / "float").glob("*.safetensors"))) == min(number, 2)
 
 
@@ -65,7 +65,7 @@ def test_an_averaged_start_is_the_average(tmp_path: Path) -> None:
     settings = {"epochs": 1, "rate": 0.1}
     for ema in (None, 0.9):
         recipe = recipe_in(tmp_path, **ALONE | {"pretrain": {**settings, "ema": ema}})
-        produce(recipe, Run.create(tmp_path / f"ema-{ema}"), ONE, max_steps=1)
+        train_recipe(recipe, Run.create(tmp_path / f"ema-{ema}"), ONE, max_steps=1)
     one, two = (load_file(path) for path in (cache() / "float").glob("*.safetensors"))
     apart = [name for name in one if not torch.equal(one[name], two[name])]
     assert "conv1.weight" in apart and "fc.bias" in apart

@@ -21,13 +21,13 @@ from lightning_fabric.plugins import MixedPrecision
 from qkd.cli.progress import LINES, Reporter
 from qkd.engine.device import Machine
 from qkd.engine.signals import Interrupted
-from qkd.engine.state import take_up
+from qkd.engine.state import restore
 from qkd.errors import RunError
 from qkd.methods import METHODS
-from qkd.pipeline.reload import latest, to_go_on
-from qkd.pipeline.train import produce
+from qkd.pipeline.reload import latest_run, resumable_run
+from qkd.pipeline.train import train_recipe
 from qkd.storage import atomic
-from qkd.storage.checkpoints import BEST, KEPT, LAST, Checkpoints, Name, sound
+from qkd.storage.checkpoints import BEST, KEPT, LAST, Checkpoints, Name, is_intact
 from qkd.storage.run import ORIGINAL, Run
 from tests.support.command_line import qkd
 from tests.support.tiny_runs import TINY, losses, recipe_in
@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The tiny recipe, never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     run = Run.create(folder / "whole")
-    produce(recipe_in(folder), run, ONE)
+    train_recipe(recipe_in(folder), run, ONE)
     return run
 
 
@@ -86,7 +86,7 @@ def test_twenty_kills_at_random_instants(tmp_path: Path, method: str) -> None:
 def test_an_interrupted_run_keeps_its_step_and_goes_on_from_it(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, **ALONE, train={"epochs": 3, "rate": 0.05, "ema": 0.9, "accumulate": 2})
     whole = Run.create(tmp_path / "whole")
-    produce(recipe, whole, ONE)
+    train_recipe(recipe, whole, ONE)
 
     def interrupt(event: str, values: Any) -> None:
         if event == "step" and values["phase"] == "train" and values["epoch"] == 1:
@@ -94,13 +94,13 @@ def test_an_interrupted_run_keeps_its_step_and_goes_on_from_it(tmp_path: Path) -
 
     broken = Run.create(tmp_path / "broken")
     with pytest.raises(Interrupted, match="step 5 is kept"):
-        produce(recipe, broken, ONE, listen=interrupt)
+        train_recipe(recipe, broken, ONE, listen=interrupt)
     assert broken.checkpoints.files(LAST)[0].name.startswith("last-000000005-part-")
     kept = broken.checkpoints.load(LAST)
     assert kept is not None
     assert kept["cursor"]["seconds"] > broken.metrics()[-1]["seconds"] > 0  # the step behind the epoch counts
     assert not broken.finished
-    produce(recipe, broken, ONE, resume=True)
+    train_recipe(recipe, broken, ONE, resume=True)
     assert same(whole, broken)
     assert losses(whole) == losses(broken)
     assert broken.finished
@@ -109,9 +109,9 @@ def test_an_interrupted_run_keeps_its_step_and_goes_on_from_it(tmp_path: Path) -
 @pytest.mark.parametrize("steps", [6, 10])
 def test_stopped_by_max_steps_it_can_go_on_to_the_same_end(tmp_path: Path, whole: Run, steps: int) -> None:
     recipe, short = recipe_in(tmp_path), Run.create(tmp_path / "short")
-    assert produce(recipe, short, ONE, max_steps=steps)["finished"] is False
+    assert train_recipe(recipe, short, ONE, max_steps=steps)["finished"] is False
     assert not short.finished
-    produce(recipe, short, ONE, resume=True)
+    train_recipe(recipe, short, ONE, resume=True)
     assert same(whole, short)
     assert losses(whole) == losses(short)
 
@@ -124,9 +124,9 @@ def test_going_on_in_another_way_is_said(tmp_path: Path) -> None:
         if event == "resumed":
             heard.append(LINES[event](values))
 
-    produce(recipe, run, ONE, max_steps=1)
-    produce(recipe, run, ONE, max_steps=2, resume=True, listen=hear)
-    produce(recipe, run, Machine("cpu", "bf16", threads=1), max_steps=3, resume=True, listen=hear)
+    train_recipe(recipe, run, ONE, max_steps=1)
+    train_recipe(recipe, run, ONE, max_steps=2, resume=True, listen=hear)
+    train_recipe(recipe, run, Machine("cpu", "bf16", threads=1), max_steps=3, resume=True, listen=hear)
     assert heard[0] == "going on behind step 1"
     assert heard[1].startswith("going on behind step 2\nwarning: not to the same bits")
     assert heard[1].endswith(": precision was fp32, is bf16")
@@ -138,7 +138,7 @@ def test_a_run_of_another_precision_has_no_loss_scale_to_take_over() -> None:
     fabric.device = torch.device("cpu")
     begun = {"optimizers": [], "average": None, "precision": {}, "running": None}
     random = {"random": [torch.get_rng_state()], "random_cuda": [torch.empty(0)]}
-    assert take_up(fabric, {**begun, **random}, [], None) is None
+    assert restore(fabric, {**begun, **random}, [], None) is None
     assert scaled.scaler is not None and scaled.scaler.get_scale() == 2.0**16
 
 
@@ -152,11 +152,11 @@ def test_an_epoch_that_leaves_out_a_lone_image_is_not_cut_short(tmp_path: Path) 
         if event == "step":
             done[values["phase"]] = values["done"]
 
-    produce(recipe, run, ONE, max_steps=4, listen=hear)
+    train_recipe(recipe, run, ONE, max_steps=4, listen=hear)
     [newest, *_] = run.checkpoints.files(LAST)
     assert newest.name.startswith("last-000000004-whole-")
     assert done["train"] == 3 / 4 / 2  # the last batch of the first of two epochs
-    assert produce(recipe, run, ONE, resume=True, max_steps=8)["finished"] is True
+    assert train_recipe(recipe, run, ONE, resume=True, max_steps=8)["finished"] is True
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, whole: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, whole: Run, caplog:
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) // 2])
     (broken.folder / "result.json").unlink()
-    produce(recipe, broken, ONE, resume=True)
+    train_recipe(recipe, broken, ONE, resume=True)
     assert f"{newest} is damaged" in caplog.text
     assert same(whole, broken)
     assert losses(whole) == losses(broken)
@@ -183,25 +183,25 @@ def test_a_damaged_result_is_named_and_made_again(
     recipe, broken = recipe_in(tmp_path), Run(tmp_path / "broken")
     shutil.copytree(whole.folder, broken.folder)
     (broken.folder / "result.json").write_text(content)
-    produce(recipe, broken, ONE, resume=True)
+    train_recipe(recipe, broken, ONE, resume=True)
     assert f"{broken.folder / 'result.json'}: damaged" in caplog.text
     assert broken.result()["top1"] == whole.result()["top1"]
     assert same(whole, broken)
     (broken.folder / "result.json").write_text(content)
     shutil.rmtree(broken.checkpoints.folder)
     with pytest.raises(RunError, match=r"result\.json: damaged.*no checkpoint to make it again from; `qkd eval"):
-        produce(recipe, broken, ONE, resume=True)
+        train_recipe(recipe, broken, ONE, resume=True)
     assert same(whole, broken)
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path)
     path = kept.save(LAST, {"tensor": torch.arange(1000)}, steps=3)
-    assert sound(path)
+    assert is_intact(path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert not sound(path)
+    assert not is_intact(path)
 
 
 def test_generations_are_kept_in_the_order_of_training(tmp_path: Path) -> None:
@@ -230,12 +230,12 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_state(
 
     monkeypatch.setattr(atomic.Hashing, "write", full)
     with pytest.raises(RunError, match=r"last: cannot write: No space left on device; what was there") as error:
-        produce(recipe, broken, ONE)
+        train_recipe(recipe, broken, ONE)
     assert len(str(error.value).splitlines()) == 1
     monkeypatch.undo()
-    assert all(sound(path) for path in broken.checkpoints.files(LAST))
+    assert all(is_intact(path) for path in broken.checkpoints.files(LAST))
     assert not list(broken.folder.rglob(f"*{atomic.UNFINISHED}"))
-    produce(recipe, broken, ONE, resume=True)
+    train_recipe(recipe, broken, ONE, resume=True)
     assert same(whole, broken)
 
 
@@ -262,23 +262,23 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
-    with atomic.claimed(tmp_path), pytest.raises(RunError, match="another process"), atomic.claimed(tmp_path):
+    with atomic.lock_folder(tmp_path), pytest.raises(RunError, match="another process"), atomic.lock_folder(tmp_path):
         pass
-    with atomic.claimed(tmp_path):
+    with atomic.lock_folder(tmp_path):
         pass
 
 
 def test_a_run_without_a_recipe_yet_is_begun_again(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "runs" / "tiny")
-    assert to_go_on(run.folder).folder == run.folder
+    assert resumable_run(run.folder).folder == run.folder
     run.write(ORIGINAL, "what the user wrote")
-    assert to_go_on(run.folder).folder == run.folder
-    assert latest(tmp_path / "runs", "tiny").folder == run.folder
+    assert resumable_run(run.folder).folder == run.folder
+    assert latest_run(tmp_path / "runs", "tiny").folder == run.folder
     (run.folder / "thesis.txt").write_text("not a run")
     with pytest.raises(RunError, match="not a run folder"):
-        to_go_on(run.folder)
+        resumable_run(run.folder)
     with pytest.raises(RunError, match="nothing to resume"):
-        latest(tmp_path, "else")
+        latest_run(tmp_path, "else")
 
 
 def test_half_a_line_of_metrics_is_none(tmp_path: Path) -> None:

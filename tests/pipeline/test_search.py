@@ -14,19 +14,19 @@ from click.testing import CliRunner
 
 from qkd.cli.sweep import sweep as command
 from qkd.errors import RecipeError, UsageError
-from qkd.pipeline.search import Range, search, searched
+from qkd.pipeline.search import Range, parse_range, run_search
 from qkd.pipeline.sweep import Point
 from tests.support.optuna_stand_in import StandIn
 from tests.support.tiny_runs import ALONE, TINY
 
 
 def test_a_range_is_numbers_or_words() -> None:
-    assert searched("train.rate=0.01:1:log") == Range("train.rate", 0.01, 1.0, log=True)
-    assert searched("train.rate=0.5:1") == Range("train.rate", 0.5, 1.0)
-    assert searched("train.epochs=1:8") == Range("train.epochs", 1, 8, whole=True)
-    assert searched("train.optimizer=sgd, adamw") == Range("train.optimizer", words=("sgd", "adamw"))
-    assert searched("a=0.1:0.9").written(0.123456789) == "a=0.123457"
-    assert searched("a=1:9").written(3) == "a=3"
+    assert parse_range("train.rate=0.01:1:log") == Range("train.rate", 0.01, 1.0, log=True)
+    assert parse_range("train.rate=0.5:1") == Range("train.rate", 0.5, 1.0)
+    assert parse_range("train.epochs=1:8") == Range("train.epochs", 1, 8, whole=True)
+    assert parse_range("train.optimizer=sgd, adamw") == Range("train.optimizer", words=("sgd", "adamw"))
+    assert parse_range("a=0.1:0.9").written(0.123456789) == "a=0.123457"
+    assert parse_range("a=1:9").written(3) == "a=3"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_range_is_numbers_or_words() -> None:
 )
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--search a?=?"):
-        searched(text)
+        parse_range(text)
 
 
 @pytest.fixture(params=["real", "stand-in"])
@@ -71,7 +71,7 @@ RANGES = [Range("train.rate", 0.01, 1.0, log=True), Range("train.optimizer", wor
 def test_a_search_goes_on_to_the_number_it_was_told(tmp_path: Path, optuna: Any) -> None:
     calls: list[str] = []
     said: list[str] = []
-    found, failures = search(
+    found, failures = run_search(
         tmp_path, RANGES, 4, trained(calls), check=nothing_wrong, jobs=2, listen=lambda point, state: said.append(state)
     )
     assert not failures
@@ -80,13 +80,13 @@ def test_a_search_goes_on_to_the_number_it_was_told(tmp_path: Path, optuna: Any)
     assert all(point.finished and point.folder.parent == tmp_path for point in found)
     scores = [point.result()["val_top1"] for point in found]
     assert scores == sorted(scores, reverse=True)
-    again, _ = search(tmp_path, RANGES, 4, trained(calls), check=nothing_wrong)
+    again, _ = run_search(tmp_path, RANGES, 4, trained(calls), check=nothing_wrong)
     assert again == found
     before = len(calls)
-    search(tmp_path, RANGES, 6, trained(calls), check=nothing_wrong)
+    run_search(tmp_path, RANGES, 6, trained(calls), check=nothing_wrong)
     assert len(calls) <= before + 2
     with pytest.raises(UsageError, match="holds a search over other ranges"):
-        search(tmp_path, [Range("train.rate", 0.1, 1.0)], 5, trained(calls), check=nothing_wrong)
+        run_search(tmp_path, [Range("train.rate", 0.1, 1.0)], 5, trained(calls), check=nothing_wrong)
 
 
 def test_a_run_without_a_score_is_a_failure_with_a_reason(tmp_path: Path, optuna: Any) -> None:
@@ -94,7 +94,7 @@ def test_a_run_without_a_score_is_a_failure_with_a_reason(tmp_path: Path, optuna
         point.folder.mkdir(parents=True, exist_ok=True)
         (point.folder / "result.json").write_text('{"finished": false, "val_top1": null}')
 
-    _, failures = search(tmp_path, RANGES, 1, short, check=nothing_wrong)
+    _, failures = run_search(tmp_path, RANGES, 1, short, check=nothing_wrong)
     (why,) = failures.values()
     assert "no val_top1" in why
 
@@ -110,15 +110,15 @@ def test_what_was_broken_off_is_taken_up_first(tmp_path: Path, optuna: Any) -> N
         raise Killed
 
     with pytest.raises(Killed):
-        search(tmp_path, RANGES, 3, killed, check=nothing_wrong)
+        run_search(tmp_path, RANGES, 3, killed, check=nothing_wrong)
     calls: list[str] = []
-    found, _ = search(tmp_path, RANGES, 3, trained(calls), check=nothing_wrong)
+    found, _ = run_search(tmp_path, RANGES, 3, trained(calls), check=nothing_wrong)
     assert calls[0] == tried[0].name
     assert tried[0] in found
 
 
 def test_what_fails_is_named_and_no_result(tmp_path: Path, optuna: Any) -> None:
-    found, failures = search(tmp_path, RANGES, 2, trained([], broken="rate="), check=nothing_wrong)
+    found, failures = run_search(tmp_path, RANGES, 2, trained([], broken="rate="), check=nothing_wrong)
     assert not found
     assert set(failures.values()) == {"the loss is nan"}
 
@@ -150,7 +150,7 @@ def test_a_search_is_no_grid(tmp_path: Path, words: list[str], said: str) -> Non
 def test_without_optuna_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UsageError, match=r"--search: Optuna is not installed; pip install 'qkd\[optuna\]'"):
-        search(tmp_path, RANGES, 1, trained([]), check=nothing_wrong)
+        run_search(tmp_path, RANGES, 1, trained([]), check=nothing_wrong)
 
 
 @pytest.mark.slow

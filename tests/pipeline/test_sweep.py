@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from qkd.cli.sweep import sweep as command
 from qkd.errors import QkdError, UsageError
 from qkd.pipeline import sweep as sweeping
-from qkd.pipeline.launchers import launcher
+from qkd.pipeline.launchers import launcher_for
 from qkd.pipeline.sweep import Point, axis, points
 from tests.support.tiny_runs import TINY
 
@@ -68,7 +68,7 @@ def test_only_what_is_not_finished_is_run_and_resumed(tmp_path: Path, monkeypatc
     (grid[0].folder / "result.json").write_text(json.dumps({"finished": True}))
     grid[1].folder.mkdir()
     states: dict[str, str] = {}
-    failures = sweeping.sweep("r.yaml", grid, jobs=2, listen=lambda point, state: states.update({point.name: state}))
+    failures = sweeping.run_grid("r.yaml", grid, jobs=2, listen=lambda point, state: states.update({point.name: state}))
     assert states["seed=0"] == "finished already"
     assert states["seed=1"] == "done"
     assert states["seed=2"].startswith("failed: ")
@@ -76,7 +76,7 @@ def test_only_what_is_not_finished_is_run_and_resumed(tmp_path: Path, monkeypatc
     with pytest.raises(QkdError, match="the loss is nan"):
         sweeping.require(failures)
     calls.clear()
-    sweeping.sweep("r.yaml", grid)
+    sweeping.run_grid("r.yaml", grid)
     assert len(calls) == 1
     assert "seed=2" in calls[0]
 
@@ -139,7 +139,7 @@ def test_a_damaged_result_is_named_and_made_again(
 
     monkeypatch.setattr(subprocess, "run", run)
     said: list[str] = []
-    assert not sweeping.sweep("r.yaml", [point], listen=lambda point, state: said.append(state))
+    assert not sweeping.run_grid("r.yaml", [point], listen=lambda point, state: said.append(state))
     assert said[0].startswith(f"done (before, {result}: damaged")
     assert point.finished
 
@@ -192,8 +192,8 @@ def test_a_scheduler_runs_every_point(tmp_path: Path, monkeypatch: pytest.Monkey
         return subprocess.CompletedProcess(words, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    launch = launcher(name, tmp_path, ["num_gpus=1", "fraction=0.5", "partition=long"])
-    failures = sweeping.sweep("r.yaml", points(tmp_path / "s", [], 2), jobs=2, launch=launch)
+    launch = launcher_for(name, tmp_path, ["num_gpus=1", "fraction=0.5", "partition=long"])
+    failures = sweeping.run_grid("r.yaml", points(tmp_path / "s", [], 2), jobs=2, launch=launch)
     assert failures == {"seed=1": "OSError: node lost"}
     assert calls.submitted == len(lines) == 2
     assert {"num_gpus": 1, "fraction": 0.5, "partition": "long"}.items() <= calls.settings.items()
@@ -203,14 +203,14 @@ def test_what_no_launcher_can_do_is_refused(tmp_path: Path, monkeypatch: pytest.
     for name in ("submitit", "ray"):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(UsageError, match=rf"--launcher {name}: it is not installed; pip install 'qkd\[{name}\]'"):
-            launcher(name, tmp_path)
+            launcher_for(name, tmp_path)
     with pytest.raises(UsageError, match="--launch-with num_gpus: only submitit and ray take settings"):
-        launcher("local", tmp_path, ["num_gpus=1"])
+        launcher_for("local", tmp_path, ["num_gpus=1"])
     scheduler("submitit", monkeypatch)
     with pytest.raises(UsageError, match="--launch-with: submitit: unknown argument queue"):
-        launcher("submitit", tmp_path, ["queue=1"])
+        launcher_for("submitit", tmp_path, ["queue=1"])
     with pytest.raises(UsageError, match="--launch-with gpus: expected KEY=VALUE"):
-        launcher("ray", tmp_path, ["gpus"])
+        launcher_for("ray", tmp_path, ["gpus"])
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import qkd.quantizers.round_to_grid as rounding
 from qkd.quantizers import c_kernels, calibrate, compile_cores, insert, scheme
-from qkd.quantizers.round_to_grid import SMALLEST, positive
+from qkd.quantizers.round_to_grid import SMALLEST, positive_scale
 from tests.support.tiny_wirings import Residual, images, settled
 
 needs_compiler = pytest.mark.skipif(c_kernels.library() is None, reason="there is no C compiler")
@@ -41,7 +41,7 @@ def both_ways(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> list[t
 def test_kernels_equal_tensor_operations(shape: tuple[int, ...], rows: bool) -> None:
     x, g = 2 * torch.randn(shape), torch.randn(shape)
     step = 0.1 + torch.rand(len(x), *[1] * (len(shape) - 1)) if rows else torch.tensor(-0.3)
-    assert c_kernels.fits(x, step, positive(step))
+    assert c_kernels.can_round(x, step, positive_scale(step))
     (y, to_x, to_step), (y2, to_x2, to_step2) = both_ways(x, step, -4, 3, g)
     assert torch.equal(y, y2)
     assert torch.equal(to_x, to_x2)
@@ -72,18 +72,20 @@ def test_numbers_that_are_none_stay_so_and_a_step_of_zero_divides_nothing_by_zer
     assert y[0].isnan()
     assert y[1:].tolist() == [0.5, 0.5, -1.0]
     step = torch.zeros(())
-    _, to_step = c_kernels.differentiate_rows(torch.ones(4), torch.ones(4), positive(step), step, 0, 3, 1.0, SMALLEST)
+    _, to_step = c_kernels.differentiate_rows(
+        torch.ones(4), torch.ones(4), positive_scale(step), step, 0, 3, 1.0, SMALLEST
+    )
     assert to_step.isfinite()
 
 
 def test_what_kernels_cannot_do_is_left_to_tensor_operations() -> None:
     step = torch.tensor(0.5)
     for x in (torch.randn(5, dtype=torch.float64), torch.randn(5).bfloat16(), torch.randn(5, device="meta")):
-        assert not c_kernels.fits(x, step, step)
+        assert not c_kernels.can_round(x, step, step)
     per_column = torch.rand(1, 5)
-    assert not c_kernels.fits(torch.randn(3, 5), per_column, per_column)
+    assert not c_kernels.can_round(torch.randn(3, 5), per_column, per_column)
     elsewhere = torch.tensor(0.1, device="meta")
-    assert not c_kernels.fits(torch.randn(3), elsewhere, elsewhere)
+    assert not c_kernels.can_round(torch.randn(3), elsewhere, elsewhere)
 
 
 def test_without_a_compiler_training_goes_on(forgetting: None, monkeypatch: pytest.MonkeyPatch) -> None:

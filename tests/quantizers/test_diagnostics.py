@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qkd.quantizers import alarms, quantizers
+from qkd.quantizers import diagnose, quantizers
 from tests.support.tiny_wirings import Residual, images, made
 
 
 def test_a_sound_network_raises_no_alarm_and_stays_as_it_is() -> None:
     module = made(Residual, "w4a4").train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    assert alarms(module, [images()]) == []
+    assert diagnose(module, [images()]) == []
     assert module.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
@@ -28,10 +28,10 @@ def test_dead_saturated_and_infinite_quantizers_are_named() -> None:
     for name, factor, words in broken:
         step = dict(quantizers(module))[name].step.data
         step.mul_(factor)
-        found = {line.split(":")[0]: line for line in alarms(module, [images(), images()])}
+        found = {line.split(":")[0]: line for line in diagnose(module, [images(), images()])}
         assert words in found[name]
         step.div_(factor)
     nn.init.constant_(module.fc.weight, float("nan"))
     nn.init.constant_(module.get_submodule("layer1.bn1").bias, float("inf"))
-    lines = alarms(module, [images()])
+    lines = diagnose(module, [images()])
     assert "fc.weight: weights or their scales are not finite" in lines

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qkd.assembly.export_preview import require_exact
+from qkd.assembly.export_preview import require_exact_layers
 from qkd.errors import SchemeError
 from qkd.export import emit, emulate, predict
 from qkd.quantizers import Scheme, calibrate, disabled, insert
-from qkd.quantizers.exact import on_units
+from qkd.quantizers.exact import round_bias
 from tests.support.tiny_products import Head, Residual, block, images, logits, settled
 
 SHAPE_16 = (3, 16, 16)
@@ -77,7 +77,7 @@ def test_a_bias_is_whole_units_and_still_learns() -> None:
     bias = torch.tensor([0.3, -1.7], requires_grad=True)
     scales = torch.tensor([0.5, 0.25]).reshape(2, 1, 1, 1)
     for bits, raised in ((8, 1), (4, 8), (2, 32)):
-        found = on_units(bias, torch.tensor(0.125), scales, bits)
+        found = round_bias(bias, torch.tensor(0.125), scales, bits)
         units = found.detach() / (0.125 * scales.flatten() / raised)
         assert torch.equal(units, units.round()) and (found - bias).abs().max() <= 0.5 * 0.125 * 0.5 / raised
         (gradient,) = torch.autograd.grad(found.sum(), bias)
@@ -104,9 +104,9 @@ class Twice(nn.Module):
 
 def test_pools_that_would_round_are_named_before_training() -> None:
     trained = exact("w4a4")
-    require_exact(trained, SHAPE_16)
+    require_exact_layers(trained, SHAPE_16)
     with pytest.raises(SchemeError, match=r"exact: .*averages 9 pixels, not 2\^n.* leave exact out"):
-        require_exact(trained, (3, 12, 12))
+        require_exact_layers(trained, (3, 12, 12))
 
 
 def test_what_cannot_be_exact_is_named() -> None:

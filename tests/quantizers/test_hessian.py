@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from qkd.engine import ewgs_delta
 from qkd.errors import DataError, SchemeError
-from qkd.pipeline.train import produce
-from qkd.quantizers import Scheme, calibrate, compile_cores, curved, estimate_deltas, hessian, insert, quantizers
+from qkd.pipeline.train import train_recipe
+from qkd.quantizers import Scheme, calibrate, compile_cores, estimate_deltas, hessian, insert, needs_delta, quantizers
 from qkd.quantizers.ewgs import DELTA, EwgsQuant
 from qkd.quantizers.fake_quant import FakeQuant
 from qkd.storage.run import Run
@@ -156,7 +156,7 @@ def test_only_ewgs_has_it_and_only_where_it_is_asked_for() -> None:
     with pytest.raises(SchemeError, match="delta: 'hesian' is unknown.*did you mean 'hessian'"):
         Scheme(2, 2, family="ewgs", delta="hesian")
     plain = made(Residual, "w2a2", family="ewgs")
-    assert not curved(plain)
+    assert not needs_delta(plain)
     assert not [name for name in plain.state_dict() if name.endswith("delta")]
     mixed = made(Residual, "w2a2", activation_family="ewgs", delta="hessian")
     named = {name for name, core in quantizers(mixed) if isinstance(core, EwgsQuant)}
@@ -187,7 +187,7 @@ def test_a_run_estimates_again_and_learns(tmp_path: Path, monkeypatch: pytest.Mo
     for every in (10, 2):
         monkeypatch.setattr(ewgs_delta, "EVERY", every)
         run = Run.create(tmp_path / f"every{every}")
-        produce(
+        train_recipe(
             ewgs(tmp_path), run, ONE, listen=lambda event, values: heard.append(values) if event == "deltas" else None
         )
         assert all(line["train/loss/labels"] < 100 for line in run.metrics() if "train/loss/labels" in line)
@@ -204,9 +204,9 @@ def test_a_run_estimates_again_and_learns(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ewgs_delta, "EVERY", 1)
     whole, broken = Run.create(tmp_path / "whole"), Run.create(tmp_path / "broken")
-    produce(ewgs(tmp_path), whole, ONE)
-    assert produce(ewgs(tmp_path), broken, ONE, max_steps=steps)["finished"] is False
-    produce(ewgs(tmp_path), broken, ONE, resume=True)
+    train_recipe(ewgs(tmp_path), whole, ONE)
+    assert train_recipe(ewgs(tmp_path), broken, ONE, max_steps=steps)["finished"] is False
+    train_recipe(ewgs(tmp_path), broken, ONE, resume=True)
     one, two = kept(whole), kept(broken)
     assert any(name.endswith("delta") for name in one)
     assert all(torch.equal(one[name], two[name]) for name in one)

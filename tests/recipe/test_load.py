@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from qkd import recipe
-from qkd.distill.method_info import ABOVE_ZERO, about
+from qkd.distill.method_info import ABOVE_ZERO, method_info
 from qkd.errors import Problem, RecipeError
 from qkd.methods import METHODS
 from qkd.options import options_from
@@ -184,7 +184,7 @@ def test_settings_that_their_optimizer_or_schedule_never_reads_are_named() -> No
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_an_option_needs_is_an_option_with_such_values(name: str) -> None:
-    known, options = about(METHODS[name]), options_from(METHODS[name]).parameters
+    known, options = method_info(METHODS[name]), options_from(METHODS[name]).parameters
     assert known is not None
     for option, (other, values) in known.only_with.items():
         assert option in options and options[other].default is not None

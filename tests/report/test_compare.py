@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from qkd.cli.compare import compare as command
 from qkd.errors import RunError, UsageError
 from qkd.report import compare as comparing
-from qkd.report.compare import by_recipe, compare, gathered
+from qkd.report.compare import by_recipe, compare_runs, read_runs
 from qkd.report.compare_page import render, write
-from qkd.report.headline import sentence
+from qkd.report.headline import summary
 from qkd.report.pareto import PANELS, frontier, spots
-from qkd.report.run_data import gather
+from qkd.report.run_data import read_run
 from qkd.storage.run import Run
 
 RECIPE = """\
@@ -65,7 +65,7 @@ def run_of(
 
 
 def test_a_row_is_what_the_files_say(tmp_path: Path) -> None:
-    (row,) = compare([run_of(tmp_path / "a", seed=3)])
+    (row,) = compare_runs([run_of(tmp_path / "a", seed=3)])
     assert row == {
         "run": str(tmp_path / "a"),
         "method": "kd",
@@ -90,7 +90,7 @@ def test_a_row_is_what_the_files_say(tmp_path: Path) -> None:
 def test_a_run_that_has_not_come_far_has_a_row_too(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "young")
     run.write("recipe.yaml", RECIPE.format(method="cmtkd", bits=4, seed=1))
-    (row,) = compare([run.folder])
+    (row,) = compare_runs([run.folder])
     assert {row[name] for name in ("top1", "bytes", "speedup", "float_top1")} == {None}
     assert (row["method"], row["bits"], row["seed"]) == ("cmtkd", "w4a4", 1)
 
@@ -102,7 +102,7 @@ def test_a_damaged_result_is_named_and_not_taken_for_none(tmp_path: Path, conten
     done = call(sound, damaged)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert f"{damaged}/result.json: damaged" in line
-    assert "result.json: damaged" in sentence(gather(Run(damaged)))
+    assert "result.json: damaged" in summary(read_run(Run(damaged)))
 
 
 def test_another_files_figures_are_nobodys(tmp_path: Path) -> None:
@@ -110,22 +110,22 @@ def test_another_files_figures_are_nobodys(tmp_path: Path) -> None:
     rows = run.read_json("bench.json")["rows"]
     other = {**rows[1], "file": str(run.folder / "ptq_u8s8.onnx"), "p50_ms": 0.1}
     run.write_json("bench.json", {"rows": [rows[1], other, rows[2]]})
-    assert compare([run.folder])[0]["float_p50_ms"] == 0.5
+    assert compare_runs([run.folder])[0]["float_p50_ms"] == 0.5
     run.write_json("bench.json", {"rows": [{**other, "file": str(run.folder / "x.onnx")}]})
-    (row,) = compare([run.folder])
+    (row,) = compare_runs([run.folder])
     assert row["bytes"] == 90_000 and row["p50_ms"] is row["float_p50_ms"] is row["speedup"] is None
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such folder"):
-        compare([tmp_path / "nowhere"])
+        compare_runs([tmp_path / "nowhere"])
 
 
 def test_seeds_of_one_recipe_are_put_together(tmp_path: Path) -> None:
     scores = {0: 94.0, 1: 95.0, 2: 99.0}
     runs = [run_of(tmp_path / f"kd-s{seed}", seed=seed, top1=top1) for seed, top1 in scores.items()]
     runs.insert(1, run_of(tmp_path / "other", bits=4, seed=0, top1=97.0))
-    together, alone = by_recipe(gathered(runs))
+    together, alone = by_recipe(read_runs(runs))
     assert together["seeds"] == [0, 1, 2]
     assert together["top1"] == {"mean": 96.0, "std": pytest.approx(7**0.5), "count": 3}
     assert alone["runs"] == [str(tmp_path / "other")]
@@ -134,7 +134,7 @@ def test_seeds_of_one_recipe_are_put_together(tmp_path: Path) -> None:
 
 def test_runs_that_are_not_finished_do_not_pull_the_mean_down(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / f"s{seed}", seed=seed, top1=90.0, shipped=seed < 1) for seed in (0, 1)]
-    (group,) = by_recipe(gathered(runs))
+    (group,) = by_recipe(read_runs(runs))
     assert group["speedup"] == {"mean": 2.0, "std": None, "count": 1}
     assert group["top1"]["count"] == 2
 
@@ -154,7 +154,7 @@ def test_no_point_beats_the_frontier(seed: int) -> None:
 
 
 def test_points_are_the_deployed_accuracies_and_floats_stand_beside_them_once(tmp_path: Path) -> None:
-    rows = compare(
+    rows = compare_runs(
         [run_of(tmp_path / "a"), run_of(tmp_path / "b", seed=1, top1=96.0), run_of(tmp_path / "c", shipped=False)]
     )
     latency, size = (spots(rows, panel) for panel in PANELS)
@@ -168,28 +168,28 @@ def test_points_are_the_deployed_accuracies_and_floats_stand_beside_them_once(tm
 
 def test_page_loads_nothing_and_escapes(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>"
-    page = render(compare([run_of(tmp_path / "a", method=bad), run_of(tmp_path / "b")]))
+    page = render(compare_runs([run_of(tmp_path / "a", method=bad), run_of(tmp_path / "b")]))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=|@import|<link", page)
     assert page.count('role="img"') == 2
     assert "a and 1 other are the most accurate with 94.5 %" in page
     best = run_of(tmp_path / "best", top1=96.0)
-    assert "best is the most accurate with 95.5 %" in render(compare([best, run_of(tmp_path / "c")]))
+    assert "best is the most accurate with 95.5 %" in render(compare_runs([best, run_of(tmp_path / "c")]))
 
 
 def test_a_network_of_ones_own_is_called_by_its_file_not_by_its_folders(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a")
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("resnet8", "/home/me/a/long/way/net.py:Net"))
-    rows = compare([run])
+    rows = compare_runs([run])
     assert rows[0]["network"] == "/home/me/a/long/way/net.py:Net"
     assert "  net.py:Net w2a2  " in call(run).stdout
     assert "/home/me" not in render(rows)
 
 
 def test_page_without_measurements_says_how_to_get_them(tmp_path: Path) -> None:
-    page = render(compare([run_of(tmp_path / "a", shipped=False)]))
+    page = render(compare_runs([run_of(tmp_path / "a", shipped=False)]))
     assert 'role="img"' not in page
     assert "qkd bench" in page
 
@@ -197,7 +197,7 @@ def test_page_without_measurements_says_how_to_get_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shipped", [True, False])
 def test_picture_is_written_at_once(tmp_path: Path, shipped: bool) -> None:
     target = tmp_path / "front.png"
-    write(target, compare([run_of(tmp_path / "a", shipped=shipped)]))
+    write(target, compare_runs([run_of(tmp_path / "a", shipped=shipped)]))
     assert target.read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob(".*"))
 
@@ -215,8 +215,8 @@ def test_json_is_one_object_and_lines_of_the_table_are_whole(tmp_path: Path) -> 
     runs = [run_of(tmp_path / f"a_rather_long_name_of_a_run_s{seed}", seed=seed) for seed in (0, 1)]
     said = json.loads(call(*runs, "--seeds", "--json").stdout)
     assert set(said) == {"rows", "groups"}
-    assert said["rows"] == compare(runs)
-    assert said["groups"] == by_recipe(gathered(runs))
+    assert said["rows"] == compare_runs(runs)
+    assert said["groups"] == by_recipe(read_runs(runs))
     table = call(*runs).stdout
     assert re.search(
         r"a_rather_long_name_of_a_run_s1 +kd +resnet8 w2a2 +98\.0 +50\.0 +95\.0 +94\.5 +90\.0 +0\.250 +2\.00 +30 +1",
@@ -228,7 +228,7 @@ def test_json_is_one_object_and_lines_of_the_table_are_whole(tmp_path: Path) -> 
 
 def test_every_run_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    monkeypatch.setattr(comparing, "gather", lambda run: read.append(run.folder) or gather(run))
+    monkeypatch.setattr(comparing, "read_run", lambda run: read.append(run.folder) or read_run(run))
     runs = [run_of(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
     call(*runs, "--seeds", "-o", tmp_path / "all.html")
     assert read == runs

@@ -23,7 +23,7 @@ from qkd.assembly.build import Facts
 from qkd.cli.report import report
 from qkd.distill import targets
 from qkd.distill.heads import Head
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import Term, attend, imitate, label
 from qkd.errors import UsageError
@@ -32,8 +32,8 @@ from qkd.report import formatting, headline, page, run_data, tables, training_cu
 from qkd.report.charts import MOST_POINTS, WIDTH, Bar, Chart, Series, Stack, bar_chart, line_chart, stack_chart, thinned
 from qkd.report.diagram import draw
 from qkd.report.diagram_layout import lay_out
-from qkd.report.diagram_model import scene_of
-from qkd.report.run_data import bits, gather
+from qkd.report.diagram_model import diagram_of
+from qkd.report.run_data import bits, read_run
 from qkd.report.svg import Scale, element
 from qkd.storage.run import Run
 
@@ -192,7 +192,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def content(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     copy = Path(shutil.copytree(finished, tmp_path_factory.mktemp("page") / "demo"))
-    return write(gather(Run(copy))).read_text()
+    return write(read_run(Run(copy))).read_text()
 
 
 class Reader(HTMLParser):
@@ -279,7 +279,7 @@ def test_identifiers_are_unique(content: str) -> None:
 
 
 def test_verdict_says_what_the_files_say(finished: Path) -> None:
-    assert headline.sentence(gather(Run(finished))) == (
+    assert headline.summary(read_run(Run(finished))) == (
         "2-bit resnet8: 95.6 % on test (float 98.3 %); the ONNX file is 4.1x smaller and 1.6x faster, "
         "equal to the integer emulator on 100 % of the test images."
     )
@@ -302,16 +302,16 @@ def test_verdict_says_what_the_files_say(finished: Path) -> None:
 def test_verdict_follows_every_number(folder: Path, name: str, change: dict[str, Any], expected: str) -> None:
     run = Run(folder)
     run.write_json(name, {**run.read_json(name), **change})
-    assert expected in headline.sentence(gather(run))
+    assert expected in headline.summary(read_run(run))
 
 
 def test_verdict_of_a_run_that_is_not_finished(folder: Path) -> None:
     for name in ("result.json", "export.json", "bench.json"):
         (folder / name).unlink()
-    said = headline.sentence(gather(Run(folder)))
+    said = headline.summary(read_run(Run(folder)))
     assert said == "2-bit resnet8: not finished, 3 of 3 epochs done, 95.0 % on validation so far."
     (folder / "metrics.jsonl").unlink()
-    assert headline.sentence(gather(Run(folder))) == "2-bit resnet8: not trained yet."
+    assert headline.summary(read_run(Run(folder))) == "2-bit resnet8: not trained yet."
 
 
 def test_numbers_of_the_files_stand_on_the_page(content: str) -> None:
@@ -336,7 +336,7 @@ def test_what_comes_from_files_stays_text(folder: Path) -> None:
     run.write_json("export.json", {**EXPORT, "float_layers": [bad], "reasons": {bad: bad}, "census": {bad: 3}})
     run.write_json("bench.json", {"processor": bad, "rows": [{**bench_row("student.onnx", 1, 1.0, 1.0), "file": bad}]})
     (folder / "recipe.yaml").write_text(f"method: {{name: '{bad[:20]}'}}\nstudent: {{build: \"{bad}\"}}\n")
-    written = write(gather(run)).read_text()
+    written = write(read_run(run)).read_text()
     assert {tag for tag, _ in Reader(written).tags}.isdisjoint({"script", "img"})
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in written  # the comment of the recipe
     assert html.escape(bad, quote=False) in written.replace("&#39;", "'")
@@ -345,7 +345,7 @@ def test_what_comes_from_files_stays_text(folder: Path) -> None:
 @pytest.mark.parametrize("name", [*FILES, "product.safetensors"])
 def test_a_missing_file_leaves_out_its_section_only(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    read = Reader(write(gather(Run(folder))).read_text())
+    read = Reader(write(read_run(Run(folder))).read_text())
     assert not read.open
     headings = {
         "export.json": "layers in integers",
@@ -363,7 +363,7 @@ def test_a_missing_file_leaves_out_its_section_only(folder: Path, name: str) -> 
 
 
 def test_an_empty_folder_has_a_page_too(tmp_path: Path) -> None:
-    read = Reader(write(gather(Run(tmp_path))).read_text())
+    read = Reader(write(read_run(Run(tmp_path))).read_text())
     assert "not trained yet" in read.text
     assert "cannot be drawn" in read.text
 
@@ -375,21 +375,21 @@ def test_an_empty_folder_has_a_page_too(tmp_path: Path) -> None:
 def test_a_damaged_file_is_only_absent(
     folder: Path, name: str, rubbish: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "assembled", lambda found: "not asked for")
+    monkeypatch.setattr(page, "assemble_again", lambda found: "not asked for")
     (folder / name).write_bytes(rubbish)
-    assert not Reader(write(gather(Run(folder))).read_text()).open
+    assert not Reader(write(read_run(Run(folder))).read_text()).open
 
 
 def test_half_a_line_of_metrics_is_skipped(folder: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(epoch_line(3))[:100])
-    assert len(gather(Run(folder)).epochs) == 3
+    assert len(read_run(Run(folder)).epochs) == 3
 
 
 def test_a_recipe_whose_code_is_gone_is_told(folder: Path) -> None:
     text = (folder / "recipe.yaml").read_text().replace("build: resnet8", "build: ./gone.py:Net", 1)
     (folder / "recipe.yaml").write_text(text)
-    shown = Reader(write(gather(Run(folder))).read_text()).text
+    shown = Reader(write(read_run(Run(folder))).read_text()).text
     assert "cannot be drawn" in shown
     assert "gone.py" in shown
     assert "2-bit Net: 95.6 % on test" in shown
@@ -428,9 +428,9 @@ def recipe(finished: Path) -> recipes.Recipe:
 
 
 def scene(recipe: recipes.Recipe, *terms: Any, learners: tuple[str, ...] = ("student",)) -> Any:
-    cast = Cast("student", tuple(recipe.teachers), ("layer1", "layer2"), 10, {})
+    cast = Participants("student", tuple(recipe.teachers), ("layer1", "layer2"), 10, {})
     step = Step(learners, terms)
-    return scene_of(recipe, Assembly(None, Plan((Phase("train", (step,)),)), cast, None), step)  # type: ignore[arg-type]
+    return diagram_of(recipe, Assembly(None, Plan((Phase("train", (step,)),)), cast, None), step)  # type: ignore[arg-type]
 
 
 def arrows(drawing: str) -> list[tuple[float, ...]]:
@@ -480,8 +480,8 @@ def test_heads_that_read_heads_are_drawn_and_the_exported_one_is_told(recipe: re
     outer = Head("outer", [Tap("inner")], torch.nn.Identity(), about="copy")
     step = Step(["student", "inner"], [label("student"), label("inner")])
     plan = Plan((Phase("train", (step,)),), heads=(inner, outer), product="outer")
-    cast = Cast("student", tuple(recipe.teachers), (), 10, {})
-    shown = scene_of(recipe, Assembly(None, plan, cast, None), step)  # type: ignore[arg-type]
+    cast = Participants("student", tuple(recipe.teachers), (), 10, {})
+    shown = diagram_of(recipe, Assembly(None, plan, cast, None), step)  # type: ignore[arg-type]
     assert [(lane.part, lane.about, lane.state, lane.product) for lane in shown.lanes] == [
         ("four", "resnet8 w4a4", "frozen", False),
         ("inner", "joined", "learns", False),
@@ -508,7 +508,7 @@ def test_the_plan_of_every_method_can_be_drawn(finished: Path, method: str) -> N
             continue
         for phase in assembly.plan.phases:
             for step in phase.steps:
-                shown = scene_of(found, assembly, step)
+                shown = diagram_of(found, assembly, step)
                 drawing = html.unescape(draw(shown))
                 assert all(f"×{link.weight}" in drawing for link in shown.links)
                 assert {link.pupil.part for link in shown.links} <= {lane.part for lane in shown.lanes}
@@ -581,7 +581,7 @@ def test_what_an_exchange_learns_ends_before_its_arrows(recipe: recipes.Recipe, 
     teachers = {**recipe.teachers, "eight": recipe.teachers["eight"].model_copy(update={"options": {"width": wide}})}
     assembly = assemble(recipe.model_copy(update={"teachers": teachers}), Facts((1, 16, 16), 10))
     (step,) = assembly.plan.phases[0].steps
-    lanes = scene_of(recipe, assembly, step, top1={"shared": 100.0}).lanes
+    lanes = diagram_of(recipe, assembly, step, top1={"shared": 100.0}).lanes
     shared = next(lane for lane in lanes if lane.part == "shared")
     assert shared.about == "fuse · 100.0 %"
     assert shared.state.startswith("learns") and len(shared.state) <= len("learns importance")
@@ -609,11 +609,11 @@ def test_a_long_table_of_numbers_is_shortened_but_keeps_its_end(folder: Path) ->
     run = Run(folder)
     for number in range(4, 400):
         run.log({"phase": "train", "epoch": number, "val/top1": 90.0 + number / 100})
-    table = training_curves.numbers(gather(run), ["val/"])
+    table = training_curves.numbers(read_run(run), ["val/"])
     assert table is not None
     assert len(table.rows) <= training_curves.MOST_ROWS + 1
     assert table.rows[-1][:3] == ["399", "train", "93.99"]
-    assert len(write(gather(run)).read_bytes()) < 3e6
+    assert len(write(read_run(run)).read_bytes()) < 3e6
 
 
 def test_words_claim_no_more_than_was_measured() -> None:
@@ -646,13 +646,13 @@ def test_schemes_are_read_long_and_short() -> None:
 
 def test_commands_repeat_the_run(folder: Path) -> None:
     odd = folder.rename(folder.with_name("my runs"))
-    lines = tables.commands(gather(Run(odd)))
+    lines = tables.commands(read_run(Run(odd)))
     assert lines[0] == f"qkd train '{odd}/recipe.yaml' --out '{odd}-again' --threads 1"
     assert lines[1] == f"qkd export '{odd}-again'"
 
 
 def test_rounding_errors_shrink_with_bits(finished: Path, recipe: recipes.Recipe) -> None:
-    found = weight_stats.weights(gather(Run(finished)), assemble(recipe, Facts((1, 16, 16), 10)))
+    found = weight_stats.weights(read_run(Run(finished)), assemble(recipe, Facts((1, 16, 16), 10)))
     assert found is not None
     errors = {2: [], 8: []}  # type: dict[int, list[float]]
     for row in found.rows:

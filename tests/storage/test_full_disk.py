@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from qkd.storage import atomic
-from qkd.storage.checkpoints import LAST, sound
+from qkd.storage.checkpoints import LAST, is_intact
 from qkd.storage.run import Run
 from tests.support.command_line import in_a_process, qkd
 from tests.support.tiny_runs import TINY, losses
@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         run = Run(small / "run")
         assert run.checkpoints.load(LAST) is not None
-        assert all(sound(path) for path in run.checkpoints.files(LAST))
+        assert all(is_intact(path) for path in run.checkpoints.files(LAST))
         assert not list(run.folder.rglob(f"*{atomic.UNFINISHED}"))
         mount(small, f"remount,{SMALL.replace('900k', '8m')}")
         assert qkd(*TRAIN, "small/run", "--resume", cwd=tmp_path).returncode == 0

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkd.assembly.assemble import check
-from qkd.assembly.build import Facts, measure
-from qkd.assembly.ensemble import Parts
+from qkd.assembly.assemble import rehearse
+from qkd.assembly.build import Facts, measure_shapes
+from qkd.assembly.ensemble import Ensemble
 from qkd.data import Batch
-from qkd.distill.plan import Cast, Method, Plan, Step, needed
+from qkd.distill.plan import Method, Participants, Plan, Step, networks_needed
 from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import Outputs
 from qkd.distill.terms import weighted_sum
@@ -33,19 +33,19 @@ def staged(seed: int, width: int = 4, *, name: str = "resnet8", stages: Sequence
 
 def assembled(
     method: Method, networks: dict[str, Staged], stages: Sequence[str] = STAGES, **options: Any
-) -> tuple[Parts, Plan]:
+) -> tuple[Ensemble, Plan]:
     """The method's plan for networks of which the first is the student, checked as a recipe's is."""
     student, *teachers = networks
-    cast = Cast(student, tuple(teachers), tuple(stages), FACTS.classes, measure(networks, FACTS))
+    cast = Participants(student, tuple(teachers), tuple(stages), FACTS.classes, measure_shapes(networks, FACTS))
     plan = method(cast, **options)
-    parts = Parts(networks, plan)
-    check(parts, plan, cast.shapes, FACTS)
+    parts = Ensemble(networks, plan)
+    rehearse(parts, plan, cast.shapes, FACTS)
     return parts, plan
 
 
 def company(
     method: str, *teachers: str, stages: tuple[str, ...] = STAGES, widths: dict[str, int] | None = None, **options: Any
-) -> tuple[Parts, Plan]:
+) -> tuple[Ensemble, Plan]:
     names = ("student", *teachers)
     networks = {name: staged(seed, (widths or {}).get(name, 4)) for seed, name in enumerate(names)}
     return assembled(METHODS[method], networks, stages, **options)
@@ -57,12 +57,12 @@ def batch(count: int = 6) -> Batch:
     return Batch(images, torch.arange(count) % FACTS.classes, torch.arange(count))
 
 
-def outcome(parts: Parts, plan: Plan, step: Step, progress: float = 0.0) -> tuple[float, dict[str, Tensor], Outputs]:
+def outcome(parts: Ensemble, plan: Plan, step: Step, progress: float = 0.0) -> tuple[float, dict[str, Tensor], Outputs]:
     """The loss of a step, the logits that took part in it in float64, and all tensors."""
     parts.learn(step.learners)
     parts.at(progress)
     torch.manual_seed(7)
-    outputs = parts(batch().images, sorted(needed(plan, step)))
+    outputs = parts(batch().images, sorted(networks_needed(plan, step)))
     losses = {term.name: term(outputs, batch()) for term in step.terms}
     logits = {tap.part: z.detach().double() for tap, z in outputs.items() if tap.stage == "logits"}
     return weighted_sum(losses, step.terms, progress).item(), logits, outputs

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkd.assembly.ensemble import Parts
-from qkd.distill.plan import Method, Plan, Step, needed
+from qkd.assembly.ensemble import Ensemble
+from qkd.distill.plan import Method, Plan, Step, networks_needed
 from qkd.distill.stages import Staged
 from qkd.distill.taps import Outputs
 from qkd.distill.terms import weighted_sum
@@ -23,17 +23,17 @@ def network(seed: int, width: int = 4, name: str = "resnet8") -> Staged:
     return staged(seed, width, name=name, stages=STAGES)
 
 
-def company(method: Method, teachers: dict[str, Staged] | list[str], **options: Any) -> tuple[Parts, Plan]:
+def company(method: Method, teachers: dict[str, Staged] | list[str], **options: Any) -> tuple[Ensemble, Plan]:
     """The method's plan for a student and teachers, checked. Names alone stand for networks of the student's shape."""
     if isinstance(teachers, list):
         teachers = {name: network(seed) for seed, name in enumerate(teachers, 1)}
     return assembled(method, {"student": network(0), **teachers}, STAGES, **options)
 
 
-def run(parts: Parts, plan: Plan, step: Step, progress: float = 0.0) -> tuple[Tensor, Outputs]:
+def run(parts: Ensemble, plan: Plan, step: Step, progress: float = 0.0) -> tuple[Tensor, Outputs]:
     """The loss of a step on a batch, and what it was made of."""
     parts.learn(step.learners)
-    outputs = parts(batch().images, sorted(needed(plan, step)))
+    outputs = parts(batch().images, sorted(networks_needed(plan, step)))
     return weighted_sum({t.name: t(outputs, batch()) for t in step.terms}, step.terms, progress), outputs
 
 

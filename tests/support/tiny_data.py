@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from qkd.data import Batch, Data, Split
-from qkd.data.batches import measure
+from qkd.data.batches import channel_statistics
 
 
 def ramp(count: int = 10, size: int = 16) -> Data:
@@ -18,7 +18,7 @@ def ramp(count: int = 10, size: int = 16) -> Data:
         0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     split = Split(images, torch.arange(count) % 2)
-    return Data(split, split, split, ("even", "odd"), *measure(images), "crop+flip")
+    return Data(split, split, split, ("even", "odd"), *channel_statistics(images), "crop+flip")
 
 
 def same(ours: list[Batch], theirs: list[Batch]) -> bool:

@@ -9,7 +9,7 @@ import yaml
 
 from qkd import recipe as recipes
 from qkd.engine.device import Machine
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 
 TINY: dict[str, Any] = {
@@ -34,7 +34,7 @@ def recipe_in(folder: Path, **changes: Any) -> Any:
 
 def run_of(folder: Path, recipe: Any, name: str = "run", **more: Any) -> tuple[Run, dict[str, Any]]:
     run = Run.create(folder / name)
-    return run, produce(recipe, run, Machine("cpu", threads=1), **more)
+    return run, train_recipe(recipe, run, Machine("cpu", threads=1), **more)
 
 
 def losses(run: Run) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ from qkd.engine import ewgs_delta
 from qkd.engine.device import Machine
 from qkd.engine.distributed import is_first
 from qkd.engine.loop import Loop
-from qkd.pipeline.train import produce
+from qkd.pipeline.train import train_recipe
 from qkd.quantizers import hessian
 from qkd.storage.run import Run
 
@@ -41,5 +41,5 @@ def watched() -> None:
         patch.setattr(ewgs_delta, "EVERY", 1)
         patch.setattr(ewgs_delta, "estimate_deltas", estimated)
         patch.setattr(Loop, "keep", kept)
-        produce(recipes.load("tiny.yaml"), Run.create(Path(f"run-{kind}")) if is_first() else None, ONE)
+        train_recipe(recipes.load("tiny.yaml"), Run.create(Path(f"run-{kind}")) if is_first() else None, ONE)
     torch.save(found, f"{kind}.pt")
