@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from qkd import data as data_sets
 from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.data import Data
 from qkd.distill.plan import networks_needed
 from qkd.engine.compile import compile_stages
@@ -57,7 +57,7 @@ def prepared(method: str, words: argparse.Namespace, teachers: int = 3) -> tuple
         ],
     )
     data = load_data(recipe)
-    assembly = assemble(recipe, facts_of(data))
+    assembly = assemble(recipe, spec_of(data))
     assembly.parts.to(memory_format=torch.channels_last)
     images = [next(data.batches("train", words.batch, shuffle_seed=0)).images]
     for network in assembly.parts.networks.values():
@@ -228,8 +228,8 @@ def memory(words: argparse.Namespace) -> dict[str, dict[int, float]]:
 
 
 def peak(words: argparse.Namespace) -> float:
-    from qkd.engine.cost import peak_memory
     from qkd.pipeline.train import train_recipe
+    from qkd.storage.environment import peak_memory
     from qkd.storage.run import Run
 
     bits = ("w4a4", "w6a6", "w8a8", "w5a5")

@@ -107,15 +107,15 @@ def insert_nothing(network: nn.Module) -> nn.Module:
 def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
     """One CMT-KD step of four ResNet-20, and one step each of four float ones."""
     from qkd.assembly.assemble import assemble
-    from qkd.assembly.build import Facts
     from qkd.data import Batch
     from qkd.distill.plan import networks_needed
     from qkd.distill.terms import weighted_sum
-    from qkd.recipe import load
+    from qkd.recipe.files import load
+    from qkd.tasks.spec import DataSpec
 
     networks = [f"{part}.build=resnet20" for part in ("student", "teachers.five", "teachers.six", "teachers.eight")]
     recipe = load("digits_cmtkd_w4a4", networks)
-    assembly = assemble(recipe, Facts((3, *images.shape[2:]), CLASSES))
+    assembly = assemble(recipe, DataSpec((3, *images.shape[2:]), CLASSES))
     parts = assembly.parts
     for network in parts.networks.values():
         calibrate(network.network, [images[:32].cpu()])

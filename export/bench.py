@@ -17,8 +17,9 @@ from qkd.errors import ExportError, UsageError
 from qkd.export.memory import peak_megabytes
 from qkd.export.op_counts import convolutions
 from qkd.export.openvino import OpenVino
-from qkd.export.session import input_type, instructions, matching_input, only_input, open_session, run
+from qkd.export.session import input_type, matching_input, only_input, open_session, run
 from qkd.export.timing import Clock, Subject, time_over_openings
+from qkd.storage.environment import instructions
 
 
 class Given(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ import onnxruntime
 
 from qkd.errors import ExportError
 from qkd.export.onnx_graph import load
+from qkd.storage.environment import usable_cores
 
 TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -37,7 +36,7 @@ def open_session(
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = cores() if threads is None else threads
+    options.intra_op_num_threads = usable_cores() if threads is None else threads
     options.inter_op_num_threads = 1
     # spinning threads triple the medians of everybody else on a machine with other work
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -151,21 +150,6 @@ def optimized(source: Source) -> onnx.ModelProto:
     for node in model.graph.node:
         node.name = re.sub(r"_token_\d+$", "", node.name)
     return model
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def instructions() -> str:
-    """The best integer dot product of this processor, as onnxruntime would use it, or its architecture."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return platform.machine()
-    order = ("avx512_vnni", "avx_vnni", "avx512bw", "avx2", "i8mm", "asimddp", "asimd")
-    return next((name for name in order if name in words), platform.machine())
 
 
 def read_metadata(source: Source) -> dict[str, str]:

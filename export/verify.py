@@ -15,7 +15,8 @@ from qkd.errors import ExportError, GateError
 from qkd.export.emulator import emulate, first_divergence
 from qkd.export.onnx_graph import load, require_ours
 from qkd.export.op_counts import count_operators_of, layers_of
-from qkd.export.session import instructions, open_session, optimized, read_metadata, run
+from qkd.export.session import open_session, optimized, read_metadata, run
+from qkd.storage.environment import instructions
 
 SMALL = 32
 """Images for the comparisons that are slow and need no statistics: one by one, and without the optimizer."""

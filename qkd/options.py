@@ -1,15 +1,20 @@
-"""The options of a function: its signature is the only place that lists them."""
+"""What a recipe can name and set: functions by name or in a user's file, their options, and the range of each option."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Annotated, Any
 
-from qkd.errors import nearest
+from qkd.errors import UsageError, nearest
 
 PLAIN = (bool, int, float, str, list, tuple, dict, Path, type(None))  # what a recipe can write
 
@@ -74,3 +79,91 @@ def _with_made_defaults(function: Callable[..., Any], parameters: Mapping[str, P
         if each.default_factory is not MISSING and each.name in made:
             made[each.name] = made[each.name].replace(default=each.default_factory())
     return made
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number has to satisfy. A recipe is held to it; a direct call is not."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """How pydantic, which reads recipes, learns of it; no other part of the project needs pydantic for that."""
+        limits = {"ge": self.at_least, "gt": self.above, "le": self.at_most, "lt": self.below}
+        return {**handler(source), **{name: limit for name, limit in limits.items() if limit is not None}}
+
+
+Count = Annotated[int, Bounds(at_least=1)]
+
+Seed = Annotated[int, Bounds(at_least=0, at_most=2**63 - 1)]  # what torch takes
+
+Positive = Annotated[float, Bounds(above=0)]
+
+Share = Annotated[float, Bounds(at_least=0, at_most=1)]
+
+NotNegative = Annotated[float, Bounds(at_least=0)]
+
+
+def is_user_code(name: str) -> bool:
+    """Whether a name stands for code in a file: ``./file.py:Name``."""
+    return name.partition(".py:")[1] != "" or name.endswith(".py")
+
+
+def look_up(name: str, known: Mapping[str, Any], *, what: str, error: type[UsageError] = UsageError) -> Any:
+    """The entry of ``known`` of that name, or the thing in a file. Raises ``error`` when there is none."""
+    if is_user_code(name):
+        return load_user_code(name, error=error)
+    if name not in known:
+        raise error(f"no {what} {name!r}{suggestion(name, known)}")
+    return known[name]
+
+
+def load_user_code(name: str, *, error: type[UsageError] = UsageError) -> Any:
+    """The thing called Name in the Python file, for ``file.py:Name``; the file is executed once per content.
+
+    Raises ``error`` for a missing file, a file that fails on import, and a missing name.
+    """
+    path, name = _parts(name, error)
+    module = _module(path, error)
+    if not hasattr(module, name):
+        things = {word: value for word, value in vars(module).items() if callable(value) and not word.startswith("_")}
+        defined = [word for word, value in things.items() if getattr(value, "__module__", None) == module.__name__]
+        known = f"; it has: {', '.join(defined)}" if defined else ""
+        raise error(f"{path}: no {name!r} in it{nearest(name, things)}{known}")
+    return getattr(module, name)
+
+
+def _parts(name: str, error: type[UsageError]) -> tuple[Path, str]:
+    file, _, wanted = name.rpartition(":")
+    if not file.endswith(".py") or not wanted:
+        raise error(f"{name}: which name of the file? write {name.rstrip(':')}:Name")
+    path = Path(file)
+    if not path.is_file():
+        raise error(f"{file}: no such file (tried {path.resolve()})")
+    return path, wanted
+
+
+def _module(path: Path, error: type[UsageError]) -> ModuleType:
+    content = hashlib.sha256(f"{path.resolve()}\n".encode() + path.read_bytes()).hexdigest()[:16]
+    name = f"qkd_own_{path.stem}_{content}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    beside = str(path.resolve().parent)
+    sys.path.insert(0, beside)  # so that the file can import its neighbours
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # a command's own output may be JSON
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as failure:
+        del sys.modules[name]
+        raise error(f"{path}: importing it failed: {type(failure).__name__}: {failure}") from failure
+    finally:
+        sys.path.remove(beside)
+    return module

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.fake_quant import LsqQuant
 from qkd.quantizers.hwgq import WEIGHT_STEPS
+from qkd.quantizers.lsq import LsqQuant
 from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32, direction
 
 DELTA = 1e-3

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from qkd.quantizers import c_kernels
-from qkd.quantizers.fake_quant import LsqQuant
 from qkd.quantizers.layers import Identity, Relu
+from qkd.quantizers.lsq import LsqQuant
 from qkd.quantizers.round_to_grid import SMALLEST
 
 READERS = (Relu, Identity)

@@ -18,8 +18,8 @@ from qkd.quantizers.brevitas_imports import (
     WeightQuantProxyFromInjector,
     value,
 )
-from qkd.quantizers.fake_quant import LsqQuant
 from qkd.quantizers.hwgq import WEIGHT_STEPS, HalfWave, MidRise
+from qkd.quantizers.lsq import LsqQuant
 
 
 class ActivationCore(Protocol):

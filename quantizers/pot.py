@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from qkd.quantizers.fake_quant import LsqQuant
+from qkd.quantizers.lsq import LsqQuant
 from qkd.quantizers.round_to_grid import positive_scale, round_to_grid
 
 

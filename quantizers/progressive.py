@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from qkd.errors import SchemeError
-from qkd.quantizers.fake_quant import FakeQuant, LsqQuant, levels
+from qkd.quantizers.fake_quant import FakeQuant, levels
+from qkd.quantizers.lsq import LsqQuant
 
 
 def prepare_bit_schedule(module: nn.Module, bits: Sequence[int]) -> None:

@@ -17,7 +17,8 @@ import torch
 from qkd import recipe as recipes
 from qkd.engine.device import Machine
 from qkd.pipeline.train import train_recipe
-from qkd.storage.run import Run, processor
+from qkd.storage.environment import processor
+from qkd.storage.run import Run
 
 FOLDER = Path(__file__).parent / "golden"
 METHODS = ("qat", "kd", "cmtkd")

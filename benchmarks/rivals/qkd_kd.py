@@ -10,7 +10,7 @@ from task import Job, cost, job
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.data import Data
 from qkd.distill.plan import networks_needed
 from qkd.engine.device import Machine
@@ -39,7 +39,7 @@ def recipe_of(asked: Job) -> recipes.Recipe:
 def loop(recipe: recipes.Recipe, data: Data, asked: Job) -> Callable[[], object]:
     """One epoch of the engine's loop, without evaluation and checkpoint."""
     fabric = Machine("cpu", threads=1).fabric()
-    assembly = assemble(recipe, facts_of(data))
+    assembly = assemble(recipe, spec_of(data))
     assembly.parts.to(memory_format=torch.channels_last)
     training = Training(assembly.parts, assembly.plan, data, recipe.train, asked.batch, 0, fabric)
     running = Loop(training, fabric.setup_module(assembly.parts), TrainingState(epoch=1), InterruptHandler(3600))

@@ -28,9 +28,10 @@ from interleaved import Work, medians, ratios
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkd.data.batches import Batch, Data, Split
+from qkd.data.batches import Data, Split
 from qkd.engine.device import keep_memory
 from qkd.networks import NETWORKS
+from qkd.tasks.batch import Batch
 
 CALIBRATION, BATCH, CLASSES = 512, 128, 10
 Quantize = Callable[[nn.Module, Tensor], nn.Module]

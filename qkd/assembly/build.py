@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +17,7 @@ from qkd.errors import NetworkError, Problem, QkdError, RecipeError, SchemeError
 from qkd.networks.build import build
 from qkd.networks.tracing import trace
 from qkd.quantizers import disabled, insert
+from qkd.tasks.spec import DataSpec
 
 if TYPE_CHECKING:
     from qkd.quantizers import Scheme
@@ -26,18 +27,11 @@ STUDENT = "student"
 Start = Callable[[str, "NetworkEntry", nn.Module], None]  # (part, entry, network): gives a float network its weights
 
 
-class Facts(NamedTuple):
-    """What networks must know of the data."""
-
-    shape: tuple[int, int, int]  # channels, height, width
-    classes: int
-
-
 def keep_initial_weights(part: str, entry: NetworkEntry, network: nn.Module) -> None:
     """A start that leaves the fresh weights: for checking a recipe, and where a checkpoint is loaded afterwards."""
 
 
-def build_networks(recipe: Recipe, facts: Facts, start: Start) -> tuple[dict[str, Staged], dict[Tap, Shape]]:
+def build_networks(recipe: Recipe, facts: DataSpec, start: Start) -> tuple[dict[str, Staged], dict[Tap, Shape]]:
     """Every network of a recipe, and the shape behind each of its stages.
 
     Raises RecipeError with the mistakes of all networks, and at once whatever a start raises, naming the part.
@@ -71,7 +65,7 @@ def _told_once(wrong: Sequence[Problem]) -> list[Problem]:
     return told
 
 
-def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: Facts, start: Start) -> Staged:
+def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: DataSpec, start: Start) -> Staged:
     """Raises RecipeError with everything that is wrong with this network."""
     torch.manual_seed(recipe.seed)  # networks of one architecture start equal
     try:
@@ -141,7 +135,7 @@ def module_paths(recipe: Recipe, part: str) -> dict[str, str]:
     return {stage: paths[part] for stage, paths in recipe.match.items()}
 
 
-def _measured(part: str, network: Staged, recipe: Recipe, facts: Facts) -> dict[Tap, Shape]:
+def _measured(part: str, network: Staged, recipe: Recipe, facts: DataSpec) -> dict[Tap, Shape]:
     try:
         return measure_shapes({part: network}, facts)
     except NetworkError as error:
@@ -150,7 +144,7 @@ def _measured(part: str, network: Staged, recipe: Recipe, facts: Facts) -> dict[
 
 
 @torch.no_grad()
-def measure_shapes(networks: Mapping[str, Staged], facts: Facts) -> dict[Tap, Shape]:
+def measure_shapes(networks: Mapping[str, Staged], facts: DataSpec) -> dict[Tap, Shape]:
     """The shape behind every stage of every network, without the batch, from a run on two black images."""
     shapes: dict[Tap, Shape] = {}
     for part, network in networks.items():

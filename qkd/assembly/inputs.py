@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qkd import data as data_sets
-from qkd.assembly.build import Facts
+from qkd.assembly.assemble import Assembly, assemble
 from qkd.data import Data
 from qkd.errors import DataError
+from qkd.tasks.spec import DataSpec
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
@@ -22,5 +24,17 @@ def load_data(recipe: Recipe) -> Data:
         raise DataError(str(recipe.problem_within(("data",), said))) from error
 
 
-def facts_of(data: Data) -> Facts:
-    return Facts(data.shape, data.classes)
+def spec_of(data: Data) -> DataSpec:
+    return DataSpec(data.shape, data.classes)
+
+
+if TYPE_CHECKING:
+    from qkd.recipe import Recipe
+
+
+def load_and_assemble(path: str, overrides: Sequence[str]) -> tuple[Recipe, Assembly]:
+    """The recipe and its assembly with fresh weights. Raises UsageError for whatever would fail before the first batch."""
+    from qkd import recipe as recipes
+
+    recipe = recipes.load(path, overrides)
+    return recipe, assemble(recipe, spec_of(load_data(recipe)))

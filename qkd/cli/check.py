@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool) -> None:
     """Every mistake of RECIPE at once, in seconds; exit code 2 if there is one."""
     from qkd import recipe as recipes
+    from qkd.assembly.inputs import load_and_assemble
     from qkd.assembly.unused import find_unused
     from qkd.errors import RecipeError, UsageError
-    from qkd.report.describe import checked
 
     try:
-        loaded, assembly = checked(recipe, overrides)
+        loaded, assembly = load_and_assemble(recipe, overrides)
         floating = _foreseen(loaded, assembly)
     except RecipeError as error:
         if as_json:
@@ -65,9 +65,10 @@ def _foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def explain(recipe: str, overrides: tuple[str, ...]) -> None:
     """Who teaches whom in RECIPE, at which layer, with which weight; what it costs."""
-    from qkd.report.describe import checked, describe
+    from qkd.assembly.inputs import load_and_assemble
+    from qkd.report.describe import describe
 
-    loaded, assembly = checked(recipe, overrides)
+    loaded, assembly = load_and_assemble(recipe, overrides)
     click.echo(describe(loaded, assembly))
 
 
@@ -80,27 +81,6 @@ def explain(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True)
 def layers(network: str, size: int, channels: int, classes: int) -> None:
     """The layers of NETWORK: shapes, parameters, and where it can be cut (`match:`)."""
-    from qkd.report.describe import layer_table
+    from qkd.networks.summary import layer_table
 
     click.echo(layer_table(network, size=size, channels=channels, classes=classes))
-
-
-@click.command()
-@click.argument("what", type=click.Choice(["methods", "networks", "schemes", "datasets", "recipes"]))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def ls(what: str, as_json: bool) -> None:
-    """What there is."""
-    from qkd.report.describe import listing, methods
-
-    if what == "methods":
-        found = methods()
-        rows = [(row["name"], f"{row['about']}\n{row['paper']}; needs {row['needs']}") for row in found]
-    else:
-        rows = listing(what)
-        found = [{"name": name, "about": about} for name, about in rows]
-    if as_json:
-        click.echo(json.dumps({what: found}))
-        return
-    width = max(len(name) for name, _ in rows)
-    for name, about in rows:
-        click.echo(f"{name:<{width}}  " + about.replace("\n", "\n" + " " * (width + 2)))

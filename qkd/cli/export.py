@@ -78,7 +78,7 @@ def show(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     from qkd.cli.progress import console
-    from qkd.pipeline.onnx_metadata import INFER
+    from qkd.storage.artifacts import INFER
 
     table = Table(title=report["file"], show_header=False, title_justify="left")
     integers, floats = report["integer_layers"], report["float_layers"]

@@ -35,7 +35,7 @@ def schema() -> None:
 @click.command()
 def env() -> None:
     """Versions, processor, devices: the facts a bug report needs."""
-    from qkd.storage.run import environment
+    from qkd.storage.environment import environment
 
     for name, value in environment().items():
         if name != "command":

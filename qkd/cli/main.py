@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from qkd import __version__
-from qkd.cli import allocate, bench, check, compare, eval, export, init, report, sweep, train
+from qkd.cli import allocate, bench, check, compare, eval, export, init, ls, report, sweep, train
 from qkd.errors import QkdError
 
 
@@ -38,7 +38,7 @@ for command in (
     check.check,
     check.explain,
     check.layers,
-    check.ls,
+    ls.ls,
     allocate.allocate,
     init.init,
     init.schema,

@@ -140,8 +140,9 @@ def _produce(
 
 def _run(recipe: str, loaded: Any, out: Path | None, resume: bool) -> Any:
     from qkd import recipe as recipes
-    from qkd.pipeline.reload import latest_run, refuse_changed, resumable_run
-    from qkd.storage.run import ORIGINAL, RECIPE, Run
+    from qkd.pipeline.resume import latest_run, refuse_changed, resumable_run
+    from qkd.storage.artifacts import ORIGINAL_RECIPE, RECIPE
+    from qkd.storage.run import Run
 
     if resume:
         run = resumable_run(out) if out else latest_run(Path("runs"), Path(recipe).stem)
@@ -153,7 +154,7 @@ def _run(recipe: str, loaded: Any, out: Path | None, resume: bool) -> Any:
         run = Run.create(wanted)
         if out and run.folder.name != out.name:
             click.echo(f"{out}: there is something in it already; this run is {run.folder}", err=True)
-    run.write(ORIGINAL, recipes.text_of(recipe))
+    run.write(ORIGINAL_RECIPE, recipes.text_of(recipe))
     run.write(RECIPE, recipes.dump(loaded))
     return run
 

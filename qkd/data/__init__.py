@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qkd.data.augment import ExtraAugmentations
-from qkd.data.batches import Batch, Data, Split
+from qkd.data.batches import Data, Split
 from qkd.data.checks import require_images
 from qkd.data.digits import digits
 from qkd.data.fake import fake
@@ -16,7 +16,8 @@ from qkd.data.imagenet import imagenet, tiny_imagenet
 from qkd.data.user_dataset import user_data
 from qkd.data.vision import cifar10, cifar100, fashion_mnist, svhn
 from qkd.errors import DataError
-from qkd.user_code import is_user_code, look_up
+from qkd.options import is_user_code, look_up
+from qkd.tasks.batch import Batch
 
 DATASETS: dict[str, Callable[..., Data]] = {
     "digits": digits,

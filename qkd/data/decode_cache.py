@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from qkd.data.decode import decode
-from qkd.data.root import cache
 from qkd.data.streaming import ImageFiles
 from qkd.errors import RunError
 from qkd.storage.atomic import write_atomic
+from qkd.storage.cache import cache_folder
 
 WORTH = 2**23  # bytes; what is smaller is decoded in a moment
 
@@ -32,7 +32,7 @@ def decode_cached(pictures: ImageFiles) -> Tensor:
         return decode(pictures.paths, pictures.size, pictures.crop)
     facts = f"{pictures.stamp} {pictures.shape} {pictures.crop} {PIL.__version__} 1"
     key = hashlib.sha256(facts.encode()).hexdigest()[:32]
-    folder = cache() / "decoded"
+    folder = cache_folder() / "decoded"
     for path in folder.glob(f"{key}-*.npy"):
         kept = _kept(path, pictures.shape)
         if kept is not None:

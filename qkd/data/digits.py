@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.bounds import Bounds, Seed
 from qkd.data.batches import Data, Split, channel_statistics
+from qkd.data.split import stratified_split
+from qkd.options import Bounds, Seed
 
 SOURCE_SIZE, SOURCE_LEVELS = 8, 16
 
@@ -40,16 +41,3 @@ def enlarge(images: Tensor, size: int) -> Tensor:
     """Grey images (N, H, W) from 0 to 1 as (N, 1, size, size) uint8."""
     larger = F.interpolate(images[:, None], (size, size), mode="bilinear") if size != SOURCE_SIZE else images[:, None]
     return (larger * 255).round().to(torch.uint8)
-
-
-def stratified_split(labels: Tensor, shares: tuple[float, ...], seed: int) -> list[Tensor]:
-    """Indices of ``labels`` (N,), each once, in as many lists as there are shares; every class in that proportion."""
-    generator = torch.Generator().manual_seed(seed)
-    bounds = torch.tensor(shares, dtype=torch.float64).cumsum(0)[:-1]
-    parts: list[list[Tensor]] = [[] for _ in shares]
-    for label in labels.unique():
-        ids = (labels == label).nonzero().flatten()
-        ids = ids[torch.randperm(len(ids), generator=generator)]
-        for part, some in zip(parts, ids.tensor_split((bounds * len(ids)).round().long()), strict=True):
-            part.append(some)
-    return [torch.cat(part).sort().values for part in parts]

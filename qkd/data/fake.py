@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.bounds import Bounds, Count, Seed
 from qkd.data.batches import Data, Split, channel_statistics
+from qkd.options import Bounds, Count, Seed
 
 CONTRAST, NOISE = 0.2, 0.15  # of the full range
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from qkd.bounds import Bounds, Count
 from qkd.data.batches import Data, Split, channel_statistics
 from qkd.data.decode import Crop
 from qkd.data.decode_cache import decode_cached
-from qkd.data.digits import stratified_split
 from qkd.data.image_files import Files, at_most, keep_listed, list_images, paths_and_labels, same_classes, stamp
+from qkd.data.split import stratified_split
 from qkd.data.streaming import ImageFiles
 from qkd.errors import DataError
+from qkd.options import Bounds, Count
 
 Made = TypeVar("Made")
 Memory = Literal["auto", True, False]

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qkd.bounds import Bounds, Count
 from qkd.data.batches import Data, Split, channel_statistics
 from qkd.data.decode import center_crop
-from qkd.data.digits import stratified_split
+from qkd.data.split import stratified_split
 from qkd.errors import DataError, nearest
+from qkd.options import Bounds, Count
 
 Held = Annotated[float, Bounds(above=0, below=1)]
 EXTRA = "data.name: huggingface: `datasets` is not installed; pip install 'qkd[datasets]'"

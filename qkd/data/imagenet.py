@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from qkd.bounds import Bounds, Count
 from qkd.data.batches import Data
 from qkd.data.decode import first_few
 from qkd.data.folder import Memory, data_of
 from qkd.data.image_files import Files, at_most, keep_listed, list_images, same_classes
 from qkd.data.root import data_root
 from qkd.errors import DataError
+from qkd.options import Bounds, Count
 
 Held = Annotated[float, Bounds(above=0, below=1)]
 TINY, ANNOTATIONS = "tiny-imagenet-200", "val_annotations.txt"

@@ -6,11 +6,7 @@ import os
 from pathlib import Path
 
 from qkd.errors import DataError
-
-
-def cache() -> Path:
-    """``$XDG_CACHE_HOME/qkd``, by default ``~/.cache/qkd``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())) / "qkd"
+from qkd.storage.cache import cache_folder
 
 
 def data_root(root: Path | None) -> Path:
@@ -19,7 +15,7 @@ def data_root(root: Path | None) -> Path:
         return Path(root).expanduser()
     if os.environ.get("QKD_DATA"):
         return Path(os.environ["QKD_DATA"]).expanduser()
-    return cache() / "data"
+    return cache_folder() / "data"
 
 
 def missing_data(what: str, folder: Path, expected: str) -> DataError:

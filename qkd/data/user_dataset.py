@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from qkd.data.batches import Data, Split, channel_statistics
-from qkd.data.digits import stratified_split
+from qkd.data.split import stratified_split
 from qkd.errors import DataError
 
 SPLITS = ("train", "val", "test")

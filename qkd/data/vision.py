@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qkd.bounds import Bounds, Count
 from qkd.data.batches import Augmentation, Data, Split, channel_statistics
-from qkd.data.digits import stratified_split
 from qkd.data.root import data_root, missing_data
+from qkd.data.split import stratified_split
 from qkd.errors import DataError
+from qkd.options import Bounds, Count
 
 Held = Annotated[float, Bounds(above=0, below=1)]
 SITE = "https://www.cs.toronto.edu/~kriz"

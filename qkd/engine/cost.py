@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from qkd.storage.environment import peak_memory
 
 if TYPE_CHECKING:
     from qkd.engine.train import Training
@@ -33,22 +33,6 @@ def cost(training: Training) -> dict[str, Any]:
         "batch": len(images),
         "participants": {name: _of(network, images) for name, network in networks.items()} if len(images) else {},
     }
-
-
-def peak_memory(device: torch.device) -> float:
-    """In MiB."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    status = Path("/proc/self/status")  # Linux; what getrusage says there is handed down from the parent process
-    if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return round(int(peak.split()[1]) / 2**10, 1)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(used / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def _of(network: nn.Module, images: torch.Tensor) -> dict[str, float]:

@@ -25,25 +25,8 @@ def logits(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
     return result
 
 
-def top1(scores: Tensor, labels: Tensor) -> float:
-    """The share of images whose largest logit is the label's, in percent."""
-    return 100 * (scores.argmax(1) == labels.cpu()).double().mean().item()
-
-
-def ece(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """The expected calibration error, 0..1: how far confidence is from accuracy, in bins of equal width of confidence.
-
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3.
-    """
-    confidence, chosen = scores.double().softmax(1).max(1)
-    right = (chosen == labels.cpu()).double()
-    place = (confidence * bins).long().clamp(max=bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
-    return gaps.abs().sum().item() / len(labels)
-
-
 @torch.no_grad()
-def top1_of_parts(parts: Ensemble, batches: Iterable[Batch]) -> dict[str, float]:
+def top1_of_all(parts: Ensemble, batches: Iterable[Batch]) -> dict[str, float]:
     """Accuracy of everything that has logits when all run together, exchange and heads included, in percent."""
     parts.eval()
     right: dict[str, int] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import NotNegative, Positive
 from qkd.distill.losses import soft_cross_entropy
 from qkd.distill.method_info import ABOVE_ZERO, published
 from qkd.distill.plan import Participants, Phase, Plan, Step
@@ -12,6 +11,7 @@ from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import imitate, label
 from qkd.errors import PlanError
+from qkd.options import NotNegative, Positive
 
 STARTS = {"a": ("scratch", "scratch"), "b": ("scratch", "trained"), "c": ("trained", "trained")}  # student, teacher
 

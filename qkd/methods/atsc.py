@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import nn
 
-from qkd.bounds import Count, NotNegative, Positive
 from qkd.distill.heads import PROJECTED, Head, mean_of_logits, pool_to_smallest
 from qkd.distill.method_info import ABOVE_ZERO, published
 from qkd.distill.plan import Participants, Phase, Plan, Step
@@ -14,6 +13,7 @@ from qkd.distill.regularizers import L2SP
 from qkd.distill.taps import LOGITS, Tap
 from qkd.distill.targets import mean
 from qkd.distill.terms import Term, hint, imitate, l2_sp, label
+from qkd.options import Count, NotNegative, Positive
 
 ENSEMBLE = "ensemble"
 

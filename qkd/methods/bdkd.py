@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
-from qkd.bounds import Bounds, NotNegative, Positive
 from qkd.distill.losses import balanced_divergence
 from qkd.distill.method_info import published
 from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label
+from qkd.options import Bounds, NotNegative, Positive
 
 
 @published("Amara et al., 2022, arXiv 2212.12965", teachers=1)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from qkd.bounds import Positive, Share
 from qkd.distill.epoch_statistics import Difficulty
 from qkd.distill.method_info import published
 from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import cross_entropies, routed, strata
 from qkd.distill.terms import imitate, label
+from qkd.options import Positive, Share
 
 if TYPE_CHECKING:
     from qkd.data import Batch

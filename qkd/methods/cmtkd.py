@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import NotNegative, Positive
 from qkd.distill import targets
 from qkd.distill.exchange import Fuse
 from qkd.distill.heads import Head, adapt_shapes, trainable
@@ -13,6 +12,7 @@ from qkd.distill.method_info import OnlyWith, published
 from qkd.distill.plan import ADAPTERS, EXCHANGE, Participants, Phase, Plan, Step
 from qkd.distill.taps import SHARED, Tap
 from qkd.distill.terms import Term, attend, hint, imitate, label
+from qkd.options import NotNegative, Positive
 
 IMPORTANCE = f"{EXCHANGE}.importance"
 COMBINED = "combined"  # the head of `combined: head`

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import NotNegative, Positive
 from qkd.distill.heads import Head, adapt_shapes, trainable
 from qkd.distill.losses import Reduction
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
@@ -13,6 +12,7 @@ from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, attend, hint, imitate, label
 from qkd.errors import PlanError, nearest
+from qkd.options import NotNegative, Positive
 
 ONLY_WITH: OnlyWith = {
     "imitation_weight": ("imitation", ("kl", "mse")),

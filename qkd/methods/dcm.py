@@ -7,13 +7,13 @@ from typing import Literal
 
 from torch import nn
 
-from qkd.bounds import Count, NotNegative, Positive
 from qkd.distill.heads import Head
 from qkd.distill.method_info import published
 from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label
+from qkd.options import Count, NotNegative, Positive
 
 
 @published("Yao & Sun, ECCV 2020", teachers=1, match=True)

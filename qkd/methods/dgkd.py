@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from qkd.bounds import Bounds, Positive, Share
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
 from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
@@ -14,6 +13,7 @@ from qkd.distill.targets import one
 from qkd.distill.term_dropout import Bernoulli, DropExactly, TermDropout
 from qkd.distill.terms import Term, imitate, label
 from qkd.errors import PlanError
+from qkd.options import Bounds, Positive, Share
 
 ONLY_WITH: OnlyWith = {
     "drop": ("stochastic", ("drop",)),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import NotNegative, Positive
 from qkd.distill.method_info import published
 from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.terms import Term, label, mutual
+from qkd.options import NotNegative, Positive
 
 
 @published("Zhang et al., CVPR 2018", teachers=1)

@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import nn
 
-from qkd.bounds import NotNegative, Positive, Share
 from qkd.distill.heads import Head, adapt_shapes, pool_to_smallest, trainable
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
 from qkd.distill.plan import Participants, Phase, Plan, Step
@@ -14,6 +13,7 @@ from qkd.distill.schedules import Ramp
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one, virtual
 from qkd.distill.terms import Term, attend, hint, imitate, label, mutual
+from qkd.options import NotNegative, Positive, Share
 
 MAP, FUSED = "fusion", "fused"  # the fused feature map, and the classifier behind it
 

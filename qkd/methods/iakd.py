@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import Share
 from qkd.distill.exchange import Swap
 from qkd.distill.method_info import published
 from qkd.distill.plan import ADAPTERS, Participants, Phase, Plan, Step
 from qkd.distill.schedules import Constant, Linear, Review
 from qkd.distill.terms import Schedule, label
+from qkd.options import Share
 
 
 @published("Fu et al., 2020", teachers=1, most=1, match=True)

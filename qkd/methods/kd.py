@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import NotNegative, Positive, Share
 from qkd.distill.feature_terms import LOSSES as FEATURES
 from qkd.distill.feature_terms import Feature, feature_terms
 from qkd.distill.heads import trainable
@@ -14,6 +13,7 @@ from qkd.distill.taps import Tap
 from qkd.distill.targets import mean
 from qkd.distill.terms import Term, decouple, imitate, label
 from qkd.errors import PlanError
+from qkd.options import NotNegative, Positive, Share
 
 ONLY_WITH: OnlyWith = {
     "temperature": ("logits", ("kl", "dkd")),

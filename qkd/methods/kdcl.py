@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import NotNegative, Positive
 from qkd.distill import targets
 from qkd.distill.epoch_statistics import ErrorCovariance
 from qkd.distill.method_info import published
 from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import imitate, label
+from qkd.options import NotNegative, Positive
 
 TARGETS = {"naive": targets.naive, "linear": targets.linear, "min_logit": targets.min_logit, "mean": targets.mean}
 

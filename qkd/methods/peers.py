@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import NotNegative, Positive
 from qkd.distill.heads import mean_of_logits
 from qkd.distill.method_info import published
 from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label, mutual
+from qkd.options import NotNegative, Positive
 
 ENSEMBLE = "ensemble"
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.bounds import NotNegative, Positive
+from torch import nn
+
+from qkd.distill.heads import Head
 from qkd.distill.method_info import published
-from qkd.distill.on_grid import OnGrid
+from qkd.distill.module_map import ModuleMap
 from qkd.distill.plan import Participants, Phase, Plan, Step
-from qkd.distill.taps import Tap
+from qkd.distill.stages import Staged
+from qkd.distill.taps import Outputs, Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import hint, imitate, label
 from qkd.errors import PlanError
+from qkd.options import NotNegative, Positive
 
 
 @published(
@@ -52,3 +56,20 @@ def sqakd(
     read = [Tap(head.name) for head in heads] or sources.values()
     terms += [hint(Tap(cast.student, s), source) * beta for s, source in zip(sources, read, strict=True)]
     return Plan((Phase("train", (Step([cast.student], terms),)),), heads=tuple(heads))
+
+
+class OnGrid(Head):
+    """``source`` through the activation quantizer that ends the stage ``grid``: both then take the same few values.
+
+    What is left of their distance is what the student can change, since half a step of rounding is no longer in it. A
+    stage that ends in no quantizer (a float network) changes nothing. Source: the idea of SQuaT (2026), by its abstract.
+    """
+
+    def __init__(self, source: Tap, grid: Tap) -> None:
+        super().__init__(
+            f"{source.part}_{source.stage}_on_grid".replace(".", "_"), [source], nn.Identity(), about="rounded"
+        )
+        self.grid = grid
+
+    def forward(self, outputs: Outputs, networks: ModuleMap[Staged]) -> Outputs:
+        return {Tap(self.name): networks[self.grid.part].rounded(self.grid.stage, outputs[self.reads[0]])}

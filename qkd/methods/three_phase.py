@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from qkd.bounds import NotNegative, Positive
 from qkd.distill.method_info import published
 from qkd.distill.plan import Participants, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one
 from qkd.distill.terms import Term, imitate, label
 from qkd.errors import PlanError
+from qkd.options import NotNegative, Positive
 
 
 @published("Kim et al., 2019, arXiv 1911.12491", teachers=1)

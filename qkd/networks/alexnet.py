@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from qkd.bounds import Count
 from qkd.networks.resnet import start
+from qkd.options import Count
 
 
 class AlexNet(nn.Module):

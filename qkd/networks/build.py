@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from qkd.errors import NetworkError, QkdError, nearest
 from qkd.networks import NETWORKS
-from qkd.options import Options, options_from, suggestion
-from qkd.user_code import is_user_code, load_user_code
+from qkd.options import Options, is_user_code, load_user_code, options_from, suggestion
 
 CLASSES = ("classes", "num_classes")
 CHANNELS = ("channels", "in_channels", "in_chans")

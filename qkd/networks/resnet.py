@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from qkd.bounds import Count
+from qkd.options import Count
 
 
 class BasicBlock(nn.Module):

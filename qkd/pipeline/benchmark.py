@@ -11,10 +11,10 @@ from typing import Any
 from qkd.errors import ExportError, GateError, UsageError, nearest
 from qkd.export import SETTINGS, bench, quantize_file, require_openvino
 from qkd.pipeline.evaluate import test_images
-from qkd.pipeline.export import FLOAT_FILE, STUDENT_FILE, file_beside
-from qkd.storage.run import RECIPE, Run, processor
+from qkd.storage.artifacts import BENCH, FLOAT_ONNX, RECIPE, STUDENT_ONNX, file_beside
+from qkd.storage.environment import processor
+from qkd.storage.run import Run
 
-BENCH = "bench.json"
 AGAINST = ("float", "ptq", "none")
 CALIBRATION_IMAGES = 256
 
@@ -67,7 +67,7 @@ def benchmark_files(
     own = {path: sample for path, sample in given.items() if sample is not None}
     rows = [row.as_dict() for row in bench([*paths, *rivals], against=beside, own=own, openvino=openvino, **settings)]
     report = {"processor": processor(), "rows": rows, "judged": [str(path) for path in paths]}
-    for run in (runs[path] for path in paths if path in runs and path.name == STUDENT_FILE):
+    for run in (runs[path] for path in paths if path in runs and path.name == STUDENT_ONNX):
         _keep(run, report, {other.folder for other in runs.values()} - {run.folder})
     return report
 
@@ -148,7 +148,7 @@ def _calibration_images(run: Run) -> Any:
 
 def _file(path: Path) -> Path:
     if path.is_dir():
-        path = path / STUDENT_FILE
+        path = path / STUDENT_ONNX
         if not path.is_file():
             raise ExportError(f"{path}: not there yet; `qkd export {path.parent}` writes it")
     if not path.is_file():
@@ -164,5 +164,5 @@ def _against(first: Path, against: str) -> Path | None:
             known = ", ".join(AGAINST)
             raise ExportError(f"--against {against}: choose {known} or an ONNX file{nearest(against, AGAINST)}")
         return _file(Path(against))
-    beside = file_beside(first, FLOAT_FILE)
+    beside = file_beside(first, FLOAT_ONNX)
     return beside if beside.is_file() and beside != first else None

@@ -15,13 +15,13 @@ from qkd import recipe as recipes
 from qkd.assembly.inputs import load_data
 from qkd.data import Data
 from qkd.engine.device import Machine
-from qkd.engine.metrics import top1
 from qkd.errors import DataError, UsageError
 from qkd.export import emulate, matching_input_of, predict, read_metadata
-from qkd.pipeline.export import STUDENT_FILE
 from qkd.pipeline.reload import reload_product
 from qkd.pipeline.train import test_top1
-from qkd.storage.run import RECIPE, Run
+from qkd.storage.artifacts import RECIPE, STUDENT_ONNX
+from qkd.storage.run import Run
+from qkd.tasks.classification import top1
 
 
 class TestImages(NamedTuple):
@@ -35,7 +35,7 @@ class TestImages(NamedTuple):
 def test_images(run: Run) -> TestImages | None:
     """The test images of a run's recipe; None where the data is not there any more."""
     try:
-        return _sample(_data_for(run.folder / STUDENT_FILE, None))
+        return _sample(_data_for(run.folder / STUDENT_ONNX, None))
     except DataError:
         return None
 
@@ -67,7 +67,7 @@ def file_of(run_or_file: Path, integer: bool) -> Path | None:
     """The ONNX file that is scored; None where it is a run's product in PyTorch."""
     if not run_or_file.is_dir():
         return run_or_file
-    return run_or_file / STUDENT_FILE if integer else None
+    return run_or_file / STUDENT_ONNX if integer else None
 
 
 def _of_product(run: Run, recipe: str | None, machine: Machine) -> dict[str, Any]:

@@ -32,12 +32,12 @@ from qkd.export import (
     torch_parity,
     verify,
 )
-from qkd.pipeline.onnx_metadata import INFER, metadata_of_run, write_infer_program
+from qkd.pipeline.onnx_metadata import metadata_of_run, write_infer_program
 from qkd.pipeline.reload import FinishedRun, float_network, reload_product
+from qkd.storage.artifacts import EXPORT, FLOAT_ONNX, INFER, STUDENT_ONNX, file_beside
 from qkd.storage.atomic import replaced_on_success, sha256, write_atomic
 from qkd.storage.run import Run
 
-STUDENT_FILE, FLOAT_FILE, EXPORT = "student.onnx", "float.onnx", "export.json"
 Input = Literal["float", "uint8"]
 COMPARED, LIKENED = 256, 32
 """Images for which a file with raw input is held against the one with float input, and a file against the network."""
@@ -58,7 +58,7 @@ def export_run(
     GateError if the file is not what was trained, and leaves what was there; ExportError for settings that make no file.
     """
     chosen = target_of(target)
-    path = output or run.folder / STUDENT_FILE
+    path = output or run.folder / STUDENT_ONNX
     _require(path, input, layout)
     if not chosen.proven:
         from qkd.pipeline.export_targets import export_for_target
@@ -79,7 +79,7 @@ def export_run(
             verdict["openvino"] = {"version": second.__version__, **_on_openvino(beside, data, given)}
         if input == "uint8":
             _require_same(finished, storage, beside, data, raw)
-        floating = save(_float_model(finished, path, data), file_beside(path, FLOAT_FILE))
+        floating = save(_float_model(finished, path, data), file_beside(path, FLOAT_ONNX))
         facts = {"file": str(path), "bytes": beside.stat().st_size, "float_bytes": floating.stat().st_size}
         checksum = sha256(beside)
     report = {
@@ -99,14 +99,6 @@ def export_run(
     return report
 
 
-def file_beside(path: Path, name: str) -> Path:
-    """Where what belongs to an exported file stands: ``name`` itself beside student.onnx, ``x.name`` beside x.onnx.
-
-    So a second file in a folder, of another network perhaps, leaves alone what belongs to the first.
-    """
-    return path.with_name(name if path.name == STUDENT_FILE else f"{path.name.removesuffix('.onnx')}.{name}")
-
-
 def changed_since_export(path: Path) -> str:
     """What to say of a file that is no longer the one that was verified; empty where it is, or nothing is known of it."""
     try:
@@ -122,7 +114,7 @@ def _require(path: Path, input: str, layout: str) -> None:
     if path.suffix != ".onnx" or path.is_dir():
         what = "is a folder" if path.is_dir() else "does not end with .onnx"
         raise ExportError(f"{path}: {what}; -o names the file to write, such as {path.with_name('student.onnx')}")
-    if path.name == FLOAT_FILE or path.name.endswith(f".{FLOAT_FILE}"):
+    if path.name == FLOAT_ONNX or path.name.endswith(f".{FLOAT_ONNX}"):
         raise ExportError(f"{path}: float files beside exported ones get such names; choose another with -o")
     if layout != "nchw" and input != "uint8":
         raise ExportError(f"layout {layout} with float input: training's own layout is nchw; add --input uint8")
@@ -160,7 +152,7 @@ def _float_model(finished: FinishedRun, path: Path, data: Data) -> Any:
     model = emit_float(network, finished.facts.shape)
     wrong = float_parity(network, model, data.normalize(data.test.images[:LIKENED]).numpy())
     if wrong:
-        raise GateError(f"{file_beside(path, FLOAT_FILE)}: is not the float network: {wrong}")
+        raise GateError(f"{file_beside(path, FLOAT_ONNX)}: is not the float network: {wrong}")
     return model
 
 

@@ -25,9 +25,9 @@ from qkd.export import (
     save,
     torch_parity,
 )
-from qkd.pipeline.export import EXPORT, file_beside
 from qkd.pipeline.onnx_metadata import metadata_of_run
 from qkd.pipeline.reload import FinishedRun, reload_product
+from qkd.storage.artifacts import EXPORT, file_beside
 from qkd.storage.atomic import replaced_on_success, write_atomic
 from qkd.storage.run import Run
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qkd import __version__
+from qkd.storage.artifacts import RECIPE
 from qkd.storage.atomic import write_atomic
-from qkd.storage.run import RECIPE
 
 if TYPE_CHECKING:
     from qkd.export import Uint8Input
     from qkd.pipeline.reload import FinishedRun
     from qkd.recipe import Recipe
 
-INFER = "infer.py"
 MARK = '"""Written by `qkd export`: classifies image files with the ONNX file beside it.'
 PROGRAM = (
     MARK

@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from qkd import __version__
 from qkd.assembly.ensemble import Ensemble
-from qkd.data.root import cache
 from qkd.distill.plan import Phase, Plan, Step
 from qkd.distill.stages import cut
 from qkd.distill.terms import label
 from qkd.engine.device import Machine
 from qkd.engine.diagnostics import is_finite
-from qkd.engine.metrics import logits, top1
+from qkd.engine.metrics import logits
 from qkd.engine.train import Listener, Training, train
 from qkd.errors import NetworkError, RunError, TrainingError, nearest
 from qkd.networks.tracing import trace
 from qkd.storage.atomic import wait_for_lock, write_atomic
+from qkd.storage.cache import cache_folder
 from qkd.storage.checkpoints import LAST, Checkpoints
+from qkd.tasks.classification import top1
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -75,7 +76,7 @@ class FloatStarts:
 
     def _pretrained(self, part: str, entry: NetworkEntry, network: nn.Module) -> dict[str, Tensor]:
         key = self._key(network)
-        path = cache() / "float" / f"{key}.safetensors"
+        path = cache_folder() / "float" / f"{key}.safetensors"
         with (
             wait_for_lock(path) if self.fabric.world_size == 1 else contextlib.nullcontext()
         ):  # others may be making it

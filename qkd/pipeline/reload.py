@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.build import STUDENT, Facts
+from qkd.assembly.build import STUDENT
 from qkd.errors import RunError
-from qkd.storage.checkpoints import LAST
-from qkd.storage.run import CHECKPOINTS, DATA, ENVIRONMENT, ORIGINAL, RECIPE, Run
+from qkd.storage.artifacts import DATA, FLOAT_START, RECIPE
+from qkd.storage.run import Run
+from qkd.tasks.spec import DataSpec
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
-
-FLOAT = "float.safetensors"
-DECIDES = ("device", "precision", "compile", "threads", "ranks", "torch")  # facts of the environment that change bits
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class FinishedRun:
 
     run: Run
     recipe: Recipe
-    facts: Facts
+    facts: DataSpec
     data: Mapping[str, Any]
     product: nn.Module
     assembly: Assembly
@@ -41,7 +36,7 @@ def reload_product(run: Run) -> FinishedRun:
     """The product of a finished run. Raises RunError if it is not finished or does not fit its recipe."""
     recipe = recipes.load(run.folder / RECIPE, paths_exist=False)
     state, data = run.load_product(), run.read_json(DATA)
-    facts = Facts(tuple(data["shape"]), len(data["labels"]))
+    facts = DataSpec(tuple(data["shape"]), len(data["labels"]))
     assembly = assemble(recipe, facts)
     product = assembly.product()
     try:
@@ -59,7 +54,7 @@ def float_network(finished: FinishedRun) -> nn.Module | None:
 
     from qkd.networks.build import build
 
-    path = finished.run.folder / FLOAT
+    path = finished.run.folder / FLOAT_START
     if not path.is_file() or finished.assembly.plan.product != STUDENT:
         return None
     entry = finished.recipe.student
@@ -68,83 +63,3 @@ def float_network(finished: FinishedRun) -> nn.Module | None:
     )
     network.load_state_dict(load_file(path))
     return network.eval()
-
-
-def refuse_changed(run: Run, recipe: Recipe) -> None:
-    """Raise RunError naming every key in which the recipe differs from the run's."""
-    before, now = (
-        recipes.load(run.folder / RECIPE, paths_exist=False).model_dump(mode="json"),
-        recipe.model_dump(mode="json"),
-    )
-    order = [list(one["teachers"]) for one in (before, now)]  # of a chain the order is the method
-    moved = sorted(order[0]) == sorted(order[1]) and order[0] != order[1]
-    changed = [f"teachers stood in the order {', '.join(order[0])}, now {', '.join(order[1])}"] if moved else []
-    changed += [f"{key} was {json.dumps(a)}, is {json.dumps(b)}" for key, a, b in _differences(before, now)]
-    if changed:
-        raise RunError(
-            f"{run.folder}: the recipe changed since: {'; '.join(changed)}; start a new run instead of --resume"
-        )
-
-
-def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = list(dict.fromkeys([*before, *now]))
-        return [d for n in names for d in _differences(before.get(n), now.get(n), f"{key}.{n}" if key else n)]
-    return [] if before == now else [(key, before, now)]
-
-
-def is_complete(run: Run) -> bool:
-    """Whether there is nothing left of a run to go on with; a damaged result is named in a warning, and there is.
-
-    Raises RunError where no checkpoint is left to make that result from again.
-    """
-    try:
-        return run.finished
-    except RunError as error:
-        if not run.checkpoints.files(LAST):
-            advice = f"there is no checkpoint to make it again from; `qkd eval {run.folder}` measures the product"
-            raise RunError(f"{error}; {advice}") from error
-        logging.getLogger("qkd").warning("%s; it is made again from the last checkpoint", error)
-        return False
-
-
-def changed_environment(run: Run, now: Mapping[str, Any]) -> list[str]:
-    """In what the environment differs from that in which a run was last trained, of what its numbers depend on."""
-    try:
-        before = run.read_json(ENVIRONMENT)
-    except RunError:
-        return []
-    changed = [name for name in DECIDES if name in before and before[name] != now.get(name)]
-    return [f"{name} was {before[name]}, is {now.get(name)}" for name in changed]
-
-
-def resumable_run(folder: Path) -> Run:
-    """A run to resume. One that was killed before it had written anything is resumed from its very start.
-
-    Raises RunError if the folder is none, or holds other things.
-    """
-    if folder.is_dir() and all(_ours(path) for path in folder.iterdir()):
-        return Run(folder)
-    return Run.open(folder)
-
-
-def _ours(path: Path) -> bool:
-    """Whether it can stand in a run's folder before its recipe does."""
-    empty = path.is_dir() and path.name == CHECKPOINTS and not any(path.iterdir())
-    return empty or path.name.startswith(".") or path.name == ORIGINAL
-
-
-def latest_run(root: Path, name: str) -> Run:
-    """The newest run of a recipe's name. Raises RunError if there is none."""
-    found = [p for p in root.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
-    found = [p for p in found if p.is_dir()]
-    if not found:
-        raise RunError(f"{root / name}: nothing to resume: there is no run of this name")
-    return resumable_run(max(found, key=_age))
-
-
-def _age(folder: Path) -> tuple[float, int]:
-    """When something was last written in a run; of equal ones the later number is newer."""
-    times = [p.stat().st_mtime for p in (folder, folder / CHECKPOINTS, folder / RECIPE) if p.exists()]
-    number = folder.name.rpartition("-")[2]
-    return max(times), int(number) if number.isdigit() else 1

@@ -17,7 +17,7 @@ from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.build import STUDENT
 from qkd.assembly.export_preview import export_preview
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.assembly.unused import find_unused
 from qkd.data import Data
 from qkd.engine.bit_schedule import apply_bit_schedule
@@ -26,22 +26,24 @@ from qkd.engine.device import Machine
 from qkd.engine.diagnostics import diagnose_learners
 from qkd.engine.distributed import connected, desynchronise, synchronise
 from qkd.engine.loggers import with_loggers
-from qkd.engine.metrics import ece, logits, top1, top1_of_parts
+from qkd.engine.metrics import logits, top1_of_all
 from qkd.engine.state import TrainingState, snapshot
 from qkd.engine.train import Listener, Training, is_finished, train
 from qkd.engine.validation import reestimate_batch_norms
 from qkd.errors import DataError, ExportError
 from qkd.pipeline.pretrain import FloatStarts
-from qkd.pipeline.reload import FLOAT, changed_environment, is_complete
+from qkd.pipeline.resume import changed_environment, is_complete
 from qkd.quantizers import calibrate
+from qkd.storage.artifacts import CALIBRATED, DATA, ENVIRONMENT, FLOAT_START, METRICS, RECIPE, RESULT
 from qkd.storage.atomic import lock_folder, remove_unfinished
 from qkd.storage.checkpoints import LAST
-from qkd.storage.run import DATA, ENVIRONMENT, METRICS, RECIPE, RESULT, Run, environment
+from qkd.storage.environment import environment
+from qkd.storage.run import Run
+from qkd.tasks.classification import ece, top1
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
 
-BEFORE = "before"  # the line of metrics that holds what calibration alone gives
 CALIBRATION_IMAGES = 1024
 
 
@@ -114,7 +116,7 @@ class _Production:
             self.listen("ranks", facts)
 
     def _go_on(self, data: Data) -> tuple[Training, Assembly, TrainingState | None]:
-        assembly = assemble(self.recipe, facts_of(data))
+        assembly = assemble(self.recipe, spec_of(data))
         return self._training(assembly, data), assembly, None
 
     def _begin(self, data: Data) -> tuple[Training, Assembly, TrainingState]:
@@ -124,7 +126,7 @@ class _Production:
         self.run.write(METRICS, "")
         self._foresee(data)
         starts = FloatStarts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
-        assembly = assemble(self.recipe, facts_of(data), start=lambda *start: _start(self.run, starts, *start))
+        assembly = assemble(self.recipe, spec_of(data), start=lambda *start: _start(self.run, starts, *start))
         training = self._training(assembly, data)
         before = _prepare(training, assembly, data)
         cursor = TrainingState(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
@@ -136,7 +138,7 @@ class _Production:
     def _foresee(self, data: Data) -> None:
         """Before training, say what does nothing and what will stay float. Raises SchemeError for what cannot be exact."""
         with torch.random.fork_rng(devices=[]):
-            assembly = assemble(self.recipe, facts_of(data))
+            assembly = assemble(self.recipe, spec_of(data))
         lines = [str(problem) for problem in find_unused(self.recipe, assembly)]
         try:
             lines += export_preview(self.recipe, assembly)
@@ -178,7 +180,7 @@ def _start(run: Run, starts: FloatStarts, part: str, entry: Any, network: nn.Mod
     starts(part, entry, network)
     if part == STUDENT and part in starts.top1:
         state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
-        run.write(FLOAT, save(state))
+        run.write(FLOAT_START, save(state))
 
 
 def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
@@ -198,8 +200,8 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
         desynchronise(training.parts)
     before = test_top1(assembly.product(), data, training.batch, training.device)
     assert training.run is not None
-    training.run.log({"phase": BEFORE, "steps": 0, "test/top1": before})
-    training.listen(BEFORE, {"top1": before})
+    training.run.log({"phase": CALIBRATED, "steps": 0, "test/top1": before})
+    training.listen(CALIBRATED, {"top1": before})
     return before
 
 
@@ -212,7 +214,7 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
     assert training.run is not None
     training.run.save_product(product.state_dict())
     scores = logits(product, data.batches("test", training.batch, device=training.device))
-    together = top1_of_parts(training.parts, data.batches("test", training.batch, device=training.device))
+    together = top1_of_all(training.parts, data.batches("test", training.batch, device=training.device))
     return {
         "top1": top1(scores, data.test.labels),
         "ece": round(ece(scores, data.test.labels), 4),

@@ -6,13 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter
 from typing import Any
 
-from qkd.bounds import Count
 from qkd.errors import SchemeError, UsageError, nearest
-from qkd.options import Options, options_from
+from qkd.options import Count, Options, is_user_code, look_up, options_from
 from qkd.recipe.models import FLOAT, SCRATCH, DataEntry, MethodEntry, NetworkEntry
 from qkd.recipe.source import Key, Source, listed, quoted, split_key
 from qkd.recipe.validate import model_of, validated
-from qkd.user_code import is_user_code, look_up
 
 
 def method(source: Source, key: Key, value: Any) -> MethodEntry | None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qkd.bounds import Bounds, Count, NotNegative, Positive, Seed, Share
 from qkd.errors import Problem
+from qkd.options import Bounds, Count, NotNegative, Positive, Seed, Share
 from qkd.recipe.source import Key, Place, problem_at, split_key
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qkd.bounds import Seed
 from qkd.distill.taps import LOGITS, SHARED
+from qkd.options import Seed
 from qkd.recipe.entries import data, method, network
 from qkd.recipe.models import STUDENT, Origin, Pretrain, Recipe, Section, Train
 from qkd.recipe.source import Key, Source, quoted

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from qkd.report.page import render
 from qkd.report.run_data import RunData, read_run
-
-REPORT = "report.html"
+from qkd.storage.artifacts import REPORT
 
 __all__ = ["REPORT", "read_run", "write"]
 

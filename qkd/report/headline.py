@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from qkd.report import formatting
 from qkd.report.run_data import RunData, bits, exported_rows, headline_row, is_number, mapping
-from qkd.storage.run import RESULT
+from qkd.storage.artifacts import RESULT
 
 
 class Figure(NamedTuple):

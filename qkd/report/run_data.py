@@ -13,19 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from qkd.errors import RunError
 from qkd.recipe.source import read
+from qkd.storage.artifacts import (
+    BENCH,
+    CALIBRATED,
+    DATA,
+    ENVIRONMENT,
+    EXPORT,
+    FLOAT_ONNX,
+    METRICS,
+    ORIGINAL_RECIPE,
+    RECIPE,
+    RESULT,
+)
 from qkd.storage.atomic import sha256
-from qkd.storage.run import DATA, ENVIRONMENT, METRICS, ORIGINAL, RECIPE, RESULT, Run
+from qkd.storage.run import Run
 
 if TYPE_CHECKING:
     from qkd.assembly.assemble import Assembly
     from qkd.recipe import Recipe
 
-EXPORT, BENCH = (
-    "export.json",
-    "bench.json",
-)  # as in qkd.pipeline, which imports onnx
-FLOAT_FILE = "float.onnx"
-BEFORE = "before"  # the phase under which the accuracy before training is logged
 SHORTHAND = re.compile(r"w([1-8])a([1-8])", re.IGNORECASE)
 
 ACCURACIES = frozenset(
@@ -63,12 +69,12 @@ class RunData:
     @property
     def epochs(self) -> list[Mapping[str, Any]]:
         """The lines of metrics that stand for an epoch, in order."""
-        return [line for line in self.lines if line.get("phase") != BEFORE and "epoch" in line]
+        return [line for line in self.lines if line.get("phase") != CALIBRATED and "epoch" in line]
 
     @property
     def before_top1(self) -> float | None:
         """Top-1 on test after calibration alone."""
-        logged = (line.get("test/top1") for line in self.lines if line.get("phase") == BEFORE)
+        logged = (line.get("test/top1") for line in self.lines if line.get("phase") == CALIBRATED)
         return self.result.get("before_top1", next((value for value in logged if is_number(value)), None))
 
     @property
@@ -104,7 +110,7 @@ def read_run(run: Run) -> RunData:
         data=_json(run, DATA),
         recipe=mapping(read(text, RECIPE).data),
         recipe_text=text,
-        original_text=_text(run, ORIGINAL),
+        original_text=_text(run, ORIGINAL_RECIPE),
         lines=tuple(_lines(run)),
         damaged=tuple(filter(None, (_damage(run, name) for name in (RESULT, EXPORT, BENCH, DATA)))),
     )
@@ -201,7 +207,7 @@ def exported_rows(evidence: RunData) -> list[Mapping[str, Any]]:
 
 def is_float_file(row: Mapping[str, Any]) -> bool:
     """Whether a row of the benchmark is of the float file of the same network."""
-    return Path(row["file"]).name == FLOAT_FILE
+    return Path(row["file"]).name == FLOAT_ONNX
 
 
 def headline_row(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -213,12 +219,12 @@ def assemble_again(evidence: RunData) -> tuple[Recipe, Assembly] | str:
     """The recipe and its networks and plan, with fresh weights; or why they cannot be built any more."""
     from qkd import recipe as recipes
     from qkd.assembly.assemble import assemble
-    from qkd.assembly.build import Facts
+    from qkd.tasks.spec import DataSpec
 
     if not {"shape", "labels"} <= evidence.data.keys():
         return f"{DATA} does not tell the size of the images"
     try:
         recipe = recipes.load(evidence.run.folder / RECIPE, paths_exist=False)
-        return recipe, assemble(recipe, Facts(tuple(evidence.data["shape"]), len(evidence.data["labels"])))
+        return recipe, assemble(recipe, DataSpec(tuple(evidence.data["shape"]), len(evidence.data["labels"])))
     except Exception as error:  # a recipe may name code of the user's own, which may do anything, or be gone
         return next(iter(str(error).splitlines()), type(error).__name__)

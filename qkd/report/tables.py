@@ -13,7 +13,7 @@ from markupsafe import Markup
 from qkd.report import formatting
 from qkd.report.charts import Bar, bar_chart
 from qkd.report.run_data import RunData, is_float_file, is_number, mapping, scheme_text
-from qkd.storage.run import RECIPE
+from qkd.storage.artifacts import RECIPE
 
 MACHINE = ("--device", "--precision", "--threads")  # options of `qkd train` that change what comes out
 STUDENT = "student"

@@ -5,27 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from qkd import __version__
 from qkd.errors import RunError
+from qkd.storage.artifacts import CHECKPOINTS, DATA, ENVIRONMENT, METRICS, ORIGINAL_RECIPE, PRODUCT, RECIPE, RESULT
 from qkd.storage.atomic import write_atomic
 from qkd.storage.checkpoints import Checkpoints
-
-RECIPE, ORIGINAL, ENVIRONMENT, DATA = "recipe.yaml", "recipe.orig.yaml", "environment.json", "data.json"
-METRICS, PRODUCT, RESULT = "metrics.jsonl", "product.safetensors", "result.json"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Run:
         if not learned:
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
             with contextlib.suppress(OSError):
-                for name in (RECIPE, ORIGINAL, ENVIRONMENT, DATA, METRICS):
+                for name in (RECIPE, ORIGINAL_RECIPE, ENVIRONMENT, DATA, METRICS):
                     (self.folder / name).unlink(missing_ok=True)
                 self.folder.rmdir()
 
@@ -159,38 +153,3 @@ class Run:
             return dict(load_file(path))
         except SafetensorError as error:
             raise RunError(f"{path}: damaged: {error}") from error
-
-
-def environment(**more: Any) -> dict[str, Any]:
-    """Facts that a result depends on: versions, processor, threads."""
-    return {
-        "qkd": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        **{name: _version(name) for name in ("torch", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy")},
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": " ".join(["qkd", *sys.argv[1:]]),
-        **more,
-    }
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def processor() -> str:
-    """The processor's name, and whether it has the 8-bit dot product that integer inference lives on."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return platform.processor() or platform.machine()
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in lines.items()}
-    vnni = "vnni" in facts.get("flags", "")
-    return f"{facts.get('model name', platform.machine())} ({'VNNI' if vnni else 'no VNNI'})"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from qkd.assembly.assemble import assemble
-from qkd.assembly.build import Facts
 from qkd.errors import PlanError, RecipeError
-from qkd.recipe import load
+from qkd.recipe.files import load
+from qkd.tasks.spec import DataSpec
 from tests.support.recipe_texts import changed
 
-FACTS = Facts((3, 16, 16), 5)
+FACTS = DataSpec((3, 16, 16), 5)
 MINE = """\
 from torch import nn
 

@@ -8,18 +8,18 @@ import pytest
 from torch import nn
 
 from qkd.assembly.assemble import assemble
-from qkd.assembly.build import Facts
 from qkd.assembly.export_preview import export_preview, grouped_by_reason
 from qkd.assembly.product import scheme_of_heads, scheme_of_network
 from qkd.errors import NetworkError, RecipeError, SchemeError
+from qkd.networks.summary import layer_table
 from qkd.quantizers import Scheme, quantizers
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.ternary import BinaryQuant
-from qkd.recipe import load
-from qkd.report.describe import layer_table
+from qkd.recipe.files import load
+from qkd.tasks.spec import DataSpec
 from tests.support.recipe_texts import changed
 
-FACTS = Facts((3, 16, 16), 5)
+FACTS = DataSpec((3, 16, 16), 5)
 
 
 def bits(text: str, tmp_path: Path) -> dict[str, int]:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.build import Facts
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.assembly.product import untrained_quantizers
 from qkd.distill.heads import Head, mean_of_logits
 from qkd.distill.plan import Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import label
 from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
+from qkd.tasks.spec import DataSpec
 from tests.support.tiny_runs import recipe_in
 
 TEACHERS = {
@@ -29,7 +29,7 @@ TEACHERS = {
 def assembled(folder: Path, method: str = "simkd", **changes: Any) -> tuple[Assembly, list[torch.Tensor]]:
     recipe = recipe_in(folder, method={"name": method}, **{"teachers": TEACHERS, "match": ["layer3"], **changes})
     data = load_data(recipe)
-    assembly = assemble(recipe, facts_of(data))
+    assembly = assemble(recipe, spec_of(data))
     images = [batch.images for batch in data.batches("train", 16)]
     for part, network in assembly.parts.networks.items():
         if recipe.networks[part].quantize is not None:
@@ -146,6 +146,6 @@ def test_a_fused_product_holds_both_networks(tmp_path: Path, product: str) -> No
         teachers={"partner": {"build": "resnet8", "width": 4, "quantize": "w4a4"}},
         match=["layer3"],
     )
-    names = set(assemble(recipe, Facts((3, 16, 16), 4)).product().state_dict())
+    names = set(assemble(recipe, DataSpec((3, 16, 16), 4)).product().state_dict())
     assert any("partner" in name for name in names) is (product == "fused")
     assert not any("partner.network.fc" in name for name in names)

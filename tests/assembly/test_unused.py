@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
-from qkd.assembly.build import Facts
 from qkd.assembly.unused import find_unused
 from qkd.cli.check import check
+from qkd.tasks.spec import DataSpec
 from tests.support.user_method import MINE
 
 TEXT = """\
@@ -36,7 +36,7 @@ def told(folder: Path, method: str, train: str = "{epochs: 2}") -> list[str]:
     path = folder / "r.yaml"
     path.write_text(TEXT.format(method=method, train=train))
     recipe = recipes.load(path)
-    problems = find_unused(recipe, assemble(recipe, Facts((3, 8, 8), 10)))
+    problems = find_unused(recipe, assemble(recipe, DataSpec((3, 8, 8), 10)))
     return [str(problem).removeprefix(f"{path}:") for problem in problems]
 
 

@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import save_file
 
 from qkd.assembly.assemble import assemble
-from qkd.assembly.build import Facts
 from qkd.networks.build import build
 from qkd.quantizers import quantizers
-from qkd.recipe import load
+from qkd.recipe.files import load
+from qkd.tasks.spec import DataSpec
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
@@ -42,7 +42,7 @@ def _words(benchmark, name: str, size, options: Namespace, more: list[str]) -> l
 
 def _assembled(words: list[str]):  # type: ignore[no-untyped-def]
     recipe, *overrides = words
-    return assemble(load(recipe, ["data={name: fake}", *overrides]), Facts((3, 32, 32), 10))
+    return assemble(load(recipe, ["data={name: fake}", *overrides]), DataSpec((3, 32, 32), 10))
 
 
 def _starts(benchmark, size, names: list[str], folder: Path) -> None:  # type: ignore[no-untyped-def]

@@ -11,7 +11,6 @@ import torch
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
-from qkd.assembly.build import Facts
 from qkd.data import Batch, ExtraAugmentations
 from qkd.data.augment import Mixing, cut_out, mixed, randaugmented
 from qkd.engine.device import Machine
@@ -19,6 +18,7 @@ from qkd.errors import PlanError, RecipeError
 from qkd.methods import METHODS
 from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
+from qkd.tasks.spec import DataSpec
 from tests.support.tiny_data import ramp, same
 from tests.support.tiny_runs import TINY, losses, recipe_in
 
@@ -105,7 +105,7 @@ def test_every_method_learns_from_mixed_labels_or_says_that_it_cannot(method: st
     hard = pytest.raises(PlanError, match="it needs one label for each image; train.mixup and train.cutmix make shares")
     recipe = recipes.load(f"digits_{method}_w2a2", ["train.mixup=0.2"])
     with hard if method in HARD else contextlib.nullcontext():
-        assert assemble(recipe, Facts((1, 16, 16), 10)).plan.phases
+        assert assemble(recipe, DataSpec((1, 16, 16), 10)).plan.phases
 
 
 def test_a_run_with_all_of_them_learns_and_resumes(tmp_path: Path) -> None:

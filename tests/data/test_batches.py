@@ -9,8 +9,9 @@ from torch import nn
 from qkd.data import DATASETS
 from qkd.data.augment import crop_and_flip
 from qkd.data.batches import channel_statistics
-from qkd.data.digits import digits, stratified_split
+from qkd.data.digits import digits
 from qkd.data.fake import fake
+from qkd.data.split import stratified_split
 from tests.support.tiny_data import ramp, same
 
 

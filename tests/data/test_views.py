@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from qkd.assembly.assemble import rehearse
 from qkd.assembly.ensemble import Ensemble
+from qkd.assembly.rehearsal import rehearse
 from qkd.data import Batch
 from qkd.distill.exchange import Fuse
 from qkd.distill.plan import Phase, Plan, Step

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from qkd.assembly.assemble import rehearse
-from qkd.assembly.build import Facts, measure_shapes
+from qkd.assembly.build import measure_shapes
 from qkd.assembly.ensemble import Ensemble
+from qkd.assembly.rehearsal import rehearse
 from qkd.distill.heads import Head
 from qkd.distill.plan import Phase, Plan, Step, epochs_per_phase, networks_needed
 from qkd.distill.stages import Staged, cut
@@ -20,8 +20,9 @@ from qkd.distill.targets import one
 from qkd.distill.terms import Term, attend, hint, imitate, label
 from qkd.errors import NetworkError, PlanError
 from qkd.networks import NETWORKS
+from qkd.tasks.spec import DataSpec
 
-FACTS = Facts((3, 16, 16), 4)
+FACTS = DataSpec((3, 16, 16), 4)
 
 
 def staged(width: int = 4, classes: int = 4) -> Staged:

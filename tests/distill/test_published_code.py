@@ -27,8 +27,8 @@ from qkd.distill.terms import weighted_sum
 from qkd.methods import METHODS
 from qkd.methods.atsc import _projector
 from qkd.quantizers.ewgs import EwgsQuant
-from qkd.quantizers.fake_quant import LsqQuant
 from qkd.quantizers.hwgq import ACTIVATION_STEPS, WEIGHT_STEPS, HalfWave, MidRise
+from qkd.quantizers.lsq import LsqQuant
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "published_code.json").read_text())
 BATCH, CLASSES = 6, 10

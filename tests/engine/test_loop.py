@@ -15,13 +15,13 @@ from qkd.distill.terms import label
 from qkd.engine.device import Machine
 from qkd.engine.ema import Ema
 from qkd.engine.loop import first_compared_phase
-from qkd.engine.metrics import ece
 from qkd.engine.state import shuffle_seed
 from qkd.engine.step import _pieces
 from qkd.errors import PlanError, UsageError
 from qkd.pipeline.train import train_recipe
 from qkd.quantizers import calibrate, disabled
 from qkd.storage.run import Run
+from qkd.tasks.classification import ece
 from tests.support.ensembles import staged
 from tests.support.tiny_data import MOVED
 from tests.support.tiny_runs import ALONE, losses, recipe_in
@@ -130,11 +130,11 @@ def test_frozen_teachers_are_asked_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_only_what_stays_the_same_is_worth_knowing(tmp_path: Path) -> None:
     from qkd.assembly.assemble import assemble
-    from qkd.assembly.build import Facts
     from qkd.engine.teacher_cache import cacheable_taps
+    from qkd.tasks.spec import DataSpec
 
     def taps(**method: Any) -> set[str]:
-        plan = assemble(recipe_in(tmp_path, method=method), Facts((3, 16, 16), 4)).plan
+        plan = assemble(recipe_in(tmp_path, method=method), DataSpec((3, 16, 16), 4)).plan
         return {str(tap) for tap in cacheable_taps(plan, plan.phases[0])}
 
     assert taps(name="kd") == {"four.logits", "eight.logits"}
@@ -155,7 +155,7 @@ def test_teachers_are_asked_once_only_where_images_stay_the_same(
     tmp_path: Path, settings: dict[str, Any], known: bool
 ) -> None:
     from qkd.assembly.assemble import assemble
-    from qkd.assembly.inputs import facts_of, load_data
+    from qkd.assembly.inputs import load_data, spec_of
     from qkd.engine.teacher_cache import build_teacher_cache
     from qkd.engine.train import Training
 
@@ -163,7 +163,7 @@ def test_teachers_are_asked_once_only_where_images_stay_the_same(
     data = {"name": f"{tmp_path / 'own.py'}:moved", "batch": 16}
     recipe = recipe_in(tmp_path, method={"name": "kd"}, data=data, train={"epochs": 2, **settings})
     images = load_data(recipe)
-    assembly = assemble(recipe, facts_of(images))
+    assembly = assemble(recipe, spec_of(images))
     training = Training(assembly.parts, assembly.plan, images, recipe.train, 16, 0, Machine("cpu").fabric())
     with disabled(assembly.parts):
         found = build_teacher_cache(training, assembly.parts, assembly.plan.phases[0], 2)
@@ -197,7 +197,7 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path: Path, plain: tu
 
 def test_auto_compiles_long_runs_only(tmp_path: Path) -> None:
     from qkd.assembly.assemble import assemble
-    from qkd.assembly.inputs import facts_of
+    from qkd.assembly.inputs import spec_of
     from qkd.data import load
     from qkd.engine import compile
     from qkd.engine.train import Training
@@ -205,7 +205,7 @@ def test_auto_compiles_long_runs_only(tmp_path: Path) -> None:
     def training(epochs: int) -> Training:
         recipe = recipe_in(tmp_path, train={"epochs": epochs})
         data = load(recipe.data.name, recipe.data.options)
-        assembly = assemble(recipe, facts_of(data))
+        assembly = assemble(recipe, spec_of(data))
         return Training(assembly.parts, assembly.plan, data, recipe.train, 16, 0, Machine("cpu").fabric())
 
     short, long = training(3), training(3_000_000)
@@ -232,12 +232,12 @@ def gradients_of(method: str, recomputed: bool, family: str) -> tuple[dict[str, 
     """The gradients and the state after one step of a method's first phase."""
     from qkd import recipe as recipes
     from qkd.assembly.assemble import assemble
-    from qkd.assembly.build import Facts
     from qkd.distill.plan import networks_needed
     from qkd.distill.terms import weighted_sum
+    from qkd.tasks.spec import DataSpec
 
     scheme = f"student.quantize={{weights: 3, activations: 3, family: {family}}}"
-    assembly = assemble(recipes.load(f"digits_{method}_w2a2", [scheme, "pretrain.epochs=1"]), Facts((1, 16, 16), 10))
+    assembly = assemble(recipes.load(f"digits_{method}_w2a2", [scheme, "pretrain.epochs=1"]), DataSpec((1, 16, 16), 10))
     parts, step = assembly.parts, assembly.plan.phases[0].steps[0]
     for network in parts.networks.values():
         calibrate(network.network, [torch.randn(8, 1, 16, 16)])

@@ -11,13 +11,13 @@ from torch import nn
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
-from qkd.assembly.build import Facts
 from qkd.engine.optimizer import optimizer_for
+from qkd.tasks.spec import DataSpec
 
 
 def built(*words: str) -> Any:
     recipe = recipes.load("digits_qat_w2a2", ["student.width=4", *words])
-    return recipe, assemble(recipe, Facts((3, 16, 16), 4))
+    return recipe, assemble(recipe, DataSpec((3, 16, 16), 4))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

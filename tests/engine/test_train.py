@@ -12,7 +12,8 @@ import yaml
 from qkd import recipe as recipes
 from qkd.engine.device import Machine
 from qkd.errors import RunError, TrainingError
-from qkd.pipeline.reload import refuse_changed, reload_product
+from qkd.pipeline.reload import reload_product
+from qkd.pipeline.resume import refuse_changed
 from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.tiny_runs import TINY, Stop, losses, recipe_in, run_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qkd.assembly.assemble import assemble
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.engine.device import Machine
 from qkd.engine.train import Training
 from qkd.engine.validation import reestimate_batch_norms
@@ -24,7 +24,7 @@ def test_statistics_are_those_of_images_changed_as_in_training(tmp_path: Path, a
     data = {"name": f"{tmp_path / 'own.py'}:moved", "batch": 16}
     recipe = recipe_in(tmp_path, **ALONE, data=data, train={"epochs": 1, "augment": augment})
     images = load_data(recipe)
-    assembly = assemble(recipe, facts_of(images))
+    assembly = assemble(recipe, spec_of(images))
     training = Training(assembly.parts, assembly.plan, images, recipe.train, 16, 3, Machine("cpu").fabric())
     product = assembly.product().eval()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qkd.assembly.assemble import assemble
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.distill.adapters import ShapeAdapter
 from qkd.distill.heads import adapt_shapes, pool_to_smallest, trainable
 from qkd.distill.taps import Tap
@@ -75,7 +75,7 @@ def test_teachers_of_another_shape_are_announced_and_stay_behind(tmp_path: Path)
         "second": {"student": "layer3", "four": "layer3", "eight": "layer3"},
     }
     recipe = recipe_in(tmp_path, method={"name": "cmtkd", "feature": "hint"}, teachers=teachers, match=match)
-    assembly = assemble(recipe, facts_of(load_data(recipe)))
+    assembly = assemble(recipe, spec_of(load_data(recipe)))
     told = describe(recipe, assembly)
     assert "adapt_shared_first_to_student adapter, pooled to 8x8 on shared.first, not in the product" in told
     assert (
@@ -107,16 +107,16 @@ def test_what_fits_through_a_passage_comes_back_as_it_was() -> None:
 
 def test_views_are_announced(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, method={"name": "kdcl"}, match=[])
-    told = describe(recipe, assemble(recipe, facts_of(load_data(recipe))))
+    told = describe(recipe, assemble(recipe, spec_of(load_data(recipe))))
     assert "starts from float, sees view 3 of 3 of each batch" in told
     same = recipe_in(tmp_path, method={"name": "kdcl", "views": "same"}, match=[])
-    assert "sees view" not in describe(same, assemble(same, facts_of(load_data(same))))
+    assert "sees view" not in describe(same, assemble(same, spec_of(load_data(same))))
 
 
 def test_adapters_between_teachers_are_announced(tmp_path: Path) -> None:
     teachers = {n: {"build": "resnet8", "width": w, "quantize": "w4a4"} for n, w in (("a", 8), ("b", 4))}
     recipe = recipe_in(tmp_path, method={"name": "cmtkd"}, teachers=teachers)
-    assembly = assemble(recipe, facts_of(load_data(recipe)))
+    assembly = assemble(recipe, spec_of(load_data(recipe)))
     told = describe(recipe, assembly)
     assert "adapter for b: 1x1 convolution 4 -> 8, not in the product" in told
     assert "learners a, b, exchange.adapters, exchange.importance (rate x 0.1)" in told

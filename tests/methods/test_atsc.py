@@ -128,11 +128,11 @@ def test_needs_teachers_and_matched_layers() -> None:
 
 def test_a_classifier_that_reads_more_than_one_tensor_cannot_be_borrowed(tmp_path: Path) -> None:
     from qkd.assembly.assemble import assemble
-    from qkd.assembly.inputs import facts_of, load_data
+    from qkd.assembly.inputs import load_data, spec_of
 
     recipe = recipe_in(tmp_path, **RECIPE | {"match": ["layer3.0.conv1"]})
     with pytest.raises(PlanError, match="cannot be borrowed: it reads more than the tensor before it"):
-        assemble(recipe, facts_of(load_data(recipe)))
+        assemble(recipe, spec_of(load_data(recipe)))
 
 
 def test_resumed_in_the_middle_it_is_held_by_the_same_snapshot(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.assembly.assemble import rehearse
 from qkd.assembly.build import measure_shapes
 from qkd.assembly.ensemble import Ensemble
+from qkd.assembly.rehearsal import rehearse
 from qkd.distill.exchange import Fuse, NoExchange
 from qkd.distill.losses import attention_distance, kl_divergence
 from qkd.distill.plan import ADAPTERS, Method, Participants, Plan, networks_needed

@@ -11,8 +11,8 @@ from qkd.assembly.ensemble import Ensemble
 from qkd.distill.exchange import Swap
 from qkd.distill.plan import ADAPTERS
 from qkd.distill.relational_losses import alignment, information_flow
-from qkd.distill.stitch import Stitch
 from qkd.distill.taps import Outputs, Tap
+from qkd.methods.dpk import Stitch
 from tests.support.ensembles import STAGES, batch, ce, company, first, kl, names_of, near, outcome
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
 from qkd.assembly.build import measure_shapes
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.data import Batch
 from qkd.distill.epoch_statistics import Difficulty
 from qkd.distill.plan import Participants, networks_needed
@@ -143,7 +143,7 @@ def test_sqakd_on_the_lattice_puts_both_on_the_students_grid() -> None:
         ["method.feature=lattice", "match=[layer1, layer2]", "student.width=4", "teachers.float.width=4", FAKE],
     )
     data = load_data(recipe)
-    assembly = assemble(recipe, facts_of(data))
+    assembly = assemble(recipe, spec_of(data))
     images = next(iter(data.batches("train", 16))).images
     calibrate(assembly.parts.networks["student"].network, [images])
     step = first(assembly.plan)
@@ -250,7 +250,7 @@ def test_the_ensemble_of_peers_leaves_as_one_integer_file() -> None:
     tiny = [f"teachers.{name}={{build: resnet8, width: 4, quantize: {scheme}}}" for name, scheme in bits.items()]
     recipe = recipes.load("digits_peers_w2a2", ["method.product=ensemble", FAKE, "student.width=4", *tiny])
     data = load_data(recipe)
-    assembly = assemble(recipe, facts_of(data))
+    assembly = assemble(recipe, spec_of(data))
     images = next(iter(data.batches("train", 16))).images
     for network in assembly.parts.networks.values():
         calibrate(network.network, [images])

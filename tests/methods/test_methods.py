@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.build import Facts
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.data import Batch, Data
 from qkd.distill.plan import Phase, networks_needed
 from qkd.distill.terms import weighted_sum
@@ -23,6 +22,7 @@ from qkd.export import emit, emulate, predict
 from qkd.methods import METHODS
 from qkd.quantizers import calibrate
 from qkd.recipe import NetworkEntry, Recipe
+from qkd.tasks.spec import DataSpec
 from tests.support.papers import PAPERS
 
 BITS = ("off", "w4a4", "w2a2")
@@ -57,7 +57,7 @@ def staged(name: str, bits: str) -> Stage:
     torch.manual_seed(0)
     recipe = small(name, bits)
     data = load_data(recipe)
-    assembly = assemble(recipe, facts_of(data), start=trained)
+    assembly = assemble(recipe, spec_of(data), start=trained)
     images = [batch.images for batch in data.batches("train", 16)]
     for part, network in assembly.parts.networks.items():
         if recipe.networks[part].quantize is not None:
@@ -167,4 +167,4 @@ def test_every_method_has_a_recipe_and_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in recipes.bundled() if name not in PAPERS])
 def test_every_recipe_assembles(name: str) -> None:
     recipe = recipes.load(name, paths_exist=False)
-    assemble(recipe, Facts((3, 32, 32), 10) if recipe.data.name == "folder" else facts_of(load_data(recipe)))
+    assemble(recipe, DataSpec((3, 32, 32), 10) if recipe.data.name == "folder" else spec_of(load_data(recipe)))

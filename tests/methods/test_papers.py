@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qkd import recipe as recipes
+from qkd.assembly.inputs import load_and_assemble
 from qkd.engine.optimizer import rate_at
-from qkd.report.describe import checked
 from tests.support.command_line import qkd
 from tests.support.papers import PAPERS
 
@@ -29,7 +29,7 @@ def test_there_are_recipes_of_the_papers() -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == LARGE else n for n in PAPERS])
 def test_a_recipe_of_a_paper_fits_together(name: str) -> None:
-    recipe, assembly = checked(name, [fake(name)])
+    recipe, assembly = load_and_assemble(name, [fake(name)])
     assert assembly.plan.learners
     assert recipe.train.schedule != "step" or list(recipe.train.milestones) == sorted(recipe.train.milestones)
     assert "torchrun" in recipes.text_of(name) or not name.startswith("imagenet")

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from qkd.assembly.assemble import assemble
-from qkd.assembly.inputs import facts_of, load_data
+from qkd.assembly.inputs import load_data, spec_of
+from qkd.cli.ls import methods
 from qkd.distill.method_info import MethodInfo, method_info
 from qkd.distill.plan import Participants
 from qkd.errors import PlanError, RecipeError
 from qkd.methods import METHODS
 from qkd.pipeline.reload import reload_product
-from qkd.report.describe import methods
 from tests.support.tiny_runs import recipe_in, run_of
 from tests.support.user_method import MINE
 
@@ -50,7 +50,7 @@ def test_its_options_are_checked_like_any_others(mine: Path) -> None:
 def test_its_needs_are_checked_like_any_others(mine: Path) -> None:
     recipe = recipe_in(mine, method={"name": "./mine.py:my_method"}, match=[])
     with pytest.raises(PlanError, match="my_method needs matched layers: name them under `match:`"):
-        assemble(recipe, facts_of(load_data(recipe)))
+        assemble(recipe, spec_of(load_data(recipe)))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_a_file_prints_is_no_part_of_the_output(mine: Path, capsys: pytest.
 def test_what_gives_no_plan_is_refused(mine: Path) -> None:
     recipe = recipe_in(mine, method={"name": "./mine.py:not_a_method"})
     with pytest.raises(PlanError, match=r"gave str, not a qkd\.distill\.plan\.Plan"):
-        assemble(recipe, facts_of(load_data(recipe)))
+        assemble(recipe, spec_of(load_data(recipe)))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -24,7 +24,7 @@ from qkd.assembly.inputs import load_data
 from qkd.cli.bench import show
 from qkd.cli.main import main
 from qkd.engine.device import Machine
-from qkd.engine.metrics import logits, top1
+from qkd.engine.metrics import logits
 from qkd.errors import ExportError, GateError, UsageError
 from qkd.export import emulate, predict
 from qkd.pipeline.benchmark import Gates, benchmark_files, require_gates
@@ -34,6 +34,7 @@ from qkd.pipeline.onnx_metadata import MARK
 from qkd.pipeline.reload import reload_product
 from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
+from qkd.tasks.classification import top1
 from tests.support.tiny_runs import TINY
 
 test_images.__test__ = False  # type: ignore[attr-defined]

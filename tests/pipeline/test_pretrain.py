@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qkd.data.root import cache
 from qkd.engine.device import Machine
 from qkd.errors import NetworkError, TrainingError
 from qkd.networks import NETWORKS
 from qkd.pipeline import pretrain
 from qkd.pipeline.train import train_recipe
+from qkd.storage.cache import cache_folder
 from qkd.storage.run import Run
 from tests.support.tiny_runs import recipe_in
 
@@ -39,13 +39,13 @@ def test_a_start_that_breaks_in_its_last_step_is_refused_and_not_kept(
     monkeypatch.setattr(pretrain.FloatStarts, "_train", broken)
     with pytest.raises(TrainingError, match=r"float start of student .* not finite: fc.weight; take a lower"):
         train_recipe(recipe_in(tmp_path, **ALONE), Run.create(tmp_path / "run"), ONE)
-    assert not list((cache() / "float").glob("*.safetensors"))
+    assert not list((cache_folder() / "float").glob("*.safetensors"))
 
 
 def test_a_cached_start_that_is_not_finite_is_made_again(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, **ALONE)
     first = train_recipe(recipe, Run.create(tmp_path / "first"), ONE)
-    (kept,) = (cache() / "float").glob("*.safetensors")
+    (kept,) = (cache_folder() / "float").glob("*.safetensors")
     good = load_file(kept)
     save_file({**good, "fc.bias": torch.full_like(good["fc.bias"], float("inf"))}, kept)
     again = train_recipe(recipe, Run.create(tmp_path / "again"), ONE)
@@ -58,7 +58,7 @@ def test_starts_of_other_precisions_are_others(tmp_path: Path) -> None:
     for number, precision in enumerate(("fp32", "bf16", "fp32"), 1):
         machine = Machine("cpu", threads=1, precision=precision)
         train_recipe(recipe, Run.create(tmp_path / precision), machine, max_steps=1)
-        assert len(list((cache() / "float").glob("*.safetensors"))) == min(number, 2)
+        assert len(list((cache_folder() / "float").glob("*.safetensors"))) == min(number, 2)
 
 
 def test_an_averaged_start_is_the_average(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_an_averaged_start_is_the_average(tmp_path: Path) -> None:
     for ema in (None, 0.9):
         recipe = recipe_in(tmp_path, **ALONE | {"pretrain": {**settings, "ema": ema}})
         train_recipe(recipe, Run.create(tmp_path / f"ema-{ema}"), ONE, max_steps=1)
-    one, two = (load_file(path) for path in (cache() / "float").glob("*.safetensors"))
+    one, two = (load_file(path) for path in (cache_folder() / "float").glob("*.safetensors"))
     apart = [name for name in one if not torch.equal(one[name], two[name])]
     assert "conv1.weight" in apart and "fc.bias" in apart
 

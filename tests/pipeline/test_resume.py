@@ -24,11 +24,12 @@ from qkd.engine.signals import Interrupted
 from qkd.engine.state import restore
 from qkd.errors import RunError
 from qkd.methods import METHODS
-from qkd.pipeline.reload import latest_run, resumable_run
+from qkd.pipeline.resume import latest_run, resumable_run
 from qkd.pipeline.train import train_recipe
 from qkd.storage import atomic
+from qkd.storage.artifacts import ORIGINAL_RECIPE
 from qkd.storage.checkpoints import BEST, KEPT, LAST, Checkpoints, Name, is_intact
-from qkd.storage.run import ORIGINAL, Run
+from qkd.storage.run import Run
 from tests.support.command_line import qkd
 from tests.support.tiny_runs import TINY, losses, recipe_in
 
@@ -271,7 +272,7 @@ def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
 def test_a_run_without_a_recipe_yet_is_begun_again(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "runs" / "tiny")
     assert resumable_run(run.folder).folder == run.folder
-    run.write(ORIGINAL, "what the user wrote")
+    run.write(ORIGINAL_RECIPE, "what the user wrote")
     assert resumable_run(run.folder).folder == run.folder
     assert latest_run(tmp_path / "runs", "tiny").folder == run.folder
     (run.folder / "thesis.txt").write_text("not a run")

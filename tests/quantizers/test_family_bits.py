@@ -23,8 +23,9 @@ from qkd.export import emit, emulate, predict
 from qkd.quantizers import FAMILIES, Scheme, calibrate, insert
 from qkd.quantizers.dorefa import RangeQuant, TanhQuant
 from qkd.quantizers.ewgs import DELTA, EwgsQuant, EwgsWeight
-from qkd.quantizers.fake_quant import FakeQuant, LsqQuant
+from qkd.quantizers.fake_quant import FakeQuant
 from qkd.quantizers.hwgq import HalfWave, MidRise
+from qkd.quantizers.lsq import LsqQuant
 from qkd.quantizers.lsq_plus import ShiftedQuant
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.pot import PowerOfTwo

@@ -19,7 +19,6 @@ from click.testing import CliRunner
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.build import Facts
 from qkd.cli.report import report
 from qkd.distill import targets
 from qkd.distill.heads import Head
@@ -36,6 +35,7 @@ from qkd.report.diagram_model import diagram_of
 from qkd.report.run_data import bits, read_run
 from qkd.report.svg import Scale, element
 from qkd.storage.run import Run
+from qkd.tasks.spec import DataSpec
 
 RECIPE = """\
 # A recipe of a test: https://example.org is no address to load <script>alert(1)</script>
@@ -172,7 +172,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.write_json(f"{name}.json", content)
     for line in ({"phase": "before", "steps": 0, "test/top1": 41.25}, *map(epoch_line, (1, 2, 3))):
         run.log(line)
-    run.save_product(calibrated(assemble(recipe, Facts((1, 16, 16), 10))).state_dict())
+    run.save_product(calibrated(assemble(recipe, DataSpec((1, 16, 16), 10))).state_dict())
     return folder
 
 
@@ -503,7 +503,7 @@ def test_the_plan_of_every_method_can_be_drawn(finished: Path, method: str) -> N
         starts = ["student.start_from=float"]
         try:
             found = recipes.load(finished / "recipe.orig.yaml", [f"method={{name: {method}}}", *starts, *only])
-            assembly = assemble(found, Facts((1, 16, 16), 10))
+            assembly = assemble(found, DataSpec((1, 16, 16), 10))
         except UsageError:
             continue
         for phase in assembly.plan.phases:
@@ -579,7 +579,7 @@ def test_what_stands_behind_a_bar_stays_in_the_picture() -> None:
 @pytest.mark.parametrize("wide", [8, 12])
 def test_what_an_exchange_learns_ends_before_its_arrows(recipe: recipes.Recipe, wide: int) -> None:
     teachers = {**recipe.teachers, "eight": recipe.teachers["eight"].model_copy(update={"options": {"width": wide}})}
-    assembly = assemble(recipe.model_copy(update={"teachers": teachers}), Facts((1, 16, 16), 10))
+    assembly = assemble(recipe.model_copy(update={"teachers": teachers}), DataSpec((1, 16, 16), 10))
     (step,) = assembly.plan.phases[0].steps
     lanes = diagram_of(recipe, assembly, step, top1={"shared": 100.0}).lanes
     shared = next(lane for lane in lanes if lane.part == "shared")
@@ -652,7 +652,7 @@ def test_commands_repeat_the_run(folder: Path) -> None:
 
 
 def test_rounding_errors_shrink_with_bits(finished: Path, recipe: recipes.Recipe) -> None:
-    found = weight_stats.weights(read_run(Run(finished)), assemble(recipe, Facts((1, 16, 16), 10)))
+    found = weight_stats.weights(read_run(Run(finished)), assemble(recipe, DataSpec((1, 16, 16), 10)))
     assert found is not None
     errors = {2: [], 8: []}  # type: dict[int, list[float]]
     for row in found.rows:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkd.assembly.assemble import rehearse
-from qkd.assembly.build import Facts, measure_shapes
+from qkd.assembly.build import measure_shapes
 from qkd.assembly.ensemble import Ensemble
+from qkd.assembly.rehearsal import rehearse
 from qkd.data import Batch
 from qkd.distill.plan import Method, Participants, Plan, Step, networks_needed
 from qkd.distill.stages import Staged, cut
@@ -19,9 +19,10 @@ from qkd.distill.taps import Outputs
 from qkd.distill.terms import weighted_sum
 from qkd.methods import METHODS
 from qkd.networks import NETWORKS
+from qkd.tasks.spec import DataSpec
 
 FAKE = "data={name: fake, batch: 16, size: 16, train: 64, test: 16, classes: 4}"
-FACTS = Facts((3, 16, 16), 4)
+FACTS = DataSpec((3, 16, 16), 4)
 STAGES = ("layer1", "layer2")
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])  # of a batch of six
 

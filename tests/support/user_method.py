@@ -4,7 +4,7 @@ from __future__ import annotations
 
 MINE = '''
 from qkd.distill.method_info import published
-from qkd.bounds import NotNegative
+from qkd.options import NotNegative
 from qkd.distill.plan import Cast, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import attend, label

@@ -1,0 +1,64 @@
+"""``qkd ls``: the methods, networks, schemes, data sets and recipes there are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+
+def listing(what: str) -> list[tuple[str, str]]:
+    """Names with one line each: methods, networks, schemes, datasets or recipes."""
+    if what == "recipes":
+        from qkd import recipe as recipes
+
+        return [(name, _comment(recipes.text_of(name))) for name in recipes.bundled()]
+    table: dict[str, Any]
+    if what == "methods":
+        from qkd.methods import METHODS as table
+    elif what == "networks":
+        from qkd.networks import NETWORKS as table
+    elif what == "datasets":
+        from qkd.data import DATASETS as table
+    else:
+        from qkd.quantizers import FAMILIES as table
+    return [(name, (thing.__doc__ or "").strip().split("\n")[0]) for name, thing in table.items()]
+
+
+def methods() -> list[dict[str, Any]]:
+    """What there is to know of every method before choosing it: name, paper, year, needs, and one line about it."""
+    from qkd.distill.method_info import MethodInfo, method_info
+    from qkd.methods import METHODS
+
+    rows = []
+    for name, summary in listing("methods"):
+        known = method_info(METHODS[name]) or MethodInfo("")
+        rows.append({"name": name, "paper": known.paper, "year": known.year, "needs": known.needs, "about": summary})
+    return rows
+
+
+def _comment(text: str) -> str:
+    first = text.splitlines()[0] if text else ""
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["methods", "networks", "schemes", "datasets", "recipes"]))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def ls(what: str, as_json: bool) -> None:
+    """What there is."""
+    from qkd.cli.ls import listing, methods
+
+    if what == "methods":
+        found = methods()
+        rows = [(row["name"], f"{row['about']}\n{row['paper']}; needs {row['needs']}") for row in found]
+    else:
+        rows = listing(what)
+        found = [{"name": name, "about": about} for name, about in rows]
+    if as_json:
+        click.echo(json.dumps({what: found}))
+        return
+    width = max(len(name) for name, _ in rows)
+    for name, about in rows:
+        click.echo(f"{name:<{width}}  " + about.replace("\n", "\n" + " " * (width + 2)))

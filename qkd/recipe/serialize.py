@@ -1,0 +1,49 @@
+"""A recipe as YAML, every default filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qkd.recipe.models import NetworkEntry, Recipe
+from qkd.recipe.source import write
+
+
+def dump(recipe: Recipe) -> str:
+    """The completed recipe as YAML; loaded again it gives an equal recipe."""
+    method, data = recipe.method, recipe.data
+    content: dict[str, Any] = {
+        "method": {"name": method.name, **method.options},
+        "student": _network(recipe.student),
+        "teachers": {name: _network(teacher) for name, teacher in recipe.teachers.items()},
+        "match": _match(recipe),
+        "data": {"name": data.name, "batch": data.batch, **data.options},
+        "pretrain": recipe.pretrain.model_dump(),
+        "train": recipe.train.model_dump(),
+        "seed": recipe.seed,
+    }
+    return write(_plain(content))
+
+
+def _network(entry: NetworkEntry) -> dict[str, Any]:
+    scheme = "off" if entry.quantize is None else _fields(entry.quantize)
+    return {"build": entry.build, **entry.options, "quantize": scheme, "start_from": entry.start_from}
+
+
+def _fields(scheme: Any) -> dict[str, Any]:
+    return {name: getattr(scheme, name) for name in scheme.__dataclass_fields__}
+
+
+def _match(recipe: Recipe) -> Any:
+    same = all(path == stage for stage, paths in recipe.match.items() for path in paths.values())
+    return list(recipe.match) if same else recipe.match
+
+
+def _plain(value: Any) -> Any:
+    """The value in the words of YAML: paths as text, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
