@@ -14,7 +14,7 @@ from qkd.assembly.build import STUDENT, Start, build_networks, keep_initial_weig
 from qkd.assembly.ensemble import Ensemble
 from qkd.assembly.product import quantize_heads, scheme_of_heads
 from qkd.assembly.rehearsal import rehearse
-from qkd.distill.plan import Participants, Plan
+from qkd.distill.plan import Plan, Setup
 from qkd.distill.stages import Staged
 from qkd.errors import PlanError, QkdError, SchemeError, nearest
 from qkd.methods import METHODS
@@ -31,7 +31,7 @@ class Assembly:
 
     parts: Ensemble
     plan: Plan
-    cast: Participants
+    setup: Setup
     facts: DataSpec
 
     def product(self) -> nn.Module:
@@ -46,16 +46,16 @@ def assemble(recipe: Recipe, facts: DataSpec, *, start: Start = keep_initial_wei
     networks, shapes = build_networks(recipe, facts, start)
     stages = tuple(name for name in networks[STUDENT].names if name != "logits")
     starts = {part: entry.start_from for part, entry in recipe.networks.items()}
-    cast = Participants(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
+    setup = Setup(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
     torch.manual_seed(recipe.seed)
     with _placed(recipe):
-        plan = _plan(recipe, cast)
+        plan = _plan(recipe, setup)
         _check_heads(plan, networks)
         if recipe.student.quantize is not None:
             quantize_heads(plan, networks, scheme_of_heads(recipe.student.quantize, networks[STUDENT].network))
         parts = Ensemble(networks, plan)
         rehearse(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
-    return Assembly(parts, plan, cast, facts)
+    return Assembly(parts, plan, setup, facts)
 
 
 @contextlib.contextmanager
@@ -76,9 +76,9 @@ def _placed(recipe: Recipe) -> Iterator[None]:
         raise PlanError(str(recipe.problem("method", said))) from error
 
 
-def _plan(recipe: Recipe, cast: Participants) -> Plan:
+def _plan(recipe: Recipe, setup: Setup) -> Plan:
     method = look_up(recipe.method.name, METHODS, what="method", error=PlanError)
-    plan = method(cast, **recipe.method.options)
+    plan = method(setup, **recipe.method.options)
     if not isinstance(plan, Plan):
         raise PlanError(f"{recipe.method.name}: gave {type(plan).__name__}, not a qkd.distill.plan.Plan")
     return plan

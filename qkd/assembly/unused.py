@@ -22,14 +22,14 @@ def find_unused(recipe: Recipe, assembly: Assembly) -> list[Problem]:
     A layer counts where a term, a head, a survey or an exchange reads it, where it bounds a stage that is borrowed, learns
     or is left free by itself, and where ``train.recompute`` cuts there to save memory.
     """
-    plan, cast, method = assembly.plan, assembly.cast, recipe.method.name
-    asked, heard = _asked(plan), _heard(plan, cast.stages)
+    plan, setup, method = assembly.plan, assembly.setup, recipe.method.name
+    asked, heard = _asked(plan), _heard(plan, setup.stages)
     found = [
         recipe.problem(("teachers", part), f"does nothing: {method} as set here never asks it")
-        for part in cast.teachers
+        for part in setup.teachers
         if part not in asked
     ]
-    silent = [stage for stage in cast.stages if stage not in heard and not recipe.train.recompute]
+    silent = [stage for stage in setup.stages if stage not in heard and not recipe.train.recompute]
     if silent:
         said = f"does nothing at {', '.join(silent)}: {method} as set here reads no features there"
         found.append(recipe.problem("match", said))

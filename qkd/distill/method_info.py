@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qkd.errors import PlanError
 
 if TYPE_CHECKING:
-    from qkd.distill.plan import Method, Participants, Plan
+    from qkd.distill.plan import Method, Plan, Setup
 
 FIELD = "about"
 ABOVE_ZERO = "above zero"
@@ -47,20 +47,20 @@ class MethodInfo:
         teachers = f"{count} teacher{'s' * (count != '1')}" if self.teachers else ""
         return ", ".join(filter(None, ("labels" * self.labels, teachers, "matched layers" * self.match))) or "nothing"
 
-    def check(self, name: str, cast: Participants) -> None:
+    def check(self, name: str, setup: Setup) -> None:
         """Raises PlanError naming what to add to the recipe."""
-        if len(cast.teachers) < self.teachers:
+        if len(setup.teachers) < self.teachers:
             what = "a teacher" if self.teachers == 1 else f"{self.teachers} teachers"
             raise PlanError(
-                f"{name} needs {what}, found {len(cast.teachers) or 'none'}: add to `teachers:`, "
+                f"{name} needs {what}, found {len(setup.teachers) or 'none'}: add to `teachers:`, "
                 f"for example {{float: {{build: resnet20}}}}"
             )
-        if self.most is not None and len(cast.teachers) > self.most:
+        if self.most is not None and len(setup.teachers) > self.most:
             what = "one teacher" if self.most == 1 else f"at most {self.most} teachers"
             raise PlanError(
-                f"{name} takes {what}, found {len(cast.teachers)} under `teachers:`: {', '.join(cast.teachers)}"
+                f"{name} takes {what}, found {len(setup.teachers)} under `teachers:`: {', '.join(setup.teachers)}"
             )
-        if self.match and not cast.stages:
+        if self.match and not setup.stages:
             raise PlanError(f"{name} needs matched layers: name them under `match:`, for example [layer1, layer2]")
 
 
@@ -93,9 +93,9 @@ def published(
 
     def mark(method: Method) -> Method:
         @functools.wraps(method)
-        def checked(cast: Participants, **options: Any) -> Plan:
-            about.check(method.__name__, cast)
-            return method(cast, **options)
+        def checked(setup: Setup, **options: Any) -> Plan:
+            about.check(method.__name__, setup)
+            return method(setup, **options)
 
         setattr(checked, FIELD, about)
         return checked

@@ -89,7 +89,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Participants:
+class Setup:
     """What a method is told: who plays, where one can listen, and what shapes were measured there."""
 
     student: str
@@ -100,7 +100,7 @@ class Participants:
     starts: Mapping[str, str] = field(default_factory=dict)  # part -> what its `start_from:` says
 
     @property
-    def everyone(self) -> tuple[str, ...]:
+    def all_networks(self) -> tuple[str, ...]:
         return (self.student, *self.teachers)
 
     def channels(self, part: str, stage: str) -> int:
@@ -110,7 +110,7 @@ class Participants:
         return classifier(channels, self.classes)
 
 
-Method = Callable[..., Plan]  # (cast, *, own options with types and defaults) -> Plan
+Method = Callable[..., Plan]  # (setup, *, own options with types and defaults) -> Plan
 
 
 def networks_needed(plan: Plan, step: Step) -> frozenset[str]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from qkd.distill.losses import soft_cross_entropy
 from qkd.distill.method_info import ABOVE_ZERO, published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import imitate, label
@@ -27,7 +27,7 @@ STARTS = {"a": ("scratch", "scratch"), "b": ("scratch", "trained"), "c": ("train
     },
 )
 def apprentice(
-    cast: Participants,
+    setup: Setup,
     *,
     scheme: Literal["a", "b", "c"] = "c",
     alpha: Positive = 1.0,
@@ -47,22 +47,22 @@ def apprentice(
 
     Where networks start from is said by their ``start_from:`` (``scratch``; otherwise trained), and has to fit the scheme.
     """
-    (teacher,) = cast.teachers
-    for part, wanted in zip((cast.student, teacher), STARTS[scheme], strict=True):
-        found = "scratch" if cast.starts.get(part, wanted) == "scratch" else "trained"
+    (teacher,) = setup.teachers
+    for part, wanted in zip((setup.student, teacher), STARTS[scheme], strict=True):
+        found = "scratch" if setup.starts.get(part, wanted) == "scratch" else "trained"
         if found != wanted:
             hint = "scratch" if wanted == "scratch" else "float"
             raise PlanError(
                 f"apprentice scheme {scheme} needs a {wanted} {part}: write `start_from: {hint}` in its entry"
             )
     soft = imitate(
-        cast.student,
+        setup.student,
         one(Tap(teacher)),
         temperature=temperature,
         detach_target=detach_target,
         divergence=soft_cross_entropy,
     )
-    terms = [label(cast.student) * beta, *([soft * gamma] if gamma else [])]
+    terms = [label(setup.student) * beta, *([soft * gamma] if gamma else [])]
     if scheme != "a":
-        return Plan((Phase("train", (Step([cast.student], terms),)),))
-    return Plan((Phase("train", (Step(cast.everyone, [label(teacher) * alpha, *terms]),)),))
+        return Plan((Phase("train", (Step([setup.student], terms),)),))
+    return Plan((Phase("train", (Step(setup.all_networks, [label(teacher) * alpha, *terms]),)),))

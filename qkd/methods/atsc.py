@@ -8,7 +8,7 @@ from torch import nn
 
 from qkd.distill.heads import PROJECTED, Head, mean_of_logits, pool_to_smallest
 from qkd.distill.method_info import ABOVE_ZERO, published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.regularizers import L2SP
 from qkd.distill.taps import LOGITS, Tap
 from qkd.distill.targets import mean
@@ -25,7 +25,7 @@ ENSEMBLE = "ensemble"
     only_with={"anchored": ("anchor", (ABOVE_ZERO,)), "temperature": ("soft", (ABOVE_ZERO,))},
 )
 def atsc(
-    cast: Participants,
+    setup: Setup,
     *,
     feature: Positive = 1.0,
     anchor: NotNegative = 1.0,
@@ -54,49 +54,49 @@ def atsc(
     with the teacher's backbone in training mode, here in evaluation mode; and ``labels`` there means the student's own
     classifier, which nobody uses.
     """
-    heads, terms = _project(cast, reduce, detach=False)
-    anchors = [L2SP(t, leave=[LOGITS] if anchored == "backbone" else []) for t in cast.teachers] if anchor else []
+    heads, terms = _project(setup, reduce, detach=False)
+    anchors = [L2SP(t, leave=[LOGITS] if anchored == "backbone" else []) for t in setup.teachers] if anchor else []
     terms = [term * feature for term in terms] + [l2_sp(each) * anchor for each in anchors]
     product = heads[-1].name
     if labels:
         terms.append(label(product) * labels)
     if soft:
-        target = mean([Tap(teacher) for teacher in cast.teachers])
+        target = mean([Tap(teacher) for teacher in setup.teachers])
         terms.append(imitate(product, target, temperature=temperature) * soft)
-    learners = [cast.student, *cast.teachers, *(head.name for head in heads if head.via)]
+    learners = [setup.student, *setup.teachers, *(head.name for head in heads if head.via)]
     steps = [Step(learners, terms)]
     if keep_classifier:
-        steps.append(Step([f"{t}.{LOGITS}" for t in cast.teachers], [label(t) for t in cast.teachers]))
+        steps.append(Step([f"{t}.{LOGITS}" for t in setup.teachers], [label(t) for t in setup.teachers]))
     return Plan((Phase("train", tuple(steps)),), heads=heads, product=product, anchors=tuple(anchors))
 
 
 @published("Chen et al., CVPR 2022", teachers=1, match=True, labels=False)
-def simkd(cast: Participants, *, reduce: Count = 2) -> Plan:
+def simkd(setup: Setup, *, reduce: Count = 2) -> Plan:
     """The student imitates its frozen teacher's last features behind a projector, and is classified by the teacher.
 
     ``|P(F_S) - F_T|^2`` (eq. 2) and nothing else; no label is used. The product is backbone, projector and borrowed
     classifier, averaged over the teachers where there are several. ``reduce``: the projector's inner width is the teacher's
     divided by it (2 is the paper's best).
     """
-    heads, terms = _project(cast, reduce, detach=True)
-    learners = [cast.student, *(head.name for head in heads if head.via)]
+    heads, terms = _project(setup, reduce, detach=True)
+    learners = [setup.student, *(head.name for head in heads if head.via)]
     return Plan((Phase("train", (Step(learners, terms),)),), heads=heads, product=heads[-1].name)
 
 
-def _project(cast: Participants, reduce: int, *, detach: bool) -> tuple[tuple[Head, ...], list[Term]]:
+def _project(setup: Setup, reduce: int, *, detach: bool) -> tuple[tuple[Head, ...], list[Term]]:
     """Per teacher a projector into its classifier, and what that learns from; the product's head is the last."""
-    stage = cast.stages[-1]
+    stage = setup.stages[-1]
     heads: list[Head] = []
     terms: list[Term] = []
-    for teacher in cast.teachers:
-        own, theirs = Tap(cast.student, stage), Tap(teacher, stage)
-        (read, source), pools = pool_to_smallest([own, theirs], cast.shapes)
-        body = _projector(cast.channels(*own), cast.channels(*theirs), reduce)
+    for teacher in setup.teachers:
+        own, theirs = Tap(setup.student, stage), Tap(teacher, stage)
+        (read, source), pools = pool_to_smallest([own, theirs], setup.shapes)
+        body = _projector(setup.channels(*own), setup.channels(*theirs), reduce)
         head = Head(f"as_{teacher}", [read], body, via=Tap(teacher), about=f"projector into the features of {teacher}")
         heads += [*(pool for pool in pools if pool.name not in {each.name for each in heads}), head]
         terms.append(hint(Tap(head.name, PROJECTED), source, detach_source=detach))
-    if len(cast.teachers) > 1:
-        heads.append(mean_of_logits(ENSEMBLE, [f"as_{teacher}" for teacher in cast.teachers], cast.classes))
+    if len(setup.teachers) > 1:
+        heads.append(mean_of_logits(ENSEMBLE, [f"as_{teacher}" for teacher in setup.teachers], setup.classes))
     return tuple(heads), terms
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from qkd.distill.losses import balanced_divergence
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label
@@ -16,7 +16,7 @@ from qkd.options import Bounds, NotNegative, Positive
 
 @published("Amara et al., 2022, arXiv 2212.12965", teachers=1)
 def bdkd(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 4.0,
     emphasis: Annotated[float, Bounds(at_least=1)] = 2.0,
@@ -35,12 +35,12 @@ def bdkd(
     * ``teachers: frozen``, ``regularise: 0``: ablations. Several teachers share the weight.
     """
     balanced = partial(balanced_divergence, emphasis=emphasis)
-    terms: list[Term] = [label(cast.student)]
-    for teacher in cast.teachers:
-        soft = imitate(cast.student, one(Tap(teacher)), temperature=temperature, divergence=balanced)
-        terms.append(soft * (weight / len(cast.teachers)))
+    terms: list[Term] = [label(setup.student)]
+    for teacher in setup.teachers:
+        soft = imitate(setup.student, one(Tap(teacher)), temperature=temperature, divergence=balanced)
+        terms.append(soft * (weight / len(setup.teachers)))
         if teachers == "learn":
             terms.append(label(teacher))
         if teachers == "learn" and regularise:
-            terms.append(imitate(teacher, one(Tap(cast.student)), temperature=temperature) * regularise)
-    return Plan((Phase("train", (Step(cast.everyone if teachers == "learn" else [cast.student], terms),)),))
+            terms.append(imitate(teacher, one(Tap(setup.student)), temperature=temperature) * regularise)
+    return Plan((Phase("train", (Step(setup.all_networks if teachers == "learn" else [setup.student], terms),)),))

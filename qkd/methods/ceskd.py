@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qkd.distill.epoch_statistics import Difficulty
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import cross_entropies, routed, strata
 from qkd.distill.terms import imitate, label
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @published("Amara et al., 2022, arXiv 2209.07606", teachers=2)
 def ceskd(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 4.0,
     soft: Share = 0.9,
@@ -40,8 +40,12 @@ def ceskd(
 
     How the paper ranks and paces is not known to us.
     """
-    experts = cast.teachers if hardest == "largest" else cast.teachers[::-1]
-    judging = {"smallest": cast.teachers[0], "largest": cast.teachers[-1], "student": cast.student}[judge]
+    experts = setup.teachers if hardest == "largest" else setup.teachers[::-1]
+    judging = {
+        "smallest": setup.teachers[0],
+        "largest": setup.teachers[-1],
+        "student": setup.student,
+    }[judge]
 
     survey = Difficulty(Tap(judging), len(experts), once=judge != "student")
 
@@ -54,5 +58,8 @@ def ceskd(
     taps = [Tap(expert) for expert in experts]
     whole = ranking == "split"
     target = routed(taps, among_all) if whole else routed(taps, within_batch, also=[Tap(judging)])
-    terms = [label(cast.student) * (1 - soft), imitate(cast.student, target, temperature=temperature) * soft]
-    return Plan((Phase("train", (Step([cast.student], terms),)),), surveys=(survey,) if whole else ())
+    terms = [
+        label(setup.student) * (1 - soft),
+        imitate(setup.student, target, temperature=temperature) * soft,
+    ]
+    return Plan((Phase("train", (Step([setup.student], terms),)),), surveys=(survey,) if whole else ())

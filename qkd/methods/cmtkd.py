@@ -9,7 +9,7 @@ from qkd.distill.exchange import Fuse
 from qkd.distill.heads import Head, adapt_shapes, trainable
 from qkd.distill.losses import Reduction
 from qkd.distill.method_info import OnlyWith, published
-from qkd.distill.plan import ADAPTERS, EXCHANGE, Participants, Phase, Plan, Step
+from qkd.distill.plan import ADAPTERS, EXCHANGE, Phase, Plan, Setup, Step
 from qkd.distill.taps import SHARED, Tap
 from qkd.distill.terms import Term, attend, hint, imitate, label
 from qkd.options import NotNegative, Positive
@@ -31,7 +31,7 @@ ONLY_WITH: OnlyWith = {
 
 @published("Pham, Hoang & Do, WACV 2023", teachers=1, match=True, only_with=ONLY_WITH)
 def cmtkd(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 4.0,
     alpha: NotNegative = 1.0,
@@ -75,34 +75,34 @@ def cmtkd(
     """
     learn = teachers == "learn"
     fuse = Fuse(
-        cast.teachers,
-        cast.stages,
+        setup.teachers,
+        setup.stages,
         learned=importance == "learned",
         write_back=exchange,
         weigh_logits=combined == "weighted",
         hold_members=not exchange and feature_gradient == "auto",
-        shapes=cast.shapes,
+        shapes=setup.shapes,
     )
     team = Tap(COMBINED if combined == "head" else SHARED)
-    soft = targets.one(team) if target == "combined" else targets.min_logit([team, Tap(cast.student)])
-    taught = {cast.student} if mutual != "none" else set()
+    soft = targets.one(team) if target == "combined" else targets.min_logit([team, Tap(setup.student)])
+    taught = {setup.student} if mutual != "none" else set()
     taught |= {team.part} if mutual == "both" and target == "min_logit" else set()
     terms = []
-    for part in (cast.student, team.part) if learn or combined == "head" else (cast.student,):
+    for part in (setup.student, team.part) if learn or combined == "head" else (setup.student,):
         kl = imitate(part, soft, temperature=temperature, detach_target=detach_target)
         terms += [label(part) * alpha, *([kl * beta] if part in taught else [])]
     both = feature_gradient == "both" or (feature_gradient == "auto" and not (learn and exchange))
-    heads, features = _features(cast, feature, reduction, gamma, detach_source=not both)
-    heads += (_classifier(cast),) if combined == "head" else ()
-    learners = [cast.student, *(cast.teachers if learn else ()), *_learned(fuse), *trainable(heads)]
+    heads, features = _features(setup, feature, reduction, gamma, detach_source=not both)
+    heads += (_classifier(setup),) if combined == "head" else ()
+    learners = [setup.student, *(setup.teachers if learn else ()), *_learned(fuse), *trainable(heads)]
     phase = Phase("train", (Step(learners, [*terms, *features]),))
     return Plan((phase,), exchange=fuse, heads=heads, rates={IMPORTANCE: importance_rate})
 
 
-def _classifier(cast: Participants) -> Head:
+def _classifier(setup: Setup) -> Head:
     """A classifier of its own on the last fused features."""
-    shared = Tap(SHARED, cast.stages[-1])
-    return Head(COMBINED, [shared], cast.classifier(cast.channels(cast.teachers[0], shared.stage)))
+    shared = Tap(SHARED, setup.stages[-1])
+    return Head(COMBINED, [shared], setup.classifier(setup.channels(setup.teachers[0], shared.stage)))
 
 
 def _learned(fuse: Fuse) -> list[str]:
@@ -111,7 +111,7 @@ def _learned(fuse: Fuse) -> list[str]:
 
 
 def _features(
-    cast: Participants, feature: str, reduction: Reduction, gamma: float | None, *, detach_source: bool
+    setup: Setup, feature: str, reduction: Reduction, gamma: float | None, *, detach_source: bool
 ) -> tuple[tuple[Head, ...], list[Term]]:
     """The feature terms, one per matched layer, and the adapters they need where shapes differ."""
     heads: list[Head] = []
@@ -119,10 +119,10 @@ def _features(
     if feature == "none":
         return (), terms
     default = 1.0 if feature == "hint" else 100.0
-    for stage in cast.stages:
+    for stage in setup.stages:
         source = Tap(SHARED, stage)
-        shapes = {**cast.shapes, source: cast.shapes[Tap(cast.teachers[0], stage)]}
-        own, theirs, more = adapt_shapes(Tap(cast.student, stage), source, shapes, channels=feature == "hint")
+        shapes = {**setup.shapes, source: setup.shapes[Tap(setup.teachers[0], stage)]}
+        own, theirs, more = adapt_shapes(Tap(setup.student, stage), source, shapes, channels=feature == "hint")
         heads += more
         if feature == "hint":
             term = hint(own, theirs, detach_source=detach_source)

@@ -7,7 +7,7 @@ from typing import Literal
 from qkd.distill.heads import Head, adapt_shapes, trainable
 from qkd.distill.losses import Reduction
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, attend, hint, imitate, label
@@ -25,7 +25,7 @@ ONLY_WITH: OnlyWith = {
 
 @published("Zhao et al., IEEE Trans. Cybernetics 52(4), 2022", teachers=1, only_with=ONLY_WITH)
 def ctkd(
-    cast: Participants,
+    setup: Setup,
     *,
     scratch: str = "scratch",
     expert: str = "expert",
@@ -48,29 +48,31 @@ def ctkd(
     and so do the weights: the paper's own are not known to us. With the student's width and more bits, the scratch teacher
     makes this a collaboration of quantized networks without an exchange.
     """
-    terms: list[Term] = [label(cast.student)]
+    terms: list[Term] = [label(setup.student)]
     heads: list[Head] = []
-    learners = [cast.student]
+    learners = [setup.student]
     if imitation != "none":
-        _one_of(cast, scratch, "scratch", "trains with the student")
+        _one_of(setup, scratch, "scratch", "trains with the student")
         learners.append(scratch)
-        hinted = hint(Tap(cast.student), Tap(scratch)) * (imitation_weight * cast.classes)  # the sum over the classes
-        soft = imitate(cast.student, one(Tap(scratch)), temperature=temperature) * imitation_weight
+        hinted = hint(Tap(setup.student), Tap(scratch)) * (imitation_weight * setup.classes)  # the sum over the classes
+        soft = imitate(setup.student, one(Tap(scratch)), temperature=temperature) * imitation_weight
         terms += [label(scratch), soft if imitation == "kl" else hinted]
     if attention:
-        _one_of(cast, expert, "expert", "is trained already")
-        if not cast.stages:
+        _one_of(setup, expert, "expert", "is trained already")
+        if not setup.stages:
             raise PlanError("ctkd: attention needs matched layers: name them under `match:`, or write `attention: 0`")
-        for stage in cast.stages:
-            own, source, more = adapt_shapes(Tap(cast.student, stage), Tap(expert, stage), cast.shapes, channels=False)
+        for stage in setup.stages:
+            own, source, more = adapt_shapes(
+                Tap(setup.student, stage), Tap(expert, stage), setup.shapes, channels=False
+            )
             heads += more
             terms.append(attend(own, source, reduction=reduction) * (attention / 2))
     return Plan((Phase("train", (Step([*learners, *trainable(heads)], terms),)),), heads=tuple(heads))
 
 
-def _one_of(cast: Participants, name: str, option: str, what: str) -> None:
-    if name not in cast.teachers:
+def _one_of(setup: Setup, name: str, option: str, what: str) -> None:
+    if name not in setup.teachers:
         raise PlanError(
-            f"ctkd needs a teacher that {what}: none is called {name!r}{nearest(name, cast.teachers)}; add it under "
-            f"`teachers:` or say which one it is with `method.{option}`; there are {', '.join(cast.teachers)}"
+            f"ctkd needs a teacher that {what}: none is called {name!r}{nearest(name, setup.teachers)}; add it under "
+            f"`teachers:` or say which one it is with `method.{option}`; there are {', '.join(setup.teachers)}"
         )

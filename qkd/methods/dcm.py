@@ -9,7 +9,7 @@ from torch import nn
 
 from qkd.distill.heads import Head
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label
@@ -18,7 +18,7 @@ from qkd.options import Count, NotNegative, Positive
 
 @published("Yao & Sun, ECCV 2020", teachers=1, match=True)
 def dcm(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 1.0,
     weight: NotNegative = 1.0,
@@ -35,9 +35,11 @@ def dcm(
       network's own later layers.
     """
     heads = {
-        Tap(part, stage): _branch(cast, Tap(part, stage), depth) for part in cast.everyone for stage in cast.stages
+        Tap(part, stage): _branch(setup, Tap(part, stage), depth)
+        for part in setup.all_networks
+        for stage in setup.stages
     }
-    names = {tap: head.name for tap, head in heads.items()} | {Tap(part): part for part in cast.everyone}
+    names = {tap: head.name for tap, head in heads.items()} | {Tap(part): part for part in setup.all_networks}
     terms: list[Term] = [label(name) for name in names.values()]
     for u, v in combinations(names, 2) if weight else ():
         allowed = {"all": True, "same_depth": u.stage == v.stage, "logits": u.stage == v.stage == "logits"}[pairs]
@@ -46,15 +48,15 @@ def dcm(
                 imitate(names[pupil], one(Tap(names[other])), temperature=temperature) * weight
                 for pupil, other in ((u, v), (v, u))
             ]
-    learners = [*cast.everyone, *(head.name for head in heads.values())]
+    learners = [*setup.all_networks, *(head.name for head in heads.values())]
     return Plan((Phase("train", (Step(learners, terms),)),), heads=tuple(heads.values()))
 
 
-def _branch(cast: Participants, tap: Tap, depth: int) -> Head:
+def _branch(setup: Setup, tap: Tap, depth: int) -> Head:
     """Convolutions that halve the map and double the channels, then a linear classifier."""
-    channels, layers = cast.channels(*tap), []
+    channels, layers = setup.channels(*tap), []
     for _ in range(depth):
         layers += [nn.Conv2d(channels, 2 * channels, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * channels), nn.ReLU()]
         channels *= 2
     name = f"{tap.part}_{tap.stage.replace('.', '_')}"
-    return Head(name, [tap], nn.Sequential(*layers, cast.classifier(channels)))
+    return Head(name, [tap], nn.Sequential(*layers, setup.classifier(channels)))

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.term_dropout import Bernoulli, DropExactly, TermDropout
@@ -25,7 +25,7 @@ ONLY_WITH: OnlyWith = {
 
 @published("Son et al., ICCV 2021", teachers=1, only_with=ONLY_WITH)
 def dgkd(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 5.0,
     soft: Share = 0.5,
@@ -50,11 +50,11 @@ def dgkd(
 
     The released code uses temperature 5 and soft 1 (no labels), and divides KL by the number of classes; here it does not.
     """
-    chance = _chance(stochastic, len(cast.teachers), drop, keep)
-    chain = [*cast.teachers, cast.student]
+    chance = _chance(stochastic, len(setup.teachers), drop, keep)
+    chain = [*setup.teachers, setup.student]
     phases = [Phase(chain[0], (Step([chain[0]], [label(chain[0])]),))] if teacher == "learn" else []
     for number, part in enumerate(chain[1:], 1):
-        guides, last = chain[:number], part == cast.student
+        guides, last = chain[:number], part == setup.student
         random = chance if last or (stochastic_for == "everyone" and number > 1) else None
         terms = _guided(part, guides, temperature, soft, len(guides) if labels_per_guide else 1, random)
         phases.append(Phase(part, (Step([part], terms),), student_share if last else 1.0))
@@ -62,13 +62,13 @@ def dgkd(
 
 
 @published("Mirzadeh et al., AAAI 2020", teachers=1)
-def takd(cast: Participants, *, temperature: Positive = 4.0, soft: Share = 0.9, student_share: Positive = 1.0) -> Plan:
+def takd(setup: Setup, *, temperature: Positive = 4.0, soft: Share = 0.9, student_share: Positive = 1.0) -> Plan:
     """The teachers are a chain, the largest first; each of them, and at last the student, is guided by the one before it.
 
     One phase per network: ``(1 - soft) CE + soft KL``. The paper searched temperature and soft for every pair. The head of
     the chain stays as it starts. ``student_share``: the student's part of the epochs, where every assistant has 1.
     """
-    links = pairwise([*cast.teachers, cast.student])
+    links = pairwise([*setup.teachers, setup.student])
     phases = [Phase(part, (Step([part], _guided(part, [guide], temperature, soft, 1, None)),)) for guide, part in links]
     return Plan((*phases[:-1], replace(phases[-1], share=student_share)))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.terms import Term, label, mutual
 from qkd.options import NotNegative, Positive
 
 
 @published("Zhang et al., CVPR 2018", teachers=1)
 def dml(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 1.0,
     weight: NotNegative = 1.0,
@@ -29,11 +29,11 @@ def dml(
     """
 
     def terms(peer: str) -> list[Term]:
-        others = [name for name in cast.everyone if name != peer]
+        others = [name for name in setup.all_networks if name != peer]
         return [label(peer), *(mutual(peer, others, temperature=temperature, weight=weight) if weight else [])]
 
     if update == "in_turn":
-        steps = tuple(Step([peer], terms(peer)) for peer in cast.everyone)
+        steps = tuple(Step([peer], terms(peer)) for peer in setup.all_networks)
     else:
-        steps = (Step(cast.everyone, [term for peer in cast.everyone for term in terms(peer)]),)
+        steps = (Step(setup.all_networks, [term for peer in setup.all_networks for term in terms(peer)]),)
     return Plan((Phase("train", steps),))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from qkd.distill.heads import Head
 from qkd.distill.method_info import ABOVE_ZERO, published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.relational_losses import alignment
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
@@ -25,7 +25,7 @@ from qkd.options import Count, NotNegative, Positive, Share
     only_with={"temperature": ("soft", (ABOVE_ZERO,))},
 )
 def dpk(
-    cast: Participants,
+    setup: Setup,
     *,
     beta: Positive = 1.0,
     patch: Count = 2,
@@ -44,23 +44,23 @@ def dpk(
 
     How the paper maps CKA to the share, its patches and its decoder are not known to us (transformer blocks there).
     """
-    (teacher,) = cast.teachers
-    terms: list[Term] = [label(cast.student)]
+    (teacher,) = setup.teachers
+    terms: list[Term] = [label(setup.student)]
     heads = []
-    for stage in cast.stages:
-        own, theirs = cast.shapes[Tap(cast.student, stage)], cast.shapes[Tap(teacher, stage)]
+    for stage in setup.stages:
+        own, theirs = setup.shapes[Tap(setup.student, stage)], setup.shapes[Tap(teacher, stage)]
         if own[1:] != theirs[1:] or len(own) != 3:
             raise PlanError(f"match: {stage}: dpk needs maps of one height and width, found {own} and {theirs}")
         body = Stitch(own[0], theirs[0], patch=patch, prior=prior)
-        taps = [Tap(cast.student, stage), Tap(teacher, stage)]
+        taps = [Tap(setup.student, stage), Tap(teacher, stage)]
         heads.append(
             Head(f"restore_{stage.replace('.', '_')}", taps, body, about="stitches patches of both and restores")
         )
         heads[-1].joined = True
         terms.append(hint(Tap(heads[-1].name), taps[1]) * beta)
     if soft:
-        terms.append(imitate(cast.student, one(Tap(teacher)), temperature=temperature) * soft)
-    learners = [cast.student, *(head.name for head in heads)]
+        terms.append(imitate(setup.student, one(Tap(teacher)), temperature=temperature) * soft)
+    learners = [setup.student, *(head.name for head in heads)]
     return Plan((Phase("train", (Step(learners, terms),)),), heads=tuple(heads))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from qkd.distill.heads import Head, adapt_shapes, pool_to_smallest, trainable
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.schedules import Ramp
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one, virtual
@@ -29,7 +29,7 @@ ONLY_WITH: OnlyWith = {
     "Li et al., Int. J. of Distributed Sensor Networks 17(11), 2021", teachers=1, match=True, only_with=ONLY_WITH
 )
 def ffcl(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 3.0,
     response: NotNegative = 1.0,
@@ -54,31 +54,31 @@ def ffcl(
     * ``ramp``: the share of training over which w(t) grows to one (FFL: 80 of 300 epochs).
     * ``product``: the student alone, or both networks with the fused classifier.
     """
-    heads = [*_fusion(cast)]
-    shapes = {**cast.shapes, Tap(MAP): _fused_shape(cast)}
-    terms: list[Term] = _fused_terms(cast, temperature, ramp)
-    for part in cast.everyone:
-        others = [other for other in cast.everyone if other != part]
+    heads = [*_fusion(setup)]
+    shapes = {**setup.shapes, Tap(MAP): _fused_shape(setup)}
+    terms: list[Term] = _fused_terms(setup, temperature, ramp)
+    for part in setup.all_networks:
+        others = [other for other in setup.all_networks if other != part]
         terms += [
             t * Ramp(share, ramp) for t, share in _shares(mutual(part, others, temperature=temperature), response)
         ]
         terms += [imitate(part, one(Tap(FUSED)), temperature=temperature) * Ramp(fused, ramp)] if fused else []
         if feature:
             own, source, more = adapt_shapes(
-                Tap(part, cast.stages[-1]), Tap(MAP), shapes, channels=feature_loss == "hint"
+                Tap(part, setup.stages[-1]), Tap(MAP), shapes, channels=feature_loss == "hint"
             )
             heads += more
             terms.append((hint if feature_loss == "hint" else attend)(own, source) * Ramp(feature, ramp))
         if positive:
             terms.append(imitate(part, virtual(part, confidence), temperature=positive_temperature) * positive)
-    learners = [*cast.everyone, *trainable(heads)]
+    learners = [*setup.all_networks, *trainable(heads)]
     phase = Phase("train", (Step(learners, terms),))
-    return Plan((phase,), heads=tuple(heads), product=FUSED if product == "fused" else cast.student)
+    return Plan((phase,), heads=tuple(heads), product=FUSED if product == "fused" else setup.student)
 
 
 @published("Kim et al., 2019, arXiv 1904.09058", teachers=1, match=True)
 def ffl(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 3.0,
     ramp: Share = 0.27,
@@ -92,21 +92,24 @@ def ffl(
 
     Departure: networks share no layers; the paper lets those of one architecture share the first.
     """
-    heads = _fusion(cast)
-    terms = _fused_terms(cast, temperature, ramp)
-    terms += [imitate(p, one(Tap(FUSED)), temperature=temperature) * Ramp(1.0, ramp) for p in cast.everyone]
-    phase = Phase("train", (Step([*cast.everyone, *trainable(heads)], terms),))
-    return Plan((phase,), heads=heads, product=FUSED if product == "fused" else cast.student)
+    heads = _fusion(setup)
+    terms = _fused_terms(setup, temperature, ramp)
+    terms += [imitate(p, one(Tap(FUSED)), temperature=temperature) * Ramp(1.0, ramp) for p in setup.all_networks]
+    phase = Phase("train", (Step([*setup.all_networks, *trainable(heads)], terms),))
+    return Plan((phase,), heads=heads, product=FUSED if product == "fused" else setup.student)
 
 
 def _shares(terms: list[Term], weight: float) -> list[tuple[Term, float]]:
     return [(term, weight / len(terms)) for term in terms] if weight else []
 
 
-def _fusion(cast: Participants) -> tuple[Head, ...]:
+def _fusion(setup: Setup) -> tuple[Head, ...]:
     """The last feature maps joined, a depthwise 3x3 and a 1x1 convolution, and the classifier. Source: FFL's code."""
-    maps, pools = pool_to_smallest([Tap(part, cast.stages[-1]) for part in cast.everyone], cast.shapes)
-    joined, channels = sum(cast.channels(part, cast.stages[-1]) for part in cast.everyone), _fused_shape(cast)[0]
+    maps, pools = pool_to_smallest([Tap(part, setup.stages[-1]) for part in setup.all_networks], setup.shapes)
+    joined, channels = (
+        sum(setup.channels(part, setup.stages[-1]) for part in setup.all_networks),
+        _fused_shape(setup)[0],
+    )
     body = nn.Sequential(
         nn.Conv2d(joined, joined, 3, padding=1, groups=joined, bias=False),
         nn.BatchNorm2d(joined),
@@ -118,18 +121,18 @@ def _fusion(cast: Participants) -> tuple[Head, ...]:
     return (
         *pools,
         Head(MAP, maps, body, about="fused feature map"),
-        Head(FUSED, [Tap(MAP)], cast.classifier(channels)),
+        Head(FUSED, [Tap(MAP)], setup.classifier(channels)),
     )
 
 
-def _fused_shape(cast: Participants) -> tuple[int, int, int]:
+def _fused_shape(setup: Setup) -> tuple[int, int, int]:
     """The student's channels, at the size of the smallest map."""
-    shapes = [cast.shapes[Tap(part, cast.stages[-1])] for part in cast.everyone]
+    shapes = [setup.shapes[Tap(part, setup.stages[-1])] for part in setup.all_networks]
     return shapes[0][0], min(shape[1] for shape in shapes), min(shape[2] for shape in shapes)
 
 
-def _fused_terms(cast: Participants, temperature: float, ramp: float) -> list[Term]:
+def _fused_terms(setup: Setup, temperature: float, ramp: float) -> list[Term]:
     """The labels for everybody and for the fused classifier, which also learns from the mean of all."""
-    together = mean([Tap(part) for part in cast.everyone])
-    own = [label(part) for part in (*cast.everyone, FUSED)]
+    together = mean([Tap(part) for part in setup.all_networks])
+    own = [label(part) for part in (*setup.all_networks, FUSED)]
     return [*own, imitate(FUSED, together, temperature=temperature) * Ramp(1.0, ramp)]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from qkd.distill.exchange import Swap
 from qkd.distill.method_info import published
-from qkd.distill.plan import ADAPTERS, Participants, Phase, Plan, Step
+from qkd.distill.plan import ADAPTERS, Phase, Plan, Setup, Step
 from qkd.distill.schedules import Constant, Linear, Review
 from qkd.distill.terms import Schedule, label
 from qkd.options import Share
@@ -14,7 +14,7 @@ from qkd.options import Share
 
 @published("Fu et al., 2020", teachers=1, most=1, match=True)
 def iakd(
-    cast: Participants,
+    setup: Setup,
     *,
     schedule: Literal["uniform", "linear", "review"] = "review",
     keep: Share = 0.5,
@@ -31,6 +31,6 @@ def iakd(
     Stages end at the layers of ``match:``. Where shapes differ, adapters out of the teacher and into it are learned.
     """
     chances: dict[str, Schedule] = {"uniform": Constant(keep), "linear": Linear(keep, 1.0), "review": Review(keep, 1.0)}
-    swap = Swap(cast.student, cast.teachers[0], cast.stages, chances[schedule], cast.shapes)
-    learners = [cast.student, *([ADAPTERS] if len(swap.adapters) else [])]
-    return Plan((Phase("train", (Step(learners, [label(cast.student)]),)),), exchange=swap)
+    swap = Swap(setup.student, setup.teachers[0], setup.stages, chances[schedule], setup.shapes)
+    learners = [setup.student, *([ADAPTERS] if len(swap.adapters) else [])]
+    return Plan((Phase("train", (Step(learners, [label(setup.student)]),)),), exchange=swap)

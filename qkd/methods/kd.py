@@ -8,7 +8,7 @@ from qkd.distill.feature_terms import LOSSES as FEATURES
 from qkd.distill.feature_terms import Feature, feature_terms
 from qkd.distill.heads import trainable
 from qkd.distill.method_info import OnlyWith, published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean
 from qkd.distill.terms import Term, decouple, imitate, label
@@ -25,7 +25,7 @@ ONLY_WITH: OnlyWith = {
 
 @published("Hinton et al., 2015", teachers=1, only_with=ONLY_WITH)
 def kd(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 4.0,
     soft: Share = 0.9,
@@ -46,20 +46,20 @@ def kd(
       similarity (Tung & Mori 2019), relational (RKD, Park et al. 2019), contrastive (within the batch, after CRD).
       ``feature_weight`` null: the customary weight of each.
     """
-    if feature != "none" and not cast.stages:
+    if feature != "none" and not setup.stages:
         raise PlanError(
             f"kd with feature: {feature} needs matched layers: name them under `match:`, e.g. [layer1, layer2]"
         )
     target, terms = (
-        mean([Tap(t) for t in cast.teachers]),
-        [label(cast.student) * (1 - soft if logits != "none" else 1.0)],
+        mean([Tap(t) for t in setup.teachers]),
+        [label(setup.student) * (1 - soft if logits != "none" else 1.0)],
     )
     if logits == "kl":
-        terms.append(imitate(cast.student, target, temperature=temperature) * soft)
+        terms.append(imitate(setup.student, target, temperature=temperature) * soft)
     if logits == "dkd":
-        terms.append(decouple(cast.student, target, temperature=temperature, others=others) * soft)
-    pairs = [(Tap(cast.student, s), Tap(t, s)) for t in cast.teachers for s in cast.stages]
-    heads, more = feature_terms(feature, pairs, cast.shapes, feature_weight)
-    learners = [cast.student, *trainable(heads)]
+        terms.append(decouple(setup.student, target, temperature=temperature, others=others) * soft)
+    pairs = [(Tap(setup.student, s), Tap(t, s)) for t in setup.teachers for s in setup.stages]
+    heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight)
+    learners = [setup.student, *trainable(heads)]
     every: list[Term] = [*terms, *more]
     return Plan((Phase("train", (Step(learners, every),)),), heads=heads)

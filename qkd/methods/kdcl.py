@@ -7,7 +7,7 @@ from typing import Literal
 from qkd.distill import targets
 from qkd.distill.epoch_statistics import ErrorCovariance
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import imitate, label
 from qkd.options import NotNegative, Positive
@@ -17,7 +17,7 @@ TARGETS = {"naive": targets.naive, "linear": targets.linear, "min_logit": target
 
 @published("Guo et al., CVPR 2020", teachers=1)
 def kdcl(
-    cast: Participants,
+    setup: Setup,
     *,
     target: Literal["naive", "linear", "min_logit", "general", "mean"] = "min_logit",
     temperature: Positive = 2.0,
@@ -35,11 +35,11 @@ def kdcl(
 
     ``views``: every network sees an augmentation of its own of the same images, as in the paper, or all see the same.
     """
-    taps = [Tap(part) for part in cast.everyone]
+    taps = [Tap(part) for part in setup.all_networks]
     surveys = (ErrorCovariance(taps),) if target == "general" else ()
     soft = targets.weighted(taps, lambda: surveys[0].weights) if surveys else TARGETS[target](taps)
-    terms = [label(part) for part in cast.everyone]
+    terms = [label(part) for part in setup.all_networks]
     if weight:
-        terms += [imitate(part, soft, temperature=temperature) * weight for part in cast.everyone]
-    sights = {part: number for number, part in enumerate(cast.everyone)} if views == "own" else {}
-    return Plan((Phase("train", (Step(cast.everyone, terms),)),), surveys=surveys, views=sights)
+        terms += [imitate(part, soft, temperature=temperature) * weight for part in setup.all_networks]
+    sights = {part: number for number, part in enumerate(setup.all_networks)} if views == "own" else {}
+    return Plan((Phase("train", (Step(setup.all_networks, terms),)),), surveys=surveys, views=sights)

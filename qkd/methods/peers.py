@@ -6,7 +6,7 @@ from typing import Literal
 
 from qkd.distill.heads import mean_of_logits
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import Term, imitate, label, mutual
@@ -17,7 +17,7 @@ ENSEMBLE = "ensemble"
 
 @published("Niyaz & Bathula, 2021", teachers=2)
 def peers(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 4.0,
     taught: NotNegative = 1.0,
@@ -33,8 +33,8 @@ def peers(
     * ``teacher: frozen``: it teaches as it is. * ``taught: 0`` or ``shared: 0``: without the teacher, without the peers.
     * ``product: ensemble``: all students and the mean of their logits, in one file; the paper's predictor.
     """
-    leader, *fellows = cast.teachers
-    students = [cast.student, *fellows]
+    leader, *fellows = setup.teachers
+    students = [setup.student, *fellows]
 
     def terms(part: str) -> list[Term]:
         others = [name for name in students if name != part]
@@ -47,4 +47,4 @@ def peers(
     phase = Phase("train", (Step(learners, [*moving, *(term for part in students for term in terms(part))]),))
     if product == "student":
         return Plan((phase,))
-    return Plan((phase,), heads=(mean_of_logits(ENSEMBLE, students, cast.classes),), product=ENSEMBLE)
+    return Plan((phase,), heads=(mean_of_logits(ENSEMBLE, students, setup.classes),), product=ENSEMBLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.relational_losses import information_flow
 from qkd.distill.schedules import Decay
 from qkd.distill.taps import Tap
@@ -13,7 +13,7 @@ from qkd.options import NotNegative, Positive
 
 @published("Passalis et al., CVPR 2020", teachers=1, most=2, match=True)
 def pkt(
-    cast: Participants,
+    setup: Setup,
     *,
     last: NotNegative = 1.0,
     hidden: NotNegative = 100.0,
@@ -34,18 +34,18 @@ def pkt(
     Departures: the paper uses no labels because it ranks by distance; a classifier needs them. Its J is a mean over
     ``batch^2`` pairs; ``strength`` gives that a size comparable with CE.
     """
-    *early, final = cast.stages
-    guide = cast.teachers[-1]
-    terms = [label(cast.student) * labels]
+    *early, final = setup.stages
+    guide = setup.teachers[-1]
+    terms = [label(setup.student) * labels]
     if last:
-        terms.append(relate("flow", information_flow, Tap(cast.student, final), Tap(guide, final)) * (strength * last))
+        terms.append(relate("flow", information_flow, Tap(setup.student, final), Tap(guide, final)) * (strength * last))
     terms += [
-        relate("flow", information_flow, Tap(cast.student, stage), Tap(guide, stage))
+        relate("flow", information_flow, Tap(setup.student, stage), Tap(guide, stage))
         * Decay(strength * hidden, decay, times)
         for stage in (early if hidden else ())
     ]
-    phases = [Phase("transfer", (Step([cast.student], terms),))]
-    if len(cast.teachers) == 2:
-        learned = relate("flow", information_flow, Tap(guide, final), Tap(cast.teachers[0], final)) * (strength * last)
+    phases = [Phase("transfer", (Step([setup.student], terms),))]
+    if len(setup.teachers) == 2:
+        learned = relate("flow", information_flow, Tap(guide, final), Tap(setup.teachers[0], final)) * (strength * last)
         phases.insert(0, Phase("auxiliary", (Step([guide], [label(guide) * labels, learned]),), preparation))
     return Plan(tuple(phases))

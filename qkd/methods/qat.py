@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.terms import label
 
 
 @published("Jacob et al., CVPR 2018")
-def qat(cast: Participants) -> Plan:
+def qat(setup: Setup) -> Plan:
     """Train the student on the labels. Teachers, if there are any, do not run."""
-    return Plan((Phase("train", (Step([cast.student], [label(cast.student)]),)),))
+    return Plan((Phase("train", (Step([setup.student], [label(setup.student)]),)),))

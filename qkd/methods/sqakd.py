@@ -9,7 +9,7 @@ from torch import nn
 from qkd.distill.heads import Head
 from qkd.distill.method_info import published
 from qkd.distill.module_map import ModuleMap
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.stages import Staged
 from qkd.distill.taps import Outputs, Tap
 from qkd.distill.targets import one
@@ -26,7 +26,7 @@ from qkd.options import NotNegative, Positive
     only_with={"beta": ("feature", ("hint", "lattice"))},
 )
 def sqakd(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 4.0,
     alpha: Positive = 1.0,
@@ -43,19 +43,19 @@ def sqakd(
     * ``feature: hint``: equal the float copy's features at the layers of ``match:`` too. ``lattice``: equal them after they
       went through the student's own quantizers, so that both lie on the student's grid (the idea of SQuaT, 2026).
     """
-    if feature != "none" and not cast.stages:
+    if feature != "none" and not setup.stages:
         raise PlanError(
             "sqakd with features needs matched layers: name them under `match:`, for example [layer1, layer2]"
         )
-    (teacher,) = cast.teachers
-    terms = [imitate(cast.student, one(Tap(teacher)), temperature=temperature) * alpha]
+    (teacher,) = setup.teachers
+    terms = [imitate(setup.student, one(Tap(teacher)), temperature=temperature) * alpha]
     if gamma:
-        terms.append(label(cast.student) * gamma)
-    sources = {stage: Tap(teacher, stage) for stage in cast.stages} if feature != "none" else {}
-    heads = [OnGrid(tap, Tap(cast.student, stage)) for stage, tap in sources.items()] if feature == "lattice" else []
+        terms.append(label(setup.student) * gamma)
+    sources = {stage: Tap(teacher, stage) for stage in setup.stages} if feature != "none" else {}
+    heads = [OnGrid(tap, Tap(setup.student, stage)) for stage, tap in sources.items()] if feature == "lattice" else []
     read = [Tap(head.name) for head in heads] or sources.values()
-    terms += [hint(Tap(cast.student, s), source) * beta for s, source in zip(sources, read, strict=True)]
-    return Plan((Phase("train", (Step([cast.student], terms),)),), heads=tuple(heads))
+    terms += [hint(Tap(setup.student, s), source) * beta for s, source in zip(sources, read, strict=True)]
+    return Plan((Phase("train", (Step([setup.student], terms),)),), heads=tuple(heads))
 
 
 class OnGrid(Head):

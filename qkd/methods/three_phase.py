@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qkd.distill.method_info import published
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one
 from qkd.distill.terms import Term, imitate, label
@@ -13,7 +13,7 @@ from qkd.options import NotNegative, Positive
 
 @published("Kim et al., 2019, arXiv 1911.12491", teachers=1)
 def three_phase(
-    cast: Participants,
+    setup: Setup,
     *,
     temperature: Positive = 4.0,
     weight: Positive = 1.0,
@@ -35,20 +35,23 @@ def three_phase(
 
     Several teachers co-study and tutor as one: the student imitates the mean of their logits.
     """
-    alone = [label(cast.student)]
-    taught = [*alone, imitate(cast.student, mean([Tap(t) for t in cast.teachers]), temperature=temperature) * weight]
+    alone = [label(setup.student)]
+    taught = [
+        *alone,
+        imitate(setup.student, mean([Tap(t) for t in setup.teachers]), temperature=temperature) * weight,
+    ]
 
     def terms(teacher: str) -> list[Term]:
-        back = imitate(teacher, one(Tap(cast.student)), temperature=temperature) * weight
+        back = imitate(teacher, one(Tap(setup.student)), temperature=temperature) * weight
         return [label(teacher), *([back] if answer else [])]
 
-    teaching = [term for teacher in cast.teachers for term in terms(teacher)]
+    teaching = [term for teacher in setup.teachers for term in terms(teacher)]
     phases = (
-        Phase("self-studying", (Step([cast.student], alone),), self_studying),
-        Phase("co-studying", (Step(cast.everyone, [*taught, *teaching]),), co_studying),
-        Phase("tutoring", (Step([cast.student], taught),), tutoring),
+        Phase("self-studying", (Step([setup.student], alone),), self_studying),
+        Phase("co-studying", (Step(setup.all_networks, [*taught, *teaching]),), co_studying),
+        Phase("tutoring", (Step([setup.student], taught),), tutoring),
     )
     chosen = tuple(phase for phase in phases if phase.share)
     if not chosen:
         raise PlanError("three_phase: every phase has a share of 0; give at least one of them epochs")
-    return Plan(chosen, rates=dict.fromkeys(cast.teachers, teacher_rate))
+    return Plan(chosen, rates=dict.fromkeys(setup.teachers, teacher_rate))

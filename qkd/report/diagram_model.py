@@ -109,10 +109,10 @@ def diagram_of(
     running = networks_needed(plan, step)
     heads = _heads(plan, step, running)
     read = {tap for term in step.terms for tap in term.reads} | {tap for head in heads for tap in head.reads}
-    columns = tuple(dict.fromkeys((*assembly.cast.stages, LOGITS)))
+    columns = tuple(dict.fromkeys((*assembly.setup.stages, LOGITS)))
     members = tuple(part for part in plan.exchange.members if part in running)
     buses = _buses(plan, members, read, importance or {})
-    lanes = [_network(recipe, assembly, step, part, scores) for part in assembly.cast.teachers if part in running]
+    lanes = [_network(recipe, assembly, step, part, scores) for part in assembly.setup.teachers if part in running]
     lanes += _exchanged(
         plan, step, columns, buses, {*recipe.networks, *(head.name for head in plan.heads)}, read, scores
     )
@@ -174,7 +174,7 @@ def _network(recipe: Recipe, assembly: Assembly, step: Step, part: str, top1: Ma
     entry = recipe.networks[part]
     build = entry.build.rpartition(":")[2]
     bits = str(entry.quantize) if entry.quantize else "float"
-    stages = (*assembly.cast.stages, LOGITS)
+    stages = (*assembly.setup.stages, LOGITS)
     state = _state(step, part, top1.get(part))
     return Lane(part, f"{shortened(build)} {bits}", state, "network", stages, product=assembly.plan.product == part)
 

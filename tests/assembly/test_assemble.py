@@ -16,7 +16,7 @@ FACTS = DataSpec((3, 16, 16), 5)
 MINE = """\
 from torch import nn
 
-def boom(cast):
+def boom(setup):
     return 1 / 0
 
 def no_cast():

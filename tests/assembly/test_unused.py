@@ -61,7 +61,7 @@ def test_layers_at_which_memory_is_saved_are_not_idle(tmp_path: Path) -> None:
 
 
 def test_a_method_of_ones_own_is_looked_at_too(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MINE.replace("for s in cast.stages", "for s in cast.stages[1:]"))
+    (tmp_path / "mine.py").write_text(MINE.replace("for s in setup.stages", "for s in setup.stages[1:]"))
     teacher, layers = told(tmp_path, f"{{name: {tmp_path}/mine.py:my_method}}")
     assert teacher.startswith("5: teachers.eight: does nothing: ")
     assert layers.startswith("6: match: does nothing at layer1: ")

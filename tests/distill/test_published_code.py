@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qkd.data import Batch
 from qkd.distill.losses import attention_distance, hint_distance, kl_divergence
-from qkd.distill.plan import Participants, Plan, Shape
+from qkd.distill.plan import Plan, Setup, Shape
 from qkd.distill.regularizers import L2SP
 from qkd.distill.relational_losses import similarity_distance
 from qkd.distill.schedules import Ramp
@@ -62,7 +62,7 @@ def plan_of(method: str, *teachers: str, **options: Any) -> Plan:
     shapes: dict[Tap, Shape] = {Tap(p, s): (4, 8, 8) for p in everyone for s in stages} | {
         Tap(p): (CLASSES,) for p in everyone
     }
-    return METHODS[method](Participants("student", teachers, stages, CLASSES, shapes), **options)
+    return METHODS[method](Setup("student", teachers, stages, CLASSES, shapes), **options)
 
 
 def total(plan: Plan, outputs: Outputs, progress: float = 0.0) -> float:

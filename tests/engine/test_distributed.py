@@ -64,21 +64,21 @@ KINDS = {
 
 SPOILT = """
 import torch
-from qkd.distill.plan import Cast, Phase, Plan, Step
+from qkd.distill.plan import Setup, Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import Term, label
 
 seen = []  # batches, those of the rehearsal included
 
-def method(cast: Cast) -> Plan:
+def method(setup: Setup) -> Plan:
     def loss(logits, batch):
         seen.append(0)
         here = 7 in batch.ids.tolist()
         WHEN
         return logits.square().mean()
 
-    terms = [label(cast.student), Term("odd", (Tap(cast.student),), loss)]
-    return Plan((Phase("train", (Step([cast.student], terms),)),))
+    terms = [label(setup.student), Term("odd", (Tap(setup.student),), loss)]
+    return Plan((Phase("train", (Step([setup.student], terms),)),))
 """
 ALONE: dict[str, Any] = {
     **TINY,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from qkd.distill.plan import Participants
+from qkd.distill.plan import Setup
 from qkd.distill.taps import Tap
 from qkd.errors import PlanError
 from qkd.methods.atsc import atsc, simkd
@@ -111,19 +111,19 @@ def test_the_product_is_the_mean_over_the_teachers(method: object) -> None:
 
 
 def test_maps_of_two_sizes_are_pooled_to_the_smaller() -> None:
-    cast = Participants(
+    setup = Setup(
         "student", ("a",), ("layer3",), 4, {Tap("student", "layer3"): (16, 8, 8), Tap("a", "layer3"): (32, 4, 4)}
     )
-    heads = simkd(cast).heads
+    heads = simkd(setup).heads
     assert [head.about for head in heads] == ["adapter, pooled to 4x4", "projector into the features of a"]
     assert heads[1].reads == (Tap(heads[0].name),)
 
 
 def test_needs_teachers_and_matched_layers() -> None:
     with pytest.raises(PlanError, match=r"atsc needs a teacher, found none: add to `teachers:`"):
-        atsc(Participants("student", (), ("layer3",), 4, {}))
+        atsc(Setup("student", (), ("layer3",), 4, {}))
     with pytest.raises(PlanError, match=r"simkd needs matched layers: name them under `match:`"):
-        simkd(Participants("student", ("a",), (), 4, {}))
+        simkd(Setup("student", ("a",), (), 4, {}))
 
 
 def test_a_classifier_that_reads_more_than_one_tensor_cannot_be_borrowed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from qkd.assembly.ensemble import Ensemble
 from qkd.assembly.rehearsal import rehearse
 from qkd.distill.exchange import Fuse, NoExchange
 from qkd.distill.losses import attention_distance, kl_divergence
-from qkd.distill.plan import ADAPTERS, Method, Participants, Plan, networks_needed
+from qkd.distill.plan import ADAPTERS, Method, Plan, Setup, networks_needed
 from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import SHARED, Tap
 from qkd.errors import PlanError
@@ -194,7 +194,7 @@ def test_features_move_the_student_alone_unless_told_otherwise() -> None:
 def test_hints_between_different_widths_learn_a_regressor_that_stays_out_of_the_product() -> None:
     networks = {"student": staged(0, width=4), "t0": staged(1, width=8), "t1": staged(2, width=8)}
     shapes = measure_shapes(networks, FACTS)
-    plan = cmtkd(Participants("student", ("t0", "t1"), STAGES, 4, shapes), feature="hint")
+    plan = cmtkd(Setup("student", ("t0", "t1"), STAGES, 4, shapes), feature="hint")
     parts = Ensemble(networks, plan)
     rehearse(parts, plan, shapes, FACTS)
     assert [head.name for head in plan.heads] == ["adapt_student_layer1_to_shared", "adapt_student_layer2_to_shared"]
@@ -207,7 +207,7 @@ def test_hints_between_different_widths_learn_a_regressor_that_stays_out_of_the_
 def test_teachers_of_different_shapes_are_fused_behind_adapters_that_learn(options: dict[str, Any]) -> None:
     networks = {"student": staged(0), "t0": staged(1, width=8), "t1": staged(2, width=4), "t2": staged(3, width=8)}
     shapes = measure_shapes(networks, FACTS)
-    plan = cmtkd(Participants("student", ("t0", "t1", "t2"), STAGES, 4, shapes), **options)
+    plan = cmtkd(Setup("student", ("t0", "t1", "t2"), STAGES, 4, shapes), **options)
     parts, step = Ensemble(networks, plan), plan.phases[0].steps[0]
     rehearse(parts, plan, shapes, FACTS)
     assert list(plan.exchange.adapters) == ["t1/layer1", "t1/layer2"]
@@ -225,7 +225,7 @@ def test_tensors_that_are_no_maps_are_not_adapted_but_refused() -> None:
     networks = {name: cut(NETWORKS["resnet8"](classes=4, width=w), ["flatten"]) for name, w in (("t0", 8), ("t1", 4))}
     networks |= {"student": cut(NETWORKS["resnet8"](classes=4, width=4), ["flatten"])}
     shapes = measure_shapes(networks, FACTS)
-    plan = cmtkd(Participants("student", ("t0", "t1"), ("flatten",), 4, shapes), feature="none")
+    plan = cmtkd(Setup("student", ("t0", "t1"), ("flatten",), 4, shapes), feature="none")
     with pytest.raises(PlanError, match="match: flatten: only feature maps .* found t0 32, t1 16; match other layers"):
         rehearse(Ensemble(networks, plan), plan, shapes, FACTS)
 
@@ -234,9 +234,9 @@ def test_needs_teachers_and_matched_layers() -> None:
     networks = {"student": staged(0), "t0": staged(1)}
     shapes = measure_shapes(networks, FACTS)
     with pytest.raises(PlanError, match="cmtkd needs a teacher"):
-        cmtkd(Participants("student", (), STAGES, 4, shapes))
+        cmtkd(Setup("student", (), STAGES, 4, shapes))
     with pytest.raises(PlanError, match="cmtkd needs matched layers"):
-        cmtkd(Participants("student", ("t0",), (), 4, shapes))
+        cmtkd(Setup("student", ("t0",), (), 4, shapes))
 
 
 def test_no_exchange_changes_nothing() -> None:

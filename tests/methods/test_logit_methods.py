@@ -16,7 +16,7 @@ from qkd.assembly.build import measure_shapes
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.data import Batch
 from qkd.distill.epoch_statistics import Difficulty
-from qkd.distill.plan import Participants, networks_needed
+from qkd.distill.plan import Setup, networks_needed
 from qkd.distill.taps import Tap
 from qkd.engine.device import Machine
 from qkd.errors import PlanError
@@ -203,9 +203,7 @@ def test_apprentice_is_its_equation(scheme: str) -> None:
 def test_apprentice_schemes_are_held_to_where_networks_start(scheme: str, starts: dict[str, str], message: str) -> None:
     networks = {"student": staged(0), "t": staged(1)}
     with pytest.raises(PlanError, match=message):
-        METHODS["apprentice"](
-            Participants("student", ("t",), (), 4, measure_shapes(networks, FACTS), starts), scheme=scheme
-        )
+        METHODS["apprentice"](Setup("student", ("t",), (), 4, measure_shapes(networks, FACTS), starts), scheme=scheme)
 
 
 def test_bdkd_is_its_equation_and_moves_both() -> None:
@@ -354,4 +352,4 @@ def test_what_is_missing_is_named(
     method: str, teachers: tuple[str, ...], stages: tuple[str, ...], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PlanError, match=message):
-        METHODS[method](Participants("student", teachers, stages, 4, {}), **options)
+        METHODS[method](Setup("student", teachers, stages, 4, {}), **options)

@@ -10,7 +10,7 @@ from qkd.assembly.assemble import assemble
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.cli.ls import methods
 from qkd.distill.method_info import MethodInfo, method_info
-from qkd.distill.plan import Participants
+from qkd.distill.plan import Setup
 from qkd.errors import PlanError, RecipeError
 from qkd.methods import METHODS
 from qkd.pipeline.reload import reload_product
@@ -83,10 +83,10 @@ def test_every_method_says_its_paper_and_its_needs(name: str) -> None:
     assert known.year is not None
     if known.teachers:
         with pytest.raises(PlanError, match=f"{name} needs .* to `teachers:`"):
-            METHODS[name](Participants("student", (), ("layer1",), 4, {}))
+            METHODS[name](Setup("student", (), ("layer1",), 4, {}))
     if known.match:
         with pytest.raises(PlanError, match=f"{name} needs matched layers: name them under `match:`"):
-            METHODS[name](Participants("student", tuple("abc"[: known.teachers]), (), 4, {}))
+            METHODS[name](Setup("student", tuple("abc"[: known.teachers]), (), 4, {}))
 
 
 def test_needs_are_told_in_words() -> None:

@@ -22,7 +22,7 @@ from qkd.assembly.assemble import Assembly, assemble
 from qkd.cli.report import report
 from qkd.distill import targets
 from qkd.distill.heads import Head
-from qkd.distill.plan import Participants, Phase, Plan, Step
+from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import Term, attend, imitate, label
 from qkd.errors import UsageError
@@ -428,9 +428,9 @@ def recipe(finished: Path) -> recipes.Recipe:
 
 
 def scene(recipe: recipes.Recipe, *terms: Any, learners: tuple[str, ...] = ("student",)) -> Any:
-    cast = Participants("student", tuple(recipe.teachers), ("layer1", "layer2"), 10, {})
+    setup = Setup("student", tuple(recipe.teachers), ("layer1", "layer2"), 10, {})
     step = Step(learners, terms)
-    return diagram_of(recipe, Assembly(None, Plan((Phase("train", (step,)),)), cast, None), step)  # type: ignore[arg-type]
+    return diagram_of(recipe, Assembly(None, Plan((Phase("train", (step,)),)), setup, None), step)  # type: ignore[arg-type]
 
 
 def arrows(drawing: str) -> list[tuple[float, ...]]:
@@ -480,8 +480,8 @@ def test_heads_that_read_heads_are_drawn_and_the_exported_one_is_told(recipe: re
     outer = Head("outer", [Tap("inner")], torch.nn.Identity(), about="copy")
     step = Step(["student", "inner"], [label("student"), label("inner")])
     plan = Plan((Phase("train", (step,)),), heads=(inner, outer), product="outer")
-    cast = Participants("student", tuple(recipe.teachers), (), 10, {})
-    shown = diagram_of(recipe, Assembly(None, plan, cast, None), step)  # type: ignore[arg-type]
+    setup = Setup("student", tuple(recipe.teachers), (), 10, {})
+    shown = diagram_of(recipe, Assembly(None, plan, setup, None), step)  # type: ignore[arg-type]
     assert [(lane.part, lane.about, lane.state, lane.product) for lane in shown.lanes] == [
         ("four", "resnet8 w4a4", "frozen", False),
         ("inner", "joined", "learns", False),

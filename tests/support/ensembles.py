@@ -13,7 +13,7 @@ from qkd.assembly.build import measure_shapes
 from qkd.assembly.ensemble import Ensemble
 from qkd.assembly.rehearsal import rehearse
 from qkd.data import Batch
-from qkd.distill.plan import Method, Participants, Plan, Step, networks_needed
+from qkd.distill.plan import Method, Plan, Setup, Step, networks_needed
 from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import Outputs
 from qkd.distill.terms import weighted_sum
@@ -37,10 +37,10 @@ def assembled(
 ) -> tuple[Ensemble, Plan]:
     """The method's plan for networks of which the first is the student, checked as a recipe's is."""
     student, *teachers = networks
-    cast = Participants(student, tuple(teachers), tuple(stages), FACTS.classes, measure_shapes(networks, FACTS))
-    plan = method(cast, **options)
+    setup = Setup(student, tuple(teachers), tuple(stages), FACTS.classes, measure_shapes(networks, FACTS))
+    plan = method(setup, **options)
     parts = Ensemble(networks, plan)
-    rehearse(parts, plan, cast.shapes, FACTS)
+    rehearse(parts, plan, setup.shapes, FACTS)
     return parts, plan
 
 

@@ -23,11 +23,11 @@ OWN = """\
 from pathlib import Path
 from typing import Literal
 
-def taught(cast, *, share: float, kind: Literal["soft", "hard"] = "soft", on: bool = True, table: Path | None = None,
+def taught(setup, *, share: float, kind: Literal["soft", "hard"] = "soft", on: bool = True, table: Path | None = None,
            sizes: tuple[int, ...] = (1, 2), either: int | list[int] = 3, copy: str = "x"):
     pass
 
-def open_ended(cast, **options):
+def open_ended(setup, **options):
     pass
 
 NUMBER = 3
