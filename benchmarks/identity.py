@@ -126,7 +126,9 @@ def sha256(path: Path) -> str:
 
 
 def compare(before: Any, after: Any) -> int:
-    """Prints every difference. -> 1 if there is one"""
+    """Prints every difference of the entries that both have. -> 1 if there is one"""
+    both = [name for name in before if name in after]
+    before, after = ({name: record[name] for name in both} for record in (before, after))
     found = list(differences(before, after))
     for line in found[:200]:
         print(line)

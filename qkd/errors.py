@@ -13,7 +13,8 @@ QkdError                      exit 1   something failed at run time
 └── GateError                 exit 3   a gate failed: parity, accuracy, latency
 
 Each message says where, what was found, and what is possible. The command line prints it as one line each, without a
-traceback (``-v`` shows it).
+traceback (``-v`` shows it). ``key`` names the mistake (``plan.no-phases``) and stays when the wording changes; tests ask
+for it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from typing import NamedTuple
 
 
 class QkdError(Exception):
+    """``key`` is the stable name of the mistake: the subject and what is wrong with it, in lower case with hyphens."""
+
     exit_code = 1
+
+    def __init__(self, message: str = "", *, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class UsageError(QkdError):
@@ -46,7 +53,7 @@ class Problem(NamedTuple):
 class RecipeError(UsageError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(set(problems), key=lambda p: (p.file, p.line, p.key)))
-        super().__init__("\n".join(map(str, self.problems)))
+        super().__init__("\n".join(map(str, self.problems)), key="recipe")
 
 
 class PlanError(UsageError):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import qkd  # noqa: F401  (before onnxruntime, whose telemetry it turns off)
+from tests.support.refusals import refused  # noqa: F401  (a fixture)
 
 torch.set_num_threads(1)
 
