@@ -38,7 +38,7 @@ from qkd.engine.optimizer import optimizer_for, rate_at, set_rate
 from qkd.engine.signals import InterruptHandler
 from qkd.engine.state import EpochProgress, TrainingState
 from qkd.engine.step import Action
-from qkd.engine.train import Training
+from qkd.engine.training import Training
 from qkd.quantizers import calibrate
 
 EPOCHS = 1000
@@ -58,9 +58,9 @@ def prepared(method: str, words: argparse.Namespace, teachers: int = 3) -> tuple
     )
     data = load_data(recipe)
     assembly = assemble(recipe, spec_of(data))
-    assembly.parts.to(memory_format=torch.channels_last)
+    assembly.ensemble.to(memory_format=torch.channels_last)
     images = [next(data.batches("train", words.batch, shuffle_seed=0)).images]
-    for network in assembly.parts.networks.values():
+    for network in assembly.ensemble.networks.values():
         calibrate(network.network, images)
     return recipe, assembly, data
 
@@ -69,16 +69,16 @@ def ours(method: str, words: argparse.Namespace) -> Callable[[], None]:
     """One epoch of the engine's loop, without evaluation and checkpoint."""
     recipe, assembly, data = prepared(method, words)
     fabric = Machine("cpu", threads=1).fabric()
-    training = Training(assembly.parts, assembly.plan, data, recipe.train, words.batch, 0, fabric)
-    module = fabric.setup_module(assembly.parts)
+    training = Training(assembly.ensemble, assembly.plan, data, recipe.train, words.batch, 0, fabric)
+    module = fabric.setup_module(assembly.ensemble)
     if words.compile:
-        compile_stages(assembly.parts)
+        compile_stages(assembly.ensemble)
     loop = Loop(training, module, TrainingState(epoch=1), InterruptHandler(3600))
     [phase] = assembly.plan.phases
     loop.actions = [
         Action(step, sorted(networks_needed(assembly.plan, step)), fabric.setup_optimizers(optimizer))
         for step in phase.steps
-        for optimizer in [optimizer_for(step, assembly.parts, assembly.plan, recipe.train)]
+        for optimizer in [optimizer_for(step, assembly.ensemble, assembly.plan, recipe.train)]
     ]
     return lambda: loop.batches(phase, EPOCHS, EpochProgress()) and None
 
@@ -88,17 +88,17 @@ def bare(method: str, words: argparse.Namespace) -> Callable[[], None]:
     recipe, assembly, data = prepared(method, words)
     [phase] = assembly.plan.phases
     [step] = phase.steps
-    assembly.parts.learn(step.learners)
-    optimizer = optimizer_for(step, assembly.parts, assembly.plan, recipe.train)
+    assembly.ensemble.set_learners(step.learners)
+    optimizer = optimizer_for(step, assembly.ensemble, assembly.plan, recipe.train)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if words.compile:
-        compile_stages(assembly.parts)
-    networks, active = assembly.parts.networks, sorted(networks_needed(assembly.plan, step))
+        compile_stages(assembly.ensemble)
+    networks, active = assembly.ensemble.networks, sorted(networks_needed(assembly.plan, step))
 
     def loss_of(batch: Any) -> torch.Tensor:
         if method == "qat":
             return F.cross_entropy(networks["student"](batch.images), batch.labels)
-        outputs = assembly.parts(batch.images, active)
+        outputs = assembly.ensemble(batch.images, active)
         return sum(term(outputs, batch) * term.weight_at(0.1) for term in step.terms)
 
     def epoch() -> None:

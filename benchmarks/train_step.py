@@ -116,13 +116,13 @@ def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
     networks = [f"{part}.build=resnet20" for part in ("student", "teachers.five", "teachers.six", "teachers.eight")]
     recipe = load("digits_cmtkd_w4a4", networks)
     assembly = assemble(recipe, DataSpec((3, *images.shape[2:]), CLASSES))
-    parts = assembly.parts
+    parts = assembly.ensemble
     for network in parts.networks.values():
         calibrate(network.network, [images[:32].cpu()])
         compile_cores(network, compiled)
     parts = parts.to(images.device, memory_format=torch.channels_last)
     (step,) = assembly.plan.phases[0].steps
-    parts.learn(step.learners)
+    parts.set_learners(step.learners)
     optimizer = torch.optim.SGD([p for p in parts.parameters() if p.requires_grad], 1e-3, momentum=0.9, fused=True)
     ids = torch.arange(len(images), device=images.device)
     batch, active = Batch(images, ids % CLASSES, ids), sorted(networks_needed(assembly.plan, step))

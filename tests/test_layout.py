@@ -1,4 +1,4 @@
-"""The house is as ARCHITECTURE.md says: packages, imports, no method in the engine, one version, the README's tree."""
+"""The project is as ARCHITECTURE.md says: its rooms and files, imports, no method in the engine, error keys, one version."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import qkd
+from qkd.errors import QkdError
 from qkd.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -121,3 +122,53 @@ def test_help_answers_without_torch() -> None:
 def test_files_stay_small() -> None:
     long = {str(p.relative_to(ROOT)): n for p in _own_sources() if (n := len(p.read_text().splitlines())) > 300}
     assert not long
+
+
+def test_the_rooms_are_those_of_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text.split("<!-- rooms -->")[1].split("<!-- /rooms -->")[0]
+    listed = re.findall(r"^\| `([\w/]+)/` \|", table, re.M)
+    packages = {str(p.parent.relative_to(ROOT)) for p in _own_sources() if p.name == "__init__.py"} - {"qkd"}
+    assert set(listed) == packages and len(listed) == len(packages)
+
+
+@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "CHANGELOG.md"])
+def test_every_file_that_is_named_exists(document: str) -> None:
+    names = re.findall(r"`([\w./-]+\.(?:py|c|md|yaml|json|cfg|toml))`", (ROOT / document).read_text())
+    inside = [name for name in names if "/" in name and not name.startswith((".", "~"))]
+    assert not [name for name in inside if not (ROOT / name).exists()]
+
+
+def test_the_package_has_at_most_twenty_names() -> None:
+    names = sorted(p.name for p in (ROOT / "qkd").iterdir() if p.name != "__pycache__")
+    assert len(names) <= 20, names
+
+
+RETIRED = {
+    *("foresee", "unheard", "inscription", "lattice", "passages", "members", "stitch", "surveys", "anchors", "chances"),
+    *("reopen", "produce", "ship", "measure", "score", "likeness", "turns", "literal", "raw", "walk"),
+}
+"""Names of earlier modules that only their authors understood."""
+
+
+def _defined(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return names | {node.id for node in tree.body if isinstance(node, ast.Name)}
+
+
+def test_no_retired_name_is_left() -> None:
+    for path in _own_sources():
+        assert not {path.stem, *_defined(path)} & RETIRED, path
+
+
+def _raises_without_key(path: Path) -> list[str]:
+    """Where an error of ours is made without a key; errors of clicks and those that take one from another are left out."""
+    kinds = {name for name, kind in vars(qkd.errors).items() if isinstance(kind, type) and issubclass(kind, QkdError)}
+    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in kinds - {"RecipeError"}]
+    return [f"{path}:{call.lineno}" for call in made if not any(keyword.arg == "key" for keyword in call.keywords)]
+
+
+def test_every_error_has_a_key() -> None:
+    assert not [place for path in _own_sources() for place in _raises_without_key(path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,14 +61,15 @@ def test_every_recipe_named_exists() -> None:
         assert (ROOT / path).is_file(), path
 
 
-def test_every_folder_of_the_tree_exists() -> None:
+def test_the_tree_is_that_of_the_folders() -> None:
     tree = re.search(r"## The tree\n\n```\n(.*?)```", README.read_text(), re.S)
     assert tree is not None
-    inside = ""
-    for line in tree.group(1).splitlines():
-        folder = line.split()[0]
-        inside = folder if not line.startswith(" ") else inside
-        assert (ROOT / (folder if folder == inside else inside + folder)).is_dir(), folder
+    names = [re.match(r"( *)([\w]+)/", line) for line in tree.group(1).splitlines()]
+    shown = {(f"qkd/{name.group(2)}" if name.group(1) else name.group(2)) for name in names if name}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    folders = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith(".")}
+    rooms = {"/".join(path.split("/")[:2]) for path in tracked if path.startswith("qkd/") and path.count("/") > 1}
+    assert shown == folders | rooms
 
 
 def test_both_make_targets_are_there() -> None:

@@ -19,7 +19,7 @@ from qkd.engine.optimizer import optimizer_for
 from qkd.engine.signals import InterruptHandler
 from qkd.engine.state import EpochProgress, TrainingState
 from qkd.engine.step import Action
-from qkd.engine.train import Training
+from qkd.engine.training import Training
 
 EPOCHS = 1000
 
@@ -40,12 +40,12 @@ def loop(recipe: recipes.Recipe, data: Data, asked: Job) -> Callable[[], object]
     """One epoch of the engine's loop, without evaluation and checkpoint."""
     fabric = Machine("cpu", threads=1).fabric()
     assembly = assemble(recipe, spec_of(data))
-    assembly.parts.to(memory_format=torch.channels_last)
-    training = Training(assembly.parts, assembly.plan, data, recipe.train, asked.batch, 0, fabric)
-    running = Loop(training, fabric.setup_module(assembly.parts), TrainingState(epoch=1), InterruptHandler(3600))
+    assembly.ensemble.to(memory_format=torch.channels_last)
+    training = Training(assembly.ensemble, assembly.plan, data, recipe.train, asked.batch, 0, fabric)
+    running = Loop(training, fabric.setup_module(assembly.ensemble), TrainingState(epoch=1), InterruptHandler(3600))
     [phase] = assembly.plan.phases
     [step] = phase.steps
-    optimizer = fabric.setup_optimizers(optimizer_for(step, assembly.parts, assembly.plan, recipe.train))
+    optimizer = fabric.setup_optimizers(optimizer_for(step, assembly.ensemble, assembly.plan, recipe.train))
     running.actions = [Action(step, sorted(networks_needed(assembly.plan, step)), optimizer)]
     return lambda: running.batches(phase, EPOCHS, EpochProgress())
 

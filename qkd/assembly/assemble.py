@@ -1,4 +1,4 @@
-"""Assemble: names become objects. Recipe -> networks, quantized and cut -> plan, checked before the first batch."""
+"""Assemble: a recipe becomes networks, quantized and cut into stages, and a plan, checked before the first batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from qkd.assembly.build import STUDENT, Start, build_networks, keep_initial_weights
 from qkd.assembly.ensemble import Ensemble
-from qkd.assembly.product import quantize_heads, scheme_of_heads
+from qkd.assembly.product import quantized_heads, scheme_of_heads
 from qkd.assembly.rehearsal import rehearse
 from qkd.distill.plan import Plan, Setup
 from qkd.distill.stages import Staged
@@ -27,72 +27,83 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assembly:
-    """The networks and the plan of a recipe, ready to train or to load."""
+    """The networks and the plan of a recipe, ready to train or to load weights into. ``facts``: of the data."""
 
-    parts: Ensemble
+    ensemble: Ensemble
     plan: Plan
     setup: Setup
     facts: DataSpec
 
     def product(self) -> nn.Module:
-        return self.parts.product(self.plan)
+        """What is deployed: images (B, C, H, W) -> logits (B, classes)."""
+        return self.ensemble.product(self.plan)
 
 
 def assemble(recipe: Recipe, facts: DataSpec, *, start: Start = keep_initial_weights) -> Assembly:
-    """Build, start, quantize and cut every network, measure shapes, ask the method for its plan, and check it all.
+    """Build, initialise, quantize and cut every network, measure shapes, ask the method for its plan, and check it.
 
-    Raises RecipeError with the mistakes of all networks; PlanError, or SchemeError of a head, where it stands in the recipe.
+    Raises RecipeError with the mistakes of all networks; PlanError and SchemeError name file, line and key too.
     """
     networks, shapes = build_networks(recipe, facts, start)
     stages = tuple(name for name in networks[STUDENT].names if name != "logits")
     starts = {part: entry.start_from for part, entry in recipe.networks.items()}
     setup = Setup(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
     torch.manual_seed(recipe.seed)
-    with _placed(recipe):
+    with _located(recipe):
         plan = _plan(recipe, setup)
-        _check_heads(plan, networks)
-        if recipe.student.quantize is not None:
-            quantize_heads(plan, networks, scheme_of_heads(recipe.student.quantize, networks[STUDENT].network))
-        parts = Ensemble(networks, plan)
-        rehearse(parts, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
-    return Assembly(parts, plan, setup, facts)
+        _check_borrowed(plan, networks)
+        scheme, heads = recipe.student.quantize, None
+        if scheme is not None:
+            heads = quantized_heads(plan, networks, scheme_of_heads(scheme, networks[STUDENT].network))
+        ensemble = Ensemble(networks, plan, heads)
+        rehearse(ensemble, plan, shapes, facts, mixed=bool(recipe.train.mixup or recipe.train.cutmix))
+    return Assembly(ensemble, plan, setup, facts)
 
 
 @contextlib.contextmanager
-def _placed(recipe: Recipe) -> Iterator[None]:
-    """What is wrong with a plan is said where it stands in the recipe; so is whatever a method of the user's own raises."""
+def _located(recipe: Recipe) -> Iterator[None]:
+    """Errors of a plan and of heads get file, line and key of the recipe; so does whatever a user's own method raises."""
     try:
         yield
     except PlanError as error:
-        raise PlanError(str(recipe.problem_within((), str(error), other="method"))) from error
+        raise PlanError(str(recipe.problem_within((), str(error), other="method")), key=error.key) from error
     except SchemeError as error:
-        raise SchemeError(str(recipe.problem_within((STUDENT, "quantize"), str(error)))) from error
+        raise SchemeError(str(recipe.problem_within((STUDENT, "quantize"), str(error))), key=error.key) from error
     except QkdError:
         raise
     except Exception as error:
         if not is_user_code(recipe.method.name):
             raise
-        said = f"{recipe.method.name}: {type(error).__name__}: {error}"
-        raise PlanError(str(recipe.problem("method", said))) from error
+        message = f"{recipe.method.name}: {type(error).__name__}: {error}"
+        raise PlanError(str(recipe.problem("method", message)), key="plan.method-failed") from error
 
 
 def _plan(recipe: Recipe, setup: Setup) -> Plan:
     method = look_up(recipe.method.name, METHODS, what="method", error=PlanError)
     plan = method(setup, **recipe.method.options)
     if not isinstance(plan, Plan):
-        raise PlanError(f"{recipe.method.name}: gave {type(plan).__name__}, not a qkd.distill.plan.Plan")
+        raise PlanError(
+            f"{recipe.method.name}: gave {type(plan).__name__}, not a qkd.distill.plan.Plan", key="plan.not-a-plan"
+        )
     return plan
 
 
-def _check_heads(plan: Plan, networks: Mapping[str, Staged]) -> None:
+def _check_borrowed(plan: Plan, networks: Mapping[str, Staged]) -> None:
+    """Raises PlanError where a head borrows a stage that is not there or cannot run by itself."""
     for via in (head.via for head in plan.heads if head.via is not None):
         if via.part not in networks:
-            raise PlanError(f"no network {via.part!r} to borrow from{nearest(via.part, networks)}")
+            raise PlanError(
+                f"no network {via.part!r} to borrow from{nearest(via.part, networks)}", key="plan.borrows-no-network"
+            )
         stages = networks[via.part].names
         if via.stage not in stages:
-            raise PlanError(f"{via.part} has no stage {via.stage!r} to borrow; there are {', '.join(stages)}")
+            raise PlanError(
+                f"{via.part} has no stage {via.stage!r} to borrow; there are {', '.join(stages)}",
+                key="plan.borrows-no-stage",
+            )
         if networks[via.part].inputs(via.stage) != 1:
             raise PlanError(
                 f"match: {via} cannot be borrowed: it reads more than the tensor before it; cut {via.part} where a "
-                f"single tensor is alive, for example behind a block"
+                f"single tensor is alive, for example behind a block",
+                key="match.not-borrowable",
             )

@@ -1,4 +1,4 @@
-"""Construct: the networks of a recipe, built, started, quantized, cut and measured; every mistake of all of them at once."""
+"""Build: the networks of a recipe, initialised, quantized and cut into stages; the mistakes of all of them at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qkd.distill.plan import Shape
 from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import LOGITS, Tap
 from qkd.errors import NetworkError, Problem, QkdError, RecipeError, SchemeError, UsageError
+from qkd.networks.batch_norm import replace_batch_norms
 from qkd.networks.build import build
 from qkd.networks.tracing import trace
 from qkd.quantizers import disabled, insert
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
     from qkd.recipe import NetworkEntry, Recipe
 
 STUDENT = "student"
-Start = Callable[[str, "NetworkEntry", nn.Module], None]  # (part, entry, network): gives a float network its weights
+Start = Callable[[str, "NetworkEntry", nn.Module], None]  # (part, entry, network): loads weights into a float network
 
 
 def keep_initial_weights(part: str, entry: NetworkEntry, network: nn.Module) -> None:
-    """A start that leaves the fresh weights: for checking a recipe, and where a checkpoint is loaded afterwards."""
+    """The start that does nothing: for checking a recipe, and where a checkpoint is loaded afterwards."""
 
 
 def build_networks(recipe: Recipe, facts: DataSpec, start: Start) -> tuple[dict[str, Staged], dict[Tap, Shape]]:
     """Every network of a recipe, and the shape behind each of its stages.
 
-    Raises RecipeError with the mistakes of all networks, and at once whatever a start raises, naming the part.
+    Raises RecipeError with the mistakes of all networks; what a start raises, at once and with the name of the part.
     """
     networks: dict[str, Staged] = {}
     shapes: dict[Tap, Shape] = {}
@@ -47,37 +48,38 @@ def build_networks(recipe: Recipe, facts: DataSpec, start: Start) -> tuple[dict[
         except RecipeError as error:
             wrong += error.problems
     if wrong:
-        raise RecipeError(_told_once(wrong))
+        raise RecipeError(_merged(wrong))
     return networks, shapes
 
 
-def _told_once(wrong: Sequence[Problem]) -> list[Problem]:
-    """The mistakes, with that of a matched layer told once for all networks of which the same is to be said."""
+def _merged(wrong: Sequence[Problem]) -> list[Problem]:
+    """The mistakes, those of one matched layer joined where networks differ in nothing but their name."""
     alike: dict[tuple[str, int, str, str], list[Problem]] = {}
     for problem in wrong:
         stage = problem.key.rpartition(".")[0] if problem.key.startswith("match.") else problem.key
         alike.setdefault((problem.file, problem.line, stage, problem.message), []).append(problem)
-    told = []
+    merged = []
     for (_, _, stage, message), same in alike.items():
         parts = ", ".join(problem.key.rpartition(".")[2] for problem in same)
         one = same[0] if len(same) == 1 else same[0]._replace(key=stage, message=f"{parts}: {message}")
-        told.append(one)
-    return told
+        merged.append(one)
+    return merged
 
 
 def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: DataSpec, start: Start) -> Staged:
-    """Raises RecipeError with everything that is wrong with this network."""
+    """One network. Raises RecipeError with every mistake in it."""
     torch.manual_seed(recipe.seed)  # networks of one architecture start equal
     try:
-        network = build(entry.build, classes=facts.classes, channels=facts.shape[0], options=entry.options)
+        built = build(entry.build, classes=facts.classes, channels=facts.shape[0], options=entry.options)
     except UsageError as error:
         raise RecipeError([recipe.problem((*_key(part), "build"), str(error))]) from error
+    network = replace_batch_norms(built)
     try:
         start(part, entry, network)
     except RecipeError:
         raise
     except QkdError as error:
-        raise type(error)(f"{part}: {error}") from error
+        raise type(error)(f"{part}: {error}", key=error.key) from error
     scheme = entry.quantize
     if scheme is not None and part == STUDENT:
         scheme = scheme_of_network(scheme, network)
@@ -100,7 +102,7 @@ def _key(part: str) -> tuple[str, ...]:
 
 
 def _refused(part: str, network: nn.Module, scheme: Scheme, recipe: Recipe, first: str) -> list[Problem]:
-    """Why a scheme does not fit a network, override by override; and what is wrong with the match besides."""
+    """Why a scheme does not fit a network, override by override, and the mistakes in its match."""
     key = (*_key(part), "quantize")
     try:
         plain = insert(network, replace(scheme, overrides={}))
@@ -111,22 +113,22 @@ def _refused(part: str, network: nn.Module, scheme: Scheme, recipe: Recipe, firs
         try:
             insert(network, replace(scheme, overrides={pattern: shorthand}))
         except SchemeError as error:
-            said = str(error).removeprefix("overrides: ")
-            found.append(recipe.problem((*key, "overrides", pattern), said))
+            message = str(error).removeprefix("overrides: ")
+            found.append(recipe.problem((*key, "overrides", pattern), message))
     return [*(found or [recipe.problem_within(key, first)]), *_mismatched(part, plain, recipe)]
 
 
 def _mismatched(part: str, network: fx.GraphModule, recipe: Recipe) -> list[Problem]:
-    """Every matched path at which this network cannot be cut. Those are tried one by one; the network is spent thereby."""
+    """Every matched path at which this network cannot be cut, tried one by one. Mutates ``network``: do not use it again."""
     found = []
     for at, (stage, path) in enumerate(module_paths(recipe, part).items()):
         try:
             cut(network, {stage: path})
         except NetworkError as error:
             written = ("match", stage, part)
-            listed = ("match", str(at))  # of a list each entry holds for every network
-            placed = recipe.problem(written if written in recipe.origin.places else listed, str(error))
-            found.append(placed._replace(key=".".join(written)))
+            listed = ("match", str(at))  # an entry of a list is for every network
+            problem = recipe.problem(written if written in recipe.origin.places else listed, str(error))
+            found.append(problem._replace(key=".".join(written)))
     return found
 
 
@@ -139,13 +141,16 @@ def _measured(part: str, network: Staged, recipe: Recipe, facts: DataSpec) -> di
     try:
         return measure_shapes({part: network}, facts)
     except NetworkError as error:
-        said = str(error).removeprefix(f"{part}: ")
-        raise RecipeError([recipe.problem((*_key(part), "build"), said)]) from error
+        message = str(error).removeprefix(f"{part}: ")
+        raise RecipeError([recipe.problem((*_key(part), "build"), message)]) from error
 
 
 @torch.no_grad()
 def measure_shapes(networks: Mapping[str, Staged], facts: DataSpec) -> dict[Tap, Shape]:
-    """The shape behind every stage of every network, without the batch, from a run on two black images."""
+    """The shape behind every stage of every network, without the batch axis: a forward pass on a batch of two zero tensors.
+
+    Raises NetworkError where a network fails on it, or gives anything but logits.
+    """
     shapes: dict[Tap, Shape] = {}
     for part, network in networks.items():
         network.eval()
@@ -156,20 +161,25 @@ def measure_shapes(networks: Mapping[str, Staged], facts: DataSpec) -> dict[Tap,
                     flow = network.advance(stage, flow)
                 except Exception as error:  # layers of the user's own may raise anything
                     size, kind = "x".join(map(str, facts.shape)), type(error).__name__
-                    said = next(iter(str(error).splitlines()), "")
-                    why = said if isinstance(error, RuntimeError) and said else f"{kind}: {said}"
+                    first = next(iter(str(error).splitlines()), "")
+                    why = first if isinstance(error, RuntimeError) and first else f"{kind}: {first}"
                     raise NetworkError(
-                        f"{part}: fails on images of {size} before {stage}: {why}; choose another data size or network"
+                        f"{part}: fails on images of {size} before {stage}: {why}; choose another data size or network",
+                        key="network.fails-on-images",
                     ) from error
                 if stage == LOGITS:
                     _require_logits(part, network, flow)
                 if not isinstance(flow[0], Tensor):
-                    raise NetworkError(f"{part}: {stage} gives {type(flow[0]).__name__}, not one tensor; cut elsewhere")
+                    raise NetworkError(
+                        f"{part}: {stage} gives {type(flow[0]).__name__}, not one tensor; cut elsewhere",
+                        key="match.not-a-tensor",
+                    )
                 shapes[Tap(part, stage)] = tuple(flow[0].shape[1:])
         if shapes[Tap(part)] != (facts.classes,):
             found = "x".join(map(str, shapes[Tap(part)]))
             raise NetworkError(
-                f"{part}: its output has shape (batch, {found}); the data needs (batch, {facts.classes})"
+                f"{part}: its output has shape (batch, {found}); the data needs (batch, {facts.classes})",
+                key="network.other-classes",
             )
     return shapes
 
@@ -182,5 +192,6 @@ def _require_logits(part: str, network: Staged, flow: tuple) -> None:
         count = f" of {len(made)}" if isinstance(made, tuple | list) else ""
         raise NetworkError(
             f"{part}: its output is a {type(made).__name__}{count}; a network returns one tensor of logits, (batch, classes): "
-            f"return that alone, if need be from a class around it"
+            f"return that alone, if need be from a class around it",
+            key="network.output-not-a-tensor",
         )

@@ -1,4 +1,4 @@
-"""Foresee: what export will say of a product, before it is trained."""
+"""Export preview: which layers of a product will stay float in the exported file, known before it is trained."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 def export_preview(recipe: Recipe, assembly: Assembly) -> list[str]:
-    """What will stay float in the exported file, one line for each reason.
+    """One line for each reason why layers will stay float in the exported file.
 
-    Raises ExportError for what has no exported form, SchemeError for what would not be exact in the bit-exact edition.
+    Raises ExportError for layers without an ONNX form, SchemeError for layers that the bit-exact edition cannot hold.
     """
     product, shape, scheme = assembly.product(), assembly.facts.shape, recipe.student.quantize
     if not any(True for _ in quantizers(product)):
         return []
     if scheme is not None and scheme.exact:
         require_exact_layers(product, shape)
-        return []  # or it would have been refused
+        return []
     return grouped_by_reason(stays_float(product, shape))
 
 
 def stays_float(product: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, str]]:
-    """Layers that cannot run in integers, with the reason, in the order of the network.
+    """(layer, reason) of every layer that cannot run in integers, in the order of the network.
 
-    Found by exporting a copy that pretends to be calibrated, so it is what export will really do. ``shape`` is (channels,
-    height, width). Raises ExportError, naming the layer, where the product has no exported form at all.
+    Exports a copy with made-up calibration, so that this is what export will do. ``shape``: (channels, height, width).
+    Raises ExportError with the name of a layer that has no ONNX form.
     """
     return list(_emitted(product, shape).float_layers)
 
@@ -48,14 +48,15 @@ def _emitted(product: nn.Module, shape: tuple[int, int, int]) -> Emitted:
 
 
 def require_exact_layers(product: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Raises SchemeError, naming them, for layers that keep a network of the bit-exact edition from being that."""
+    """Raises SchemeError with the names of the layers that PyTorch and onnxruntime would round differently."""
     emitted = _emitted(product, shape)
     broken = [f"{layer} stays float ({reason})" for layer, reason in emitted.float_layers]
     broken += [f"{name} averages {count} pixels, not 2^n" for name, count in emitted.averaged if count & (count - 1)]
     if broken:
         raise SchemeError(
             f"exact: {'; '.join(broken[:5])}: PyTorch and onnxruntime would round differently; choose images of a size for "
-            f"which pools take 2^n pixels, or leave exact out"
+            f"which pools take 2^n pixels, or leave exact out",
+            key="scheme.not-exact",
         )
 
 

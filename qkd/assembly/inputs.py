@@ -1,4 +1,4 @@
-"""The data set of a recipe, and what networks must know of it."""
+"""Inputs: the data set of a recipe, and the recipe with its assembly for commands that train nothing."""
 
 from __future__ import annotations
 
@@ -16,24 +16,21 @@ if TYPE_CHECKING:
 
 
 def load_data(recipe: Recipe) -> Data:
-    """The data set of a recipe. Raises DataError where it stands in the recipe."""
+    """The data set of a recipe. Raises DataError with file, line and key."""
     try:
         return data_sets.load(recipe.data.name, recipe.data.options)
     except DataError as error:
-        said = str(error).removeprefix("data: ").removeprefix("data.")
-        raise DataError(str(recipe.problem_within(("data",), said))) from error
+        message = str(error).removeprefix("data: ").removeprefix("data.")
+        raise DataError(str(recipe.problem_within(("data",), message)), key=error.key) from error
 
 
 def spec_of(data: Data) -> DataSpec:
+    """Shape of the images and number of classes."""
     return DataSpec(data.shape, data.classes)
 
 
-if TYPE_CHECKING:
-    from qkd.recipe import Recipe
-
-
 def load_and_assemble(path: str, overrides: Sequence[str]) -> tuple[Recipe, Assembly]:
-    """The recipe and its assembly with fresh weights. Raises UsageError for whatever would fail before the first batch."""
+    """The recipe and its assembly with fresh weights. Raises UsageError for every mistake that shows before the first batch."""
     from qkd import recipe as recipes
 
     recipe = recipes.load(path, overrides)

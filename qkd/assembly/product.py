@@ -1,7 +1,8 @@
-"""Product: what is deployed, as one module. Heads that belong to it are quantized like the student and exported with it."""
+"""Product: what is deployed, as one module, and the quantization of its heads."""
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,20 +13,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkd.distill.heads import Head
 from qkd.distill.module_map import ModuleMap
-from qkd.distill.plan import Plan
+from qkd.distill.plan import Learner, Plan
 from qkd.distill.stages import Flow, Staged
 from qkd.distill.taps import Outputs, Tap
 from qkd.errors import SchemeError
+from qkd.networks.batch_norm import replace_batch_norms
 from qkd.networks.tracing import is_leaf, trace
 from qkd.quantizers import Scheme, insert, nearest_layer, quantizers
 
 HEADS = "heads."
-"""What the names of the heads' layers begin with: in the product, in its file, and in a scheme's overrides."""
+"""Prefix of the names of the heads' layers, in the product, in its exported file and in a scheme's overrides."""
 PASSING = (nn.MaxPool2d, nn.Dropout, nn.Identity, nn.Flatten)
 
 
 class Deployed(nn.Module):
-    """The networks that a head reads, as far as it reads them, the heads before it, itself, and its borrowed classifier."""
+    """The networks that a head reads, up to the last stage read, the heads before it, itself, and its borrowed classifier."""
 
     def __init__(self, plan: Plan, networks: ModuleMap[Staged], heads: ModuleMap[Head]) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ def _run(part: str, network: Staged, images: Tensor, last: int) -> Outputs:
 
 
 def product_of(plan: Plan, networks: ModuleMap[Staged], heads: ModuleMap[Head]) -> nn.Module:
-    """Images -> logits as one module that can be traced and holds nothing but what it needs."""
+    """Images (B, C, H, W) -> logits (B, classes) as one traced module, with only the layers that this needs."""
     if plan.product in networks:
         return networks[plan.product].network
     deployed = Deployed(plan, networks, heads)
@@ -70,30 +72,33 @@ def product_of(plan: Plan, networks: ModuleMap[Staged], heads: ModuleMap[Head]) 
     return traced
 
 
-def quantize_heads(plan: Plan, networks: Mapping[str, Staged], scheme: Scheme) -> None:
-    """Put the heads of the product on the student's grids; heads that only help to train stay float.
+def quantized_heads(plan: Plan, networks: Mapping[str, Staged], scheme: Scheme) -> dict[str, Head]:
+    """Copies of the plan's heads, those of the product quantized like the student; the others stay float.
 
-    Their layers have the scheme's bits, but the one that gives the product's logits has those of the last layer; overrides
-    are patterns of their names in the product (``heads.as_teacher.*``), others must not be among them (`scheme_of_heads`). A
-    classifier borrowed from a float network is quantized for the product and stays float for its owner; both have one set
-    of weights. Raises SchemeError for overrides that match no layer of a head.
+    Their layers have the scheme's bits, the one that gives the product's logits those of the last layer. Overrides are
+    patterns of their names in the product (``heads.as_teacher.*``); others must not be among them (`scheme_of_heads`). A
+    classifier borrowed from a float network is quantized for the product and stays float for its owner; both share their
+    weights. Raises SchemeError for overrides that match no layer of a head.
     """
-    heads = {head.name: head for head in plan.deployed()}
+    heads: dict[str, Head] = {head.name: copy.deepcopy(head) for head in plan.heads}
     for head in heads.values():
-        head.body = _joined(head, networks, heads)
-        head.joined = True
+        replace_batch_norms(head)
+    deployed = [heads[head.name] for head in plan.deployed()]
+    for head in deployed:
+        head.body = _with_joined_inputs(head, networks, heads)
+        head.separate_inputs = True
         ends = head.name == plan.product and head.via is None
-        head.body = insert(head.body, _inside(scheme, head.body, f"{HEADS}{head.name}.body.", ends=ends))
+        head.body = insert(head.body, _scheme_behind(scheme, head.body, f"{HEADS}{head.name}.body.", ends=ends))
         if head.via is not None and not any(True for _ in quantizers(networks[head.via.part])):
             stage = networks[head.via.part].stage(head.via.stage)
-            inside = _inside(scheme, stage, f"{HEADS}{head.name}.borrowed.", ends=True)
-            head.borrowed = _tied(insert(stage, inside), stage)
-    _refuse_unmatched(scheme.overrides, [name for head in heads.values() for name in _layers_of(head)])
+            behind = _scheme_behind(scheme, stage, f"{HEADS}{head.name}.borrowed.", ends=True)
+            head.borrowed = _share_weights(insert(stage, behind), stage)
+    _refuse_unmatched(scheme.overrides, [name for head in deployed for name in _layers_of(head)])
+    return heads
 
 
 def scheme_of_heads(scheme: Scheme, network: nn.Module) -> Scheme:
-    """The student's scheme with only those overrides that are meant for heads; of a network with a layer ``heads.x`` of its
-    own they are those that match none of its layers."""
+    """The student's scheme with only those overrides that are meant for heads: ``heads.*``, matching no layer of the network."""
     return replace(scheme, overrides=_split(scheme, network)[1])
 
 
@@ -125,41 +130,41 @@ def _refuse_unmatched(overrides: Iterable[str], names: Sequence[str]) -> None:
     unmatched = [pattern for pattern in overrides if not fnmatch.filter(names, pattern)]
     if not unmatched:
         return
-    there = f"there are {', '.join(names)}" if names else "this product has no heads with layers"
-    told = ", ".join(f"{pattern!r}{nearest_layer(pattern, names)}" for pattern in unmatched)
-    raise SchemeError(f"overrides: no layer of a head is called {told}; {there}")
+    possible = f"there are {', '.join(names)}" if names else "this product has no heads with layers"
+    listed = ", ".join(f"{pattern!r}{nearest_layer(pattern, names)}" for pattern in unmatched)
+    raise SchemeError(f"overrides: no layer of a head is called {listed}; {possible}", key="scheme.no-such-head-layer")
 
 
-def untrained_quantizers(plan: Plan) -> tuple[str, ...]:
-    """Where in the product the quantizers are that no phase teaches: the beginnings of their names."""
+def untrained_quantizers(plan: Plan, heads: Mapping[str, Head] | ModuleMap[Head]) -> tuple[str, ...]:
+    """Prefixes of the names of those quantizers of the product that no phase trains. ``heads``: those of the ensemble."""
     found = []
     for head in plan.deployed():
-        home = f"{HEADS}{head.name}."
-        if head.name not in plan.learners:
-            found.append(home)
-        elif head.borrowed is not None:
-            found.append(f"{home}borrowed.")
+        prefix = f"{HEADS}{head.name}."
+        if Learner(head.name) not in plan.learners:
+            found.append(prefix)
+        elif heads[head.name].borrowed is not None:
+            found.append(f"{prefix}borrowed.")
     return tuple(found)
 
 
-def _inside(scheme: Scheme, module: nn.Module, home: str, *, ends: bool) -> Scheme:
+def _scheme_behind(scheme: Scheme, module: nn.Module, prefix: str, *, ends: bool) -> Scheme:
     """The scheme for a module that stands behind a network: its first layer is not the first of all.
 
-    ``home``: what the names of its layers begin with in the product.
+    ``prefix``: of the names of its layers in the product. ``ends``: its last layer gives the product's logits.
     """
     layers = _layers(module)
     bits = {"*": str(scheme)} if layers else {}
     if ends and layers:
         bits[layers[-1]] = f"w{scheme.last}a{scheme.last}"
-    for pattern, wanted in scheme.overrides.items():
-        bits |= {name: wanted for name in layers if fnmatch.fnmatch(home + name, pattern)}
+    for pattern, given in scheme.overrides.items():
+        bits |= {name: given for name in layers if fnmatch.fnmatch(prefix + name, pattern)}
     return replace(scheme, overrides=bits)
 
 
-def _joined(head: Head, networks: Mapping[str, Staged], heads: Mapping[str, Head]) -> fx.GraphModule:
-    """The body as one graph with an input per tap, joined inside it, so that insertion sees where its inputs meet.
+def _with_joined_inputs(head: Head, networks: Mapping[str, Staged], heads: Mapping[str, Head]) -> fx.GraphModule:
+    """The body as one graph that takes a tensor per tap and joins them, so that insertion sees where its inputs meet.
 
-    A tap that lies on an unsigned grid goes through a ReLU, which changes nothing and tells so.
+    A tap on an unsigned grid goes through a ReLU: it changes nothing and tells insertion that there is no sign.
     """
     plain = nn.Sequential(head.body) if is_leaf(head.body) else head.body
     body = trace(plain)
@@ -206,7 +211,7 @@ def _ends_unsigned(module: fx.GraphModule) -> bool:
     return False
 
 
-def _tied(module: fx.GraphModule, owner: nn.Module) -> fx.GraphModule:
+def _share_weights(module: fx.GraphModule, owner: nn.Module) -> fx.GraphModule:
     """The module with the owner's own parameters in place of its copies, and the owner's batch norms with their statistics."""
     for path, layer in list(owner.named_modules()):
         if isinstance(layer, _BatchNorm):

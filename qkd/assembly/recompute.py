@@ -1,4 +1,4 @@
-"""Recompute: a stage forgets its activations and computes them again when its gradient is asked for."""
+"""Recompute (activation checkpointing): a stage keeps no activations and computes them again for the backward pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qkd.distill.stages import Flow, Staged
 
 
 def advance(network: Staged, stage: str, flow: Flow) -> Flow:
-    """What ``network.advance`` gives, bit for bit, with the same gradients and batch-norm statistics.
+    """``network.advance`` with the same result, gradients and batch-norm statistics, bit for bit, in less memory.
 
-    Only what crosses the stage's borders is kept until the gradient is asked for. Source: Chen et al. 2016, Training Deep
-    Nets with Sublinear Memory Cost.
+    Only the tensors between stages are kept for the backward pass. Source: Chen et al. 2016, Training Deep Nets with
+    Sublinear Memory Cost.
     """
     if not torch.is_grad_enabled():
         return network.advance(stage, flow)
@@ -26,15 +26,15 @@ def advance(network: Staged, stage: str, flow: Flow) -> Flow:
         stage,
         flow,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), Still(network)),
+        context_fn=lambda: (contextlib.nullcontext(), _FrozenStatistics(network)),
     )
     return made
 
 
-class Still(contextlib.AbstractContextManager[None]):
-    """While it is entered, batch norms see their batch and remember nothing of it: they have seen it before.
+class _FrozenStatistics(contextlib.AbstractContextManager[None]):
+    """Inside the block, batch norms in training mode do not update their running statistics: they have seen this batch.
 
-    It is entered anew by every backward pass through its stage.
+    Entered anew by every backward pass through the stage.
     """
 
     def __init__(self, network: nn.Module) -> None:

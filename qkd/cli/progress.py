@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from qkd.engine.events import Event, StepTaken
 
 
 def console() -> Console:
@@ -17,7 +17,7 @@ def console() -> Console:
 
 
 class Reporter:
-    """Listens to training and tells a person how it goes."""
+    """A listener of training that prints its events; with ``quiet`` only warnings."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
@@ -42,55 +42,15 @@ class Reporter:
     ) -> None:
         self.bars.stop()
 
-    def __call__(self, event: str, values: Mapping[str, Any]) -> None:
-        if self.quiet and event not in WARNINGS:
+    def __call__(self, event: Event) -> None:
+        if self.quiet and not event.is_warning:
             return
-        if event == "step":
-            self._advance(values)
+        if isinstance(event, StepTaken):
+            self._advance(event)
         else:
-            line = LINES[event](values)
-            self.bars.print(line) if not self.bars.disable else self.console.print(line)
+            self.bars.print(str(event)) if not self.bars.disable else self.console.print(str(event))
 
-    def _advance(self, values: Mapping[str, Any]) -> None:
-        phase = values["phase"]
-        if phase not in self.tasks:
-            self.tasks[phase] = self.bars.add_task(phase, total=1.0)
-        self.bars.update(
-            self.tasks[phase],
-            completed=values["done"],
-            description=f"{phase}, epoch {values['epoch'] + 1}/{values['epochs']}",
-        )
-
-
-def _epoch(values: Mapping[str, Any]) -> str:
-    losses = "  ".join(
-        f"{name.removeprefix('train/loss/')} {value:.3g}"
-        for name, value in values.items()
-        if name.startswith("train/loss/")
-    )
-    head = f"{values['phase']} {values['epoch']:>3}/{values['epochs']}"
-    return f"{head}  val {values['val/top1']:6.2f} %  {values['images_per_second']:.0f} images/s  {losses}"
-
-
-def _resumed(values: Mapping[str, Any]) -> str:
-    line = f"going on behind step {values['steps']}"
-    changed = "; ".join(values.get("changed", ()))
-    return f"{line}\nwarning: not to the same bits as without a break: {changed}" if changed else line
-
-
-WARNINGS = ("foreseen", "alarms")  # told without progress too
-LINES = {
-    "epoch": _epoch,
-    "cached": lambda v: f"{v['part']}: float {v['build']} taken from the cache",
-    "pretrain": lambda v: f"{v['part']}: training float {v['build']} for {v['epochs']} epochs (kept for later runs)",
-    "finished": lambda v: f"{v['run']}: finished already; nothing to resume",
-    "resumed": _resumed,
-    "ranks": lambda v: f"{v['ranks']} ranks: batches of {v['batch']} in all, {v['each']} each, rate {v['rate']:g}",
-    "compiling": lambda v: f"compiling {v['stages']} stages; the first steps take longer",
-    "foreseen": lambda v: "\n".join(f"warning: {line}" for line in v["lines"]),
-    "deltas": lambda v: f"{v['part']}: delta of EWGS from the Hessian, {v['least']:.2g} to {v['most']:.2g}",
-    "lowered": lambda v: f"fewer bits from epoch {v['epoch'] + 1} on",
-    "alarms": lambda v: "\n".join(f"warning: quantizer {line} (after epoch {v['epoch']})" for line in v["lines"]),
-    "eager": lambda v: f"not compiled: {v['why']}",
-    "before": lambda v: f"calibrated: {v['top1']:.2f} % on test before training",
-}
+    def _advance(self, step: StepTaken) -> None:
+        if step.phase not in self.tasks:
+            self.tasks[step.phase] = self.bars.add_task(step.phase, total=1.0)
+        self.bars.update(self.tasks[step.phase], completed=step.progress, description=str(step))

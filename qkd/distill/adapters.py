@@ -1,4 +1,4 @@
-"""Passage: the way of a feature map into another shape and back, learned with whatever uses it."""
+"""Adapters: a feature map brought into another shape and back, learned with what uses it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 
 class ShapeAdapter(nn.Module):
-    """From a member's own shape (channels, height, width) to a common one, and with ``back`` the way home.
+    """From a member's own shape (channels, height, width) to a common one, and with ``back`` the way back.
 
-    Where channels differ a 1x1 convolution leads each way, where sizes do, averaging (towards a larger map: repetition).
-    The convolutions start orthogonal and as each other's transpose, so that what comes back is at first the part of the
-    features that fits through.
+    A 1x1 convolution each way where channels differ; average pooling (towards a larger map: repetition) where sizes do.
+    The convolutions start orthogonal and as each other's transpose, so that the round trip is at first the projection on
+    the channels that the common shape can hold.
     """
 
     def __init__(self, own: Sequence[int], common: Sequence[int], *, back: bool = True) -> None:
@@ -29,26 +29,24 @@ class ShapeAdapter(nn.Module):
             self.home.weight.data.copy_(self.out.weight.data.transpose(0, 1))  # type: ignore[operator]
             nn.init.zeros_(self.home.bias)  # type: ignore[arg-type]
 
-    def leave(self, x: Tensor) -> Tensor:
+    def to_common(self, x: Tensor) -> Tensor:
         """(B, *own) -> (B, *common)"""
-        return _sized(self.out(x), self.common)
+        return _resized(self.out(x), self.common)
 
-    def enter(self, x: Tensor) -> Tensor:
+    def to_own(self, x: Tensor) -> Tensor:
         """(B, *common) -> (B, *own)"""
-        return self.home(_sized(x, self.own))
+        return self.home(_resized(x, self.own))
 
     def __str__(self) -> str:
         words = [f"1x1 convolution {self.own[0]} -> {self.common[0]}"] * (self.own[0] != self.common[0])
-        words += [f"resized {shape_text(self.own[1:])} -> {shape_text(self.common[1:])}"] * (
-            self.own[1:] != self.common[1:]
-        )
-        return ", ".join(words)
+        sizes = shape_text(self.own[1:]), shape_text(self.common[1:])
+        return ", ".join([*words, *[f"resized {sizes[0]} -> {sizes[1]}"] * (sizes[0] != sizes[1])])
 
 
-def _sized(x: Tensor, shape: Sequence[int]) -> Tensor:
+def _resized(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x if x.shape[2:] == tuple(shape[1:]) else F.adaptive_avg_pool2d(x, (shape[1], shape[2]))
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape in words: 16x8x8."""
+    """A shape as people write it: 16x8x8."""
     return "x".join(map(str, shape))

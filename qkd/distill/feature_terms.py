@@ -1,4 +1,4 @@
-"""Features: the classic ways in which one network's hidden layers learn from another's, by name."""
+"""The classic losses between hidden layers of two networks, by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOSSES = {
     "contrastive": contrastive_distance,
 }
 WEIGHTS = {"none": 0.0, "attention": 1000.0, "hint": 100.0, "similarity": 3000.0, "relational": 1.0, "contrastive": 0.8}
-SAME_CHANNELS = ("hint", "contrastive")  # the rest compare maps of any channels ...
+SAME_CHANNELS = ("hint", "contrastive")  # the others compare maps of any channels ...
 ANY_SHAPE = ("similarity", "relational")  # ... and these of any shape
 
 

@@ -1,4 +1,4 @@
-"""Head: an extra output fed by taps; and the heads that several methods share."""
+"""Heads: extra outputs fed by taps, and the heads that several methods use."""
 
 from __future__ import annotations
 
@@ -7,31 +7,41 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qkd.distill.adapters import shape_text as size_of
+from qkd.distill.adapters import shape_text
 from qkd.distill.module_map import ModuleMap
 from qkd.distill.stages import Staged
 from qkd.distill.taps import Outputs, Tap
 from qkd.errors import PlanError
 
-PROJECTED = "projected"
+PROJECTED = "projected"  # the stage under which a projector's output is recorded
 
 
 class Head(nn.Module):
-    """A part without a backbone: reads taps, joins them along the channels, runs ``body``, writes ``Tap(name)``.
+    """A part without a backbone: reads taps, joins them along the channels, runs ``body``, records ``Tap(name)``.
 
-    It may read other heads that stand before it in the plan. With ``via=Tap(owner, stage)`` the body is a projector: its
+    It may read heads that stand before it in the plan. With ``via=Tap(owner, stage)`` the body is a projector: its
     output is recorded as ``Tap(name, "projected")`` and goes on through the owner's stage (a borrowed classifier), which
-    belongs to its owner and not to the head. ``borrowed`` is that stage on the product's grid, where its owner is float;
-    it shares the owner's weights. ``about`` says in words what the head does.
+    belongs to its owner and not to the head. With ``separate_inputs`` the body gets the tensors one by one and joins them
+    itself. With ``grid`` the result is rounded by the activation quantizer that ends that stage. ``borrowed`` is the borrowed
+    stage on the product's grid, where its owner is float; it shares the owner's weights. ``about`` describes the head in
+    reports.
     """
 
     def __init__(
-        self, name: str, reads: Sequence[Tap], body: nn.Module, *, via: Tap | None = None, about: str = ""
+        self,
+        name: str,
+        reads: Sequence[Tap],
+        body: nn.Module,
+        *,
+        via: Tap | None = None,
+        about: str = "",
+        separate_inputs: bool = False,
+        grid: Tap | None = None,
     ) -> None:
         super().__init__()
         self.name, self.reads, self.body, self.via, self.about = name, tuple(reads), body, via, about
+        self.separate_inputs, self.grid = separate_inputs, grid
         self.borrowed: nn.Module | None = None
-        self.joined = False  # the body takes what is read as it is, and joins it by itself
 
     @property
     def parts(self) -> set[str]:
@@ -39,13 +49,15 @@ class Head(nn.Module):
         return {tap.part for tap in self.reads} | ({self.via.part} if self.via else set())
 
     @property
-    def learns(self) -> bool:
-        """Whether there is anything in it to learn."""
+    def trainable(self) -> bool:
+        """Whether its body has parameters that can be trained."""
         return any(parameter.requires_grad for parameter in self.body.parameters())
 
     def forward(self, outputs: Outputs, networks: ModuleMap[Staged]) -> Outputs:
         read = [outputs[tap] for tap in self.reads]
-        x = self.body(*read) if self.joined or len(read) == 1 else self.body(torch.cat(read, 1))
+        x = self.body(*read) if self.separate_inputs or len(read) == 1 else self.body(torch.cat(read, 1))
+        if self.grid is not None:
+            x = networks[self.grid.part].rounded(self.grid.stage, x)
         if self.via is None:
             return {Tap(self.name): x}
         return {Tap(self.name, PROJECTED): x, Tap(self.name): self._classify(x, networks)}
@@ -66,7 +78,7 @@ def classifier(channels: int, classes: int) -> nn.Module:
 def mean_of_logits(name: str, parts: Sequence[str], classes: int) -> Head:
     """The mean of the logits of several parts: (B, classes) each -> (B, classes).
 
-    A linear layer with the fixed weights 1/n over the joined logits, so that it leaves as one integer layer.
+    A linear layer with the fixed weights 1/n over the joined logits, so that it is exported as one integer layer.
     """
     body = nn.Linear(len(parts) * classes, classes, bias=False)
     with torch.no_grad():
@@ -81,16 +93,17 @@ def adapt_shapes(
     """Where to read ``tap`` and ``source`` instead, so that they have one shape, and the heads that makes necessary.
 
     A learned 1x1 convolution takes the channels of ``tap`` to those of ``source`` (not with ``channels`` off: attention
-    needs none); of two sizes the larger map is averaged down to the smaller. Equal shapes need nothing. Raises PlanError
-    where they are not both feature maps.
+    needs none); of two sizes the larger map is average-pooled to the smaller. Equal shapes need nothing. Raises PlanError
+    where they differ and are not both feature maps.
     """
     (own, theirs), names = (shapes[tap], shapes[source]), (f"{tap.part}.{tap.stage}", f"{source.part}.{source.stage}")
     if tuple(own) == tuple(theirs):
         return tap, source, ()
     if len(own) != 3 or len(theirs) != 3:
         raise PlanError(
-            f"match: {names[0]} is {size_of(own)} and {names[1]} {size_of(theirs)}: only feature maps (channels, height, "
-            f"width) can be adapted to each other; match other layers"
+            f"match: {names[0]} is {shape_text(own)} and {names[1]} {shape_text(theirs)}: only feature maps (channels, "
+            f"height, width) can be adapted to each other; match other layers",
+            key="match.shapes-cannot-be-adapted",
         )
     size = min(own[1], theirs[1]), min(own[2], theirs[2])
     convolve = channels and own[0] != theirs[0]
@@ -101,11 +114,17 @@ def adapt_shapes(
 
 
 def pool_to_smallest(taps: Sequence[Tap], shapes: Mapping[Tap, Sequence[int]]) -> tuple[list[Tap], tuple[Head, ...]]:
-    """Where to read feature maps instead, so that all have the size of the smallest, and the heads that makes necessary."""
+    """Where to read feature maps instead, so that all have the size of the smallest, and the heads that makes necessary.
+
+    Raises PlanError where one is no feature map.
+    """
     sizes = {tap: tuple(shapes[tap][1:]) for tap in taps}
     if any(len(size) != 2 for size in sizes.values()):
-        listed = ", ".join(f"{tap} {size_of(shapes[tap])}" for tap in taps)
-        raise PlanError(f"match: only feature maps (channels, height, width) can be joined, found {listed}")
+        listed = ", ".join(f"{tap} {shape_text(shapes[tap])}" for tap in taps)
+        raise PlanError(
+            f"match: only feature maps (channels, height, width) can be joined, found {listed}",
+            key="match.not-feature-maps",
+        )
     least = min(size[0] for size in sizes.values()), min(size[1] for size in sizes.values())
     heads = {tap: _adapter(tap, f"{least[0]}x{least[1]}", shapes[tap], least, None) for tap in taps}
     found = [head for head in heads.values() if head is not None]
@@ -127,5 +146,5 @@ def _adapter(tap: Tap, other: str, shape: Sequence[int], size: tuple[int, int], 
 
 
 def trainable(heads: Sequence[Head]) -> list[str]:
-    """The names of those heads that have something to learn."""
-    return [head.name for head in heads if head.learns]
+    """The names of the heads that have parameters to train."""
+    return [head.name for head in heads if head.trainable]

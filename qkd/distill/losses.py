@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors, one per formula."""
+"""Losses as pure functions of tensors, one per formula."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, *, temperature: float) 
 def balanced_divergence(student: Tensor, teacher: Tensor, *, temperature: float, emphasis: float) -> Tensor:
     """Forward plus reverse KL, one of them times ``emphasis``, chosen for every sample. Logits x2 -> ().
 
-    Where the teacher is less sure than the student (larger entropy) the forward one is emphasised, which covers all the
-    classes that the teacher sees; elsewhere the reverse one, which sharpens. Entropies are those of the softened
+    Where the teacher is less certain than the student (larger entropy) the forward one is emphasised, which covers all
+    classes of the teacher's distribution; elsewhere the reverse one, which sharpens. Entropies are those of the softened
     distributions. Source: Amara et al. 2022 (BD-KD); the paper's abstract gives the rule, the emphasis is ours.
     """
     p, q = (logits.float().div(temperature).log_softmax(1) for logits in (student, teacher))
@@ -70,7 +70,7 @@ def decoupled_divergence(
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Where a feature map looks: squared activations summed over channels, unit length. (B, C, H, W) -> (B, H*W).
+    """Spatial attention map: squared activations summed over channels, unit length. (B, C, H, W) -> (B, H*W).
 
     Source: Zagoruyko & Komodakis 2017, with p = 2.
     """
@@ -78,13 +78,16 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def attention_distance(one: Tensor, other: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """How differently two feature maps look. (B, C1, H, W), (B, C2, H, W) -> (); channel counts may differ.
+    """Distance of the attention maps of two feature maps. (B, C1, H, W), (B, C2, H, W) -> (); channel counts may differ.
 
     ``mean``: squared difference averaged over positions and batch; ``sum``: summed over positions, averaged over the
     batch; ``norm``: the Euclidean distance, averaged over the batch (the form of Pham et al. 2023, eq. 5).
     """
     if one.shape[2:] != other.shape[2:] or one.dim() != 4:
-        raise PlanError(f"attention needs feature maps of one height and width, got {_shapes(one, other)}")
+        raise PlanError(
+            f"attention needs feature maps of one height and width, got {_shapes(one, other)}",
+            key="loss.attention-shapes",
+        )
     difference = attention_map(one) - attention_map(other)
     if reduction == "norm":
         return (difference.square().sum(1) + 1e-12).sqrt().mean()
@@ -95,7 +98,7 @@ def attention_distance(one: Tensor, other: Tensor, *, reduction: Reduction = "me
 def hint_distance(one: Tensor, other: Tensor) -> Tensor:
     """Mean squared difference of two tensors of one shape -> (). Source: Romero et al. 2015 (FitNets), eq. 3."""
     if one.shape != other.shape:
-        raise PlanError(f"a hint needs features of one shape, got {_shapes(one, other)}")
+        raise PlanError(f"a hint needs features of one shape, got {_shapes(one, other)}", key="loss.hint-shapes")
     return F.mse_loss(one.float(), other.float())
 
 

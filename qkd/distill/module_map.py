@@ -1,4 +1,4 @@
-"""Members: modules by the names people give them."""
+"""A mapping of modules that takes any name."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ M = TypeVar("M", bound=nn.Module)
 class ModuleMap(nn.Module, Generic[M]):
     """A read-only mapping of registered modules.
 
-    Unlike ModuleDict it takes any name: one that torch.nn.Module keeps for itself (``float``) gets a trailing underscore
-    where torch sees it, in the state dict.
+    Unlike ModuleDict it takes any name: one that torch.nn.Module has as an attribute (``float``) gets a trailing
+    underscore where torch sees it, in the state dict.
     """
 
     def __init__(self, modules: Mapping[str, M]) -> None:
         super().__init__()
-        self.inside = {name: f"{name}_" if hasattr(nn.Module, name) else name for name in modules}
+        self.registered = {name: f"{name}_" if hasattr(nn.Module, name) else name for name in modules}
         for name, module in modules.items():
-            self.add_module(self.inside[name], module)
+            self.add_module(self.registered[name], module)
 
     def __getitem__(self, name: str) -> M:
-        return cast(M, self._modules[self.inside[name]])
+        return cast(M, self._modules[self.registered[name]])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.inside)
+        return iter(self.registered)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.inside
+        return name in self.registered
 
     def __len__(self) -> int:
-        return len(self.inside)
+        return len(self.registered)
 
     def get(self, name: str) -> M | None:
-        return cast(M, self._modules[self.inside[name]]) if name in self.inside else None
+        return self[name] if name in self.registered else None
 
     def items(self) -> list[tuple[str, M]]:
         return [(name, self[name]) for name in self]

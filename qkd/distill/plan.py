@@ -1,9 +1,10 @@
-"""Plan: what a method is. Phases, each of steps: who learns from which terms."""
+"""Plans: what a method is. Phases, each of steps, each of learners and the terms they learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import nn
 
@@ -14,69 +15,99 @@ from qkd.distill.regularizers import L2SP
 from qkd.distill.taps import SHARED, Tap
 from qkd.distill.terms import Term
 
-EXCHANGE = "exchange"  # the name under which the parameters of the exchange learn
-ADAPTERS = f"{EXCHANGE}.adapters"  # ... and those among them that lead from one shape to another
-Shape = tuple[int, ...]  # without the batch
+EXCHANGE = "exchange"  # the part name of the exchange
+Shape = tuple[int, ...]  # without the batch axis
+
+
+class Learner(NamedTuple):
+    """What moves in a step: a part (a network, a head, the exchange), or a ``piece`` of it.
+
+    A piece of a network is one of its stages, a piece of another part one of its submodules.
+    """
+
+    part: str
+    piece: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.part}.{self.piece}" if self.piece else self.part
+
+
+IMPORTANCE = Learner(EXCHANGE, "importance")
+ADAPTERS = Learner(EXCHANGE, "adapters")
+
+
+def learner(given: str | Learner) -> Learner:
+    """A whole part by its name, or a learner unchanged."""
+    return given if isinstance(given, Learner) else Learner(given)
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimizer step of a batch: ``learners`` move along the gradient of ``terms``.
 
-    A learner is a part (``student``, a teacher, a head, ``exchange``) or a piece of it (``expert.logits``, the layers of
-    that stage; ``exchange.adapters``). Whoever is not named stays bitwise as it is, batch-norm statistics included.
+    All other parameters and buffers are frozen, batch-norm statistics included. A name stands for a whole part.
     """
 
-    learners: frozenset[str]
+    learners: frozenset[Learner]
     terms: tuple[Term, ...]
 
-    def __init__(self, learners: Sequence[str], terms: Sequence[Term]) -> None:
-        object.__setattr__(self, "learners", frozenset(learners))
+    def __init__(self, learners: Iterable[str | Learner], terms: Sequence[Term]) -> None:
+        object.__setattr__(self, "learners", frozenset(map(learner, learners)))
         object.__setattr__(self, "terms", tuple(terms))
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The parts that learn, whole or in pieces."""
+        return frozenset(each.part for each in self.learners)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps that are done for every batch, in order, for a share of the epochs."""
+    """Steps that are taken for every batch, in order, for a share of the epochs."""
 
     name: str
     steps: tuple[Step, ...]
     share: float = 1.0
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """The parts that learn in any step."""
+        return frozenset().union(*(step.parts for step in self.steps))
+
 
 @dataclass(frozen=True)
 class Plan:
-    """A method made concrete. ``product`` is the part that is deployed; ``rates`` scales the learning rate of parts.
+    """A method made concrete. Nothing in it changes: an ensemble works with copies of its modules.
 
-    ``views`` says which augmented view of a batch each network is shown in training; whoever is not named sees the first,
-    number 0. Views of one number are the same images to the last pixel.
+    ``product`` is the part that is deployed; ``rates`` scales the learning rate of learners. ``views`` says which augmented
+    view of a batch each network gets in training, by default number 0; networks with the same number get the same images.
     """
 
     phases: tuple[Phase, ...]
     exchange: Exchange = field(default_factory=NoExchange)
     heads: tuple[Head, ...] = ()
     product: str = "student"
-    rates: Mapping[str, float] = field(default_factory=dict)
-    anchors: tuple[L2SP, ...] = ()
-    surveys: tuple[EpochStatistics, ...] = ()
+    rates: Mapping[Learner, float] = field(default_factory=dict)
+    regularizers: tuple[L2SP, ...] = ()
+    statistics: tuple[EpochStatistics, ...] = ()
     views: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def sights(self) -> int:
+    def num_views(self) -> int:
         """How many views of a batch are needed."""
         return 1 + max(self.views.values(), default=0)
 
     def head(self, name: str) -> Head | None:
         return next((head for head in self.heads if head.name == name), None)
 
-    def rate_of(self, learner: str) -> float:
+    def rate_of(self, learner: Learner) -> float:
         """A learner's share of the learning rate: its own, or else that of the part it belongs to."""
-        return self.rates.get(learner, self.rates.get(learner.partition(".")[0], 1.0))
+        return self.rates.get(learner, self.rates.get(Learner(learner.part), 1.0))
 
     @property
-    def learners(self) -> frozenset[str]:
-        """Whoever learns in any phase."""
-        return frozenset(learner for phase in self.phases for step in phase.steps for learner in step.learners)
+    def learners(self) -> frozenset[Learner]:
+        """The learners of all phases."""
+        return frozenset(each for phase in self.phases for step in phase.steps for each in step.learners)
 
     def deployed(self) -> tuple[Head, ...]:
         """The heads that are part of the product, in their order; none where the product is a network."""
@@ -90,14 +121,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method is told: who plays, where one can listen, and what shapes were measured there."""
+    """What a method is given: the names of the networks, the matched stages, the classes, and the shapes at all taps.
+
+    ``stages`` are those of ``match:``, without ``logits``. ``starts``: what each network's ``start_from:`` says.
+    """
 
     student: str
     teachers: tuple[str, ...]
     stages: tuple[str, ...]
     classes: int
     shapes: Mapping[Tap, Shape]
-    starts: Mapping[str, str] = field(default_factory=dict)  # part -> what its `start_from:` says
+    starts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def all_networks(self) -> tuple[str, ...]:
@@ -107,6 +141,7 @@ class Setup:
         return self.shapes[Tap(part, stage)][0]
 
     def classifier(self, channels: int) -> nn.Module:
+        """Feature maps of so many channels (B, C, H, W) -> logits (B, classes)."""
         return classifier(channels, self.classes)
 
 
@@ -114,7 +149,7 @@ Method = Callable[..., Plan]  # (setup, *, own options with types and defaults) 
 
 
 def networks_needed(plan: Plan, step: Step) -> frozenset[str]:
-    """The networks that have to run for a step: those its terms read, heads' sources, and whoever takes part in the exchange."""
+    """The networks that have to run for a step: those its terms and heads read, and the members of the exchange."""
     parts = {tap.part for term in step.terms for tap in term.reads}
     for head in reversed(plan.heads):
         if head.name in parts:
@@ -122,7 +157,8 @@ def networks_needed(plan: Plan, step: Step) -> frozenset[str]:
     members = set(plan.exchange.members)
     if SHARED in parts or parts & members:
         parts |= members
-    return frozenset(parts - {head.name for head in plan.heads} - {SHARED})
+    others = {SHARED, *(head.name for head in plan.heads), *(each.name for each in plan.statistics)}
+    return frozenset(parts - others)
 
 
 def epochs_per_phase(plan: Plan, epochs: int) -> tuple[int, ...]:

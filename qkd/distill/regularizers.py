@@ -1,4 +1,4 @@
-"""Anchor: how far a network has moved from where it was when the phase began."""
+"""Regularizers: terms over the parameters of a network instead of its outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qkd.distill.stages import Staged
 from qkd.distill.taps import Tap
 
-ANCHOR = "anchor"
+ANCHOR = "anchor"  # the stage under which the distance is recorded, and the kind of the term
 
 
 class L2SP(nn.Module):
@@ -18,7 +18,7 @@ class L2SP(nn.Module):
 
     Weights are the tensors of two and more dimensions of its layers: the float master weights where they are quantized;
     biases, batch norm and quantizer scales are free. ``leave`` names stages that are free too. The snapshot is part of the
-    state, so that a resumed run is held by the same one.
+    state, so that a resumed run uses the same one. Source: Li et al. 2018 (L2-SP).
     """
 
     def __init__(self, part: str, *, leave: Sequence[str] = ()) -> None:
@@ -30,14 +30,14 @@ class L2SP(nn.Module):
         return Tap(self.part, ANCHOR)
 
     @torch.no_grad()
-    def remember(self, network: Staged) -> None:
-        """Take the snapshot."""
+    def snapshot(self, network: Staged) -> None:
+        """Take the present weights as W0."""
         for name, weight in self._weights(network):
-            held = weight.detach().clone()
+            kept = weight.detach().clone()
             if hasattr(self, name):
-                getattr(self, name).copy_(held)
+                getattr(self, name).copy_(kept)
             else:
-                self.register_buffer(name, held)
+                self.register_buffer(name, kept)
 
     def forward(self, network: Staged) -> Tensor:
         moved = [(weight - getattr(self, name)).float().square().sum() for name, weight in self._weights(network)]

@@ -1,4 +1,4 @@
-"""Relations: losses that compare how the samples of a batch lie to each other, whatever the shapes of the features.
+"""Relational losses: they compare the relations among the samples of a batch, whatever the shapes of the features.
 
 Features are ``(batch, ...)`` on both sides; only the number of samples must agree.
 """
@@ -48,14 +48,17 @@ def relational_distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 def contrastive_distance(one: Tensor, other: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """How badly a sample of ``one`` is told by direction from all of ``other``, and the other way round -> ().
+    """InfoNCE within the batch: cross-entropy of finding a sample of ``one`` among all of ``other``, and vice versa -> ().
 
     Cross-entropy over the cosines within the batch (van den Oord et al. 2018, InfoNCE), maps averaged over positions;
     both need as many channels. Departure from Tian et al. 2020 (CRD): no memory of negatives outside the batch.
     """
     a, b = (F.normalize(_pooled(features), dim=1) for features in (one, other))
     if a.shape != b.shape:
-        raise PlanError(f"contrast needs features of as many channels, got {a.shape[1]} and {b.shape[1]}")
+        raise PlanError(
+            f"contrast needs features of equally many channels, got {a.shape[1]} and {b.shape[1]}",
+            key="loss.contrast-shapes",
+        )
     cosines, right = a @ b.t() / temperature, torch.arange(len(a), device=a.device)
     return (F.cross_entropy(cosines, right) + F.cross_entropy(cosines.t(), right)) / 2
 
@@ -77,8 +80,8 @@ def information_flow(one: Tensor, other: Tensor) -> Tensor:
 def alignment(one: Tensor, other: Tensor) -> Tensor:
     """Linear CKA of a batch: 1 if the features are equal up to rotation and scale, 0 if unrelated -> ().
 
-    Estimated without bias, because the plain estimate calls any two features of many channels in a small batch aligned.
-    Fewer than four samples say nothing: 0. Source: Kornblith et al. 2019, eq. 3; Nguyen et al. 2021, eq. 3.
+    The unbiased estimate, because the plain one is near 1 for any two features of many channels in a small batch.
+    0 for fewer than four samples, where it is undefined. Source: Kornblith et al. 2019, eq. 3; Nguyen et al. 2021, eq. 3.
     """
     if len(one) < 4:
         return one.new_zeros((), dtype=torch.float32)

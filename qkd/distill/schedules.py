@@ -1,16 +1,49 @@
-"""Schedules: the weight of a term as a function of how far its phase is, 0 to 1."""
+"""Schedules: the weight of a term as a function of the progress of its phase, 0 to 1."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qkd.errors import PlanError
 
+Schedule = Callable[[float], float]  # progress of the phase, 0..1, -> weight
+Weight = float | Schedule
+
+
+def value_at(weight: Weight, progress: float) -> float:
+    """The number a weight is at a progress of 0..1."""
+    return weight(progress) if callable(weight) else weight
+
+
+def times(one: Weight, other: Weight) -> Weight:
+    """The product of two weights: a number where both are numbers, else a schedule."""
+    if not callable(one) and not callable(other):
+        return one * other
+    for unit, rest in ((one, other), (other, one)):
+        if not callable(unit) and unit == 1:
+            return rest
+    return Product(one, other)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Two weights multiplied, at least one of them a schedule."""
+
+    one: Weight
+    other: Weight
+
+    def __call__(self, progress: float) -> float:
+        return value_at(self.one, progress) * value_at(self.other, progress)
+
+    def __str__(self) -> str:
+        return f"{_text(self.one)} x {_text(self.other)}"
+
 
 @dataclass(frozen=True)
 class Constant:
-    """The same all along."""
+    """One value throughout."""
 
     value: float
 
@@ -23,7 +56,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """From one value to another along a straight line, reached at ``until`` and kept from there on."""
+    """A straight line from ``start`` to ``end``, which is reached at ``until`` and kept from there on."""
 
     start: float
     end: float
@@ -38,7 +71,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """From one value to another along half a cosine: slow, fast, slow."""
+    """Half a cosine from ``start`` to ``end``: slow, fast, slow."""
 
     start: float
     end: float
@@ -54,7 +87,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Ramp:
-    """``peak exp(-5 (1 - t)^2)``, with t growing to one at ``until``: nothing while everybody is still wrong.
+    """Sigmoid ramp-up ``peak exp(-5 (1 - t)^2)``, where t grows from 0 to 1 at ``until``.
 
     Source: Laine & Aila 2017 (temporal ensembling); Kim et al. 2019 (FFL) ramp over 80 of 300 epochs.
     """
@@ -89,7 +122,7 @@ class Decay:
 
 @dataclass(frozen=True)
 class Review:
-    """A line from ``start`` to ``end`` that begins again at every one of ``at``, the parts of a phase.
+    """A line from ``start`` to ``end`` that begins again at every point of ``at``, given as shares of the phase.
 
     Source: Fu et al. 2020 (IAKD): the growth is repeated whenever the learning rate falls.
     """
@@ -100,7 +133,9 @@ class Review:
 
     def __post_init__(self) -> None:
         if self.at[:1] != (0.0,) or list(self.at) != sorted(set(self.at)) or self.at[-1] >= 1:
-            raise PlanError(f"a review begins at 0 and again at growing places below 1, got {self.at}")
+            raise PlanError(
+                f"review: `at` must begin with 0 and increase, below 1; got {self.at}", key="schedule.review-points"
+            )
 
     def __call__(self, progress: float) -> float:
         ends = (*self.at[1:], 1.0)
@@ -117,3 +152,7 @@ def _along(progress: float, until: float) -> float:
 
 def _by(until: float) -> str:
     return "" if until == 1 else f" until {until:g} of the phase"
+
+
+def _text(weight: Weight) -> str:
+    return f"({weight})" if callable(weight) else f"{weight:g}"

@@ -1,4 +1,4 @@
-"""A network as ordered named stages, cut from any traceable network at module paths."""
+"""Networks as ordered named stages, cut from any traceable network at module paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qkd.distill.taps import LOGITS
 from qkd.errors import NetworkError, nearest
 from qkd.networks.tracing import trace, where_from
 
-Flow = tuple[Any, ...]  # what crosses a cut: the tapped tensor first, then whatever else is still needed later
+Flow = tuple[Any, ...]  # what crosses a cut: the tapped tensor first, then all else that later stages read
 
 
 class Staged(nn.Module):
@@ -40,7 +40,7 @@ class Staged(nn.Module):
 
     def advance(self, stage: str, flow: Flow) -> Flow:
         """The flow after one stage; its first entry is the tensor at ``Tap(part, stage)``."""
-        result = self._stages[stage].forward(*flow)  # not called: a tracer must see the layers, not the stage
+        result = self._stages[stage].forward(*flow)  # .forward, so that a tracer sees the layers and not the stage
         return result if isinstance(result, tuple) else (result,)
 
     def stage(self, name: str) -> fx.GraphModule:
@@ -101,7 +101,9 @@ def cut(network: nn.Module, at: Mapping[str, str] | Sequence[str]) -> Staged:
     order = list(ends.values())
     if order != sorted(set(order)):
         found = ", ".join(sorted(paths.values(), key=lambda p: ends[next(s for s in paths if paths[s] == p)]))
-        raise NetworkError(f"cut at {', '.join(paths.values())}: in this network the order is {found}")
+        raise NetworkError(
+            f"cut at {', '.join(paths.values())}: in this network the order is {found}", key="match.wrong-order"
+        )
     _unpair(module, [nodes[end] for end in order])
     bounds = [-1, *order, len(nodes) - 2]
     names = (*paths, LOGITS)
@@ -122,10 +124,15 @@ def _end(module: fx.GraphModule, nodes: Sequence[fx.Node], path: str) -> int:
     if not inside:
         known = sorted({p for node in nodes for p in where_from(node)})
         shown = ", ".join(p for p in known if p.count(".") <= path.count(".")) or ", ".join(known)
-        raise NetworkError(f"no module {path!r} to cut at{nearest(path, known)}; there are: {shown}")
+        raise NetworkError(
+            f"no module {path!r} to cut at{nearest(path, known)}; there are: {shown}", key="match.unknown-module"
+        )
     times = _times(nodes, inside, path)
     if times > 1:
-        raise NetworkError(f"module {path!r} is called {times} times; cut at the block around one of the calls")
+        raise NetworkError(
+            f"module {path!r} is called {times} times; cut at the block around one of the calls",
+            key="match.called-more-than-once",
+        )
     return inside[-1]
 
 

@@ -1,4 +1,4 @@
-"""Tap: the one address of a tensor."""
+"""Taps: the addresses of tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 LOGITS = "logits"
-SHARED = "shared"  # the part name under which an exchange records what the members hold in common
+SHARED = "shared"  # the part name under which an exchange records what its members hold in common
 
 
 class Tap(NamedTuple):
-    """Where a tensor was produced: by which part, after which of its stages. ``logits`` is simply the last stage."""
+    """The tensor that a part gives after one of its stages, printed as ``student.layer2``. ``logits`` is the last stage."""
 
     part: str
     stage: str = LOGITS

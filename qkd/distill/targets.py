@@ -1,25 +1,22 @@
-"""Targets: soft labels built from the logits of several parts."""
+"""Soft targets: labels built from the logits of one or several parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qkd.distill.taps import Tap
-
-if TYPE_CHECKING:
-    from qkd.data import Batch
+from qkd.tasks.batch import Batch
 
 
 @dataclass(frozen=True)
 class Target:
-    """Whose logits a soft target is built from, and how: ``build([logits, ...], batch) -> (batch, classes)``."""
+    """The taps a soft target is built from, and how: ``build([tensor, ...], batch) -> (batch, classes)``."""
 
     name: str
     reads: tuple[Tap, ...]
@@ -27,7 +24,7 @@ class Target:
 
 
 def one(tap: Tap) -> Target:
-    """The logits of one part as they are."""
+    """The logits of one part, unchanged."""
     return Target(tap.part, (tap,), lambda logits, batch: logits[0])
 
 
@@ -46,41 +43,42 @@ def min_logit(taps: Sequence[Tap]) -> Target:
 
 
 def naive(taps: Sequence[Tap]) -> Target:
-    """For every sample the logits of the member that is least wrong about it. Source: Guo et al. 2020 (KDCL), Naive."""
+    """For every sample the logits of the member with the lowest cross-entropy. Source: Guo et al. 2020 (KDCL), Naive."""
     return Target("naive", tuple(taps), lambda logits, batch: best_logits(logits, batch.labels))
 
 
 def linear(taps: Sequence[Tap]) -> Target:
-    """The mixture of the members that is least wrong about the batch. Source: Guo et al. 2020 (KDCL), Linear."""
+    """The mixture of the members with the lowest cross-entropy over the batch. Source: Guo et al. 2020 (KDCL), Linear."""
     return Target("linear", tuple(taps), lambda logits, batch: mixed_logits(logits, batch.labels))
 
 
-def weighted(taps: Sequence[Tap], weights: Callable[[], Tensor]) -> Target:
-    """The sum of the logits with the weights (members,) that are in force when it is asked for."""
+def weighted(taps: Sequence[Tap], weights: Tap) -> Target:
+    """The sum of the logits with the weights (members,) recorded at a tap."""
 
-    def build(logits: Sequence[Tensor], batch: Batch) -> Tensor:
-        return torch.einsum("m,mbc->bc", weights().to(logits[0].dtype), torch.stack(tuple(logits)))
+    def build(tensors: Sequence[Tensor], batch: Batch) -> Tensor:
+        *logits, shares = tensors
+        return torch.einsum("m,mbc->bc", shares.to(logits[0].dtype), torch.stack(tuple(logits)))
 
-    return Target("weighed", tuple(taps), build)
+    return Target("weighed", (*taps, weights), build)
 
 
 def routed(
     taps: Sequence[Tap], choose: Callable[[Sequence[Tensor], Batch], Tensor], also: Sequence[Tap] = ()
 ) -> Target:
-    """One member teaches each sample: the one whose number ``choose([logits, ...], batch) -> (batch,)`` gives.
+    """One member per sample: the one whose number ``choose([tensor, ...], batch) -> (batch,)`` gives.
 
-    It is asked with the logits of ``taps`` and ``also``. Source: Amara et al. 2022 (CES-KD).
+    ``choose`` gets the tensors of ``taps`` and ``also``. Source: Amara et al. 2022 (CES-KD).
     """
 
-    def build(logits: Sequence[Tensor], batch: Batch) -> Tensor:
-        chosen = choose(logits, batch)
-        return torch.stack(tuple(logits[: len(taps)]))[chosen, torch.arange(len(chosen), device=chosen.device)]
+    def build(tensors: Sequence[Tensor], batch: Batch) -> Tensor:
+        chosen = choose(tensors, batch)
+        return torch.stack(tuple(tensors[: len(taps)]))[chosen, torch.arange(len(chosen), device=chosen.device)]
 
     return Target("expert", (*taps, *also), build)
 
 
 def virtual(part: str, confidence: float) -> Target:
-    """A teacher made by hand: the true class has the probability ``confidence``, the others share the rest equally.
+    """A virtual teacher: the true class has the probability ``confidence``, the others share the rest equally.
 
     Source: Yuan et al. 2020 (teacher-free distillation), eq. 9. Departure: given as logits, the logarithms of those
     probabilities, so that a temperature softens it as it does any other teacher.
@@ -129,8 +127,8 @@ def mixed_logits(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 def best_mixture(logits: Sequence[Tensor], labels: Tensor, *, rounds: int = 3) -> Tensor:
     """The weights, positive and summing to one, that minimise the cross-entropy of the mixed logits. -> (members,)
 
-    Convex, so a few rounds in which every two members share their common weight anew come close to the optimum; with two
-    members one such step is exact.
+    Convex, so a few rounds in which every pair of members divides its common weight anew come close to the optimum; with
+    two members one such step is exact.
     """
     z = torch.stack([each.double() for each in logits])
     weights = torch.full((len(z),), 1 / len(z), dtype=torch.float64, device=z.device)
@@ -155,5 +153,5 @@ def _best_share(z: Tensor, direction: Tensor, right: Tensor) -> Tensor:
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """How wrong the logits are about every sample. (batch, classes), (batch,) -> (batch,)"""
+    """The cross-entropy of every sample. (batch, classes), (batch,) -> (batch,)"""
     return F.cross_entropy(logits.float(), labels, reduction="none")

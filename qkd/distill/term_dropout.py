@@ -1,4 +1,4 @@
-"""Chances: which terms of a group count for a mini-batch. They draw from torch's global random state, which checkpoints keep."""
+"""Term dropout: which terms of a group count in a mini-batch. Drawn from torch's global random state, which checkpoints keep."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class TermDropout(ABC):
 
     @abstractmethod
     def draw(self, count: int) -> list[float]:
-        """For each of so many terms 1.0 if it counts, 0.0 if it is dropped."""
+        """For each of ``count`` terms 1.0 if it counts, 0.0 if it is dropped."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bernoulli(TermDropout):
-    """Each term counts with the probability ``keep``, whatever happens to the others."""
+    """Each term counts with the probability ``keep``, independently of the others."""
 
     keep: float
 
@@ -32,7 +32,7 @@ class Bernoulli(TermDropout):
 
 @dataclass(frozen=True, eq=False)
 class DropExactly(TermDropout):
-    """Of the group exactly ``drop`` terms, chosen uniformly, do not count."""
+    """Exactly ``drop`` terms of the group, chosen uniformly, do not count."""
 
     drop: int
 

@@ -1,55 +1,78 @@
-"""Term: a pure loss, the taps it reads, its weight. And the terms that methods share."""
+"""Terms: the summands of a loss, and those that several methods use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from qkd.distill.losses import Reduction, attention_distance, decoupled_divergence, hint_distance, kl_divergence
 from qkd.distill.regularizers import ANCHOR, L2SP
+from qkd.distill.schedules import Weight, times, value_at
 from qkd.distill.taps import Outputs, Tap
 from qkd.distill.targets import Target, one
 from qkd.distill.term_dropout import TermDropout
+from qkd.tasks.batch import Batch
 
-if TYPE_CHECKING:
-    from qkd.data import Batch
 
-Schedule = Callable[[float], float]  # progress of the phase, 0..1, -> weight
+class TermName(NamedTuple):
+    """What a term is called in metrics and reports, written ``kind/pupil<source``."""
+
+    kind: str
+    pupil: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.pupil}" + (f"<{self.source}" if self.source else "")
+
+    @classmethod
+    def parse(cls, text: str) -> TermName:
+        """The name written as ``text``; a text without a slash is both kind and pupil."""
+        kind, slash, rest = text.partition("/")
+        pupil, _, source = (rest if slash else text).partition("<")
+        return cls(kind, pupil, source)
 
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of a loss.
+    """One summand of a loss: by what ``kind`` of loss a ``pupil`` learns from a ``source``.
 
-    ``loss`` gets the tensors of ``reads`` in that order, then the batch, and returns a scalar; what stands in
-    ``detached`` sends no gradient back. ``weight`` is a number or a schedule over the progress of the phase. Terms that
-    share a ``chance`` are a group of which some are dropped at random in each mini-batch.
+    ``reads`` are the taps of the pupil and then of its sources. ``loss`` gets their tensors in that order, then the batch,
+    and returns a scalar; taps in ``detached`` send no gradient back. ``source`` is what the report calls the sources, empty
+    for the labels. ``weight`` is a number or a schedule over the progress of the phase; ``term * 2`` multiplies it. Terms
+    that share a ``dropout`` are a group of which some are dropped at random in each mini-batch.
     """
 
-    name: str
+    kind: str
+    pupil: str
     reads: tuple[Tap, ...]
     loss: Callable[..., Tensor]
-    weight: float | Schedule = 1.0
+    source: str = ""
+    weight: Weight = 1.0
     detached: frozenset[Tap] = frozenset()
-    chance: TermDropout | None = None
+    dropout: TermDropout | None = None
+
+    @property
+    def name(self) -> str:
+        """``kind/pupil<source``, unique within a step."""
+        return str(TermName(self.kind, self.pupil, self.source))
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         tensors = (outputs[t].detach() if t in self.detached else outputs[t] for t in self.reads)
         return self.loss(*tensors, batch)
 
-    def __mul__(self, weight: float | Schedule) -> Term:
-        return replace(self, weight=weight)
+    def __mul__(self, weight: Weight) -> Term:
+        return replace(self, weight=times(self.weight, weight))
 
     def weight_at(self, progress: float) -> float:
-        return self.weight(progress) if callable(self.weight) else self.weight
+        return value_at(self.weight, progress)
 
 
 def weighted_sum(losses: Mapping[str, Tensor], terms: tuple[Term, ...], progress: float) -> Tensor:
-    """The loss that is minimised: every term times its weight at this progress, those dropped by chance times zero."""
+    """The loss that is minimised: every term times its weight at this progress; dropped terms count zero."""
     kept = draw_kept(terms)
     total = sum(term.weight_at(progress) * kept.get(term.name, 1.0) * losses[term.name] for term in terms)
     assert isinstance(total, Tensor)
@@ -57,18 +80,17 @@ def weighted_sum(losses: Mapping[str, Tensor], terms: tuple[Term, ...], progress
 
 
 def draw_kept(terms: Sequence[Term]) -> dict[str, float]:
-    """Which of the terms that have a chance count this time: 1.0 or 0.0 by name. Draws once per group."""
+    """Which of the terms with a dropout count this time: 1.0 or 0.0 by name. Draws once per group."""
     groups: dict[TermDropout, list[str]] = {}
     for term in terms:
-        if term.chance is not None:
-            groups.setdefault(term.chance, []).append(term.name)
-    return {name: kept for c, names in groups.items() for name, kept in zip(names, c.draw(len(names)), strict=True)}
+        if term.dropout is not None:
+            groups.setdefault(term.dropout, []).append(term.name)
+    return {name: kept for d, names in groups.items() for name, kept in zip(names, d.draw(len(names)), strict=True)}
 
 
 def label(part: str) -> Term:
     """Cross-entropy of a part's logits with the labels."""
-    tap = Tap(part)
-    return Term(f"label/{part}", (tap,), lambda logits, batch: F.cross_entropy(logits.float(), batch.labels))
+    return Term("label", part, (Tap(part),), lambda logits, batch: F.cross_entropy(logits.float(), batch.labels))
 
 
 Divergence = Callable[..., Tensor]  # (student's logits, teacher's logits, temperature=) -> scalar
@@ -89,11 +111,11 @@ def imitate(
         soft = target.build(members, batch)  # type: ignore[arg-type]
         return divergence(logits, soft.detach() if detach_target else soft, temperature=temperature)
 
-    return Term(f"imitate/{part}<{target.name}", (Tap(part), *target.reads), loss)
+    return Term("imitate", part, (Tap(part), *target.reads), loss, target.name)
 
 
 def decouple(part: str, target: Target, *, temperature: float, others: float = 8.0) -> Term:
-    """DKD: imitate a soft target, the classes beside the true one ``others`` times as much as the true one."""
+    """DKD: imitate a soft target, with ``others`` times the weight on the classes other than the true one."""
 
     def loss(logits: Tensor, *rest: object) -> Tensor:
         *members, batch = rest
@@ -101,7 +123,7 @@ def decouple(part: str, target: Target, *, temperature: float, others: float = 8
         soft = target.build(members, batch).detach()  # type: ignore[arg-type]
         return decoupled_divergence(logits, soft, labels, temperature=temperature, others=others)
 
-    return Term(f"decouple/{part}<{target.name}", (Tap(part), *target.reads), loss)
+    return Term("decouple", part, (Tap(part), *target.reads), loss, target.name)
 
 
 def mutual(part: str, others: Sequence[str], *, temperature: float, weight: float = 1.0) -> list[Term]:
@@ -109,31 +131,28 @@ def mutual(part: str, others: Sequence[str], *, temperature: float, weight: floa
     return [imitate(part, one(Tap(o)), temperature=temperature) * (weight / len(others)) for o in others]
 
 
-def relate(name: str, loss: Callable[[Tensor, Tensor], Tensor], tap: Tap, source: Tap) -> Term:
-    """Any loss of two feature tensors, named; the source is a constant."""
-    return Term(f"{name}/{tap}<{source}", (tap, source), lambda a, b, batch: loss(a, b), detached=frozenset({source}))
+def relate(
+    kind: str, loss: Callable[[Tensor, Tensor], Tensor], tap: Tap, source: Tap, *, detach_source: bool = True
+) -> Term:
+    """Any loss of two feature tensors; the source is a constant unless ``detach_source`` is off."""
+    detached = frozenset({source} if detach_source else ())
+    return Term(kind, str(tap), (tap, source), lambda a, b, batch: loss(a, b), str(source), detached=detached)
 
 
 def attend(tap: Tap, source: Tap, *, reduction: Reduction = "mean", detach_source: bool = True) -> Term:
-    """Attention transfer: look where the source looks."""
-    return Term(
-        f"attention/{tap}<{source}",
-        (tap, source),
-        lambda a, b, batch: attention_distance(a, b, reduction=reduction),
-        detached=frozenset({source} if detach_source else ()),
-    )
+    """Attention transfer: equal spatial attention maps (Zagoruyko & Komodakis 2017)."""
+
+    def loss(one: Tensor, other: Tensor) -> Tensor:
+        return attention_distance(one, other, reduction=reduction)
+
+    return relate("attention", loss, tap, source, detach_source=detach_source)
 
 
 def hint(tap: Tap, source: Tap, *, detach_source: bool = True) -> Term:
-    """Feature regression: equal the source's features."""
-    return Term(
-        f"hint/{tap}<{source}",
-        (tap, source),
-        lambda a, b, batch: hint_distance(a, b),
-        detached=frozenset({source} if detach_source else ()),
-    )
+    """Feature regression: equal features (Romero et al. 2015)."""
+    return relate("hint", hint_distance, tap, source, detach_source=detach_source)
 
 
-def l2_sp(anchor: L2SP) -> Term:
+def l2_sp(regularizer: L2SP) -> Term:
     """Keep the weights of a network near those it had when the phase began."""
-    return Term(f"{ANCHOR}/{anchor.part}", (anchor.tap,), lambda distance, batch: distance)
+    return Term(ANCHOR, regularizer.part, (regularizer.tap,), lambda distance, batch: distance)

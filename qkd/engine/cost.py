@@ -1,4 +1,4 @@
-"""Cost: what each participant takes, in memory and time."""
+"""Cost: memory and time of each network of a plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from qkd.storage.environment import peak_memory
 
 if TYPE_CHECKING:
-    from qkd.engine.train import Training
+    from qkd.engine.training import Training
 
 REPEATS = 3
 
@@ -26,7 +26,7 @@ def cost(training: Training) -> dict[str, Any]:
     """
     size = max(1, training.batch // (training.fabric.world_size * training.settings.accumulate))
     seen = training.data.batches("train", size, shuffle_seed=0, device=training.device)
-    networks = {name: staged.network for name, staged in training.parts.networks.items()}
+    networks = {name: staged.network for name, staged in training.ensemble.networks.items()}
     images = next((batch.images for batch in seen), torch.zeros(0))
     return {
         "peak_memory_mb": peak_memory(training.device),

@@ -1,4 +1,4 @@
-"""Gradients: how much of them each term brings to each learner."""
+"""Gradient shares: how much of each learner's gradient comes from each term."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ from qkd.distill.taps import Outputs
 from qkd.distill.terms import Term
 
 if TYPE_CHECKING:
-    from qkd.data import Batch
+    from qkd.tasks.batch import Batch
 
 
 def gradient_shares(
-    parts: Ensemble, forward: Callable[[], Outputs], step: Step, batch: Batch, progress: float, scale: float = 1.0
+    ensemble: Ensemble, forward: Callable[[], Outputs], step: Step, batch: Batch, progress: float, scale: float = 1.0
 ) -> dict[str, float]:
     """Norms of each term's weighted gradient per learner, as shares of their sum: ``gradient/<learner>/<term>``.
 
-    A look leaves no trace: batch-norm statistics and random states are as before. ``forward`` runs the parts on the batch
-    as in training; ``scale`` keeps the gradients of fp16 from vanishing. On several ranks all have to look, and each sees
-    the gradient of its own images.
+    Batch-norm statistics and random states are as before afterwards. ``forward`` runs the ensemble on the batch as in
+    training; ``scale`` keeps gradients in fp16 from vanishing. To be called on every rank; each sees its own images.
     """
-    parts.learn(step.learners)
-    buffers = {name: buffer.clone() for name, buffer in parts.named_buffers()}
+    ensemble.set_learners(step.learners)
+    buffers = {name: buffer.clone() for name, buffer in ensemble.named_buffers()}
     devices = [batch.images.device] if batch.images.device.type == "cuda" else []
     shares: dict[str, float] = {}
     try:
         with torch.random.fork_rng(devices=devices):
             outputs = forward()
             for learner in sorted(step.learners):
-                parameters = [p for m in parts.modules_of(learner) for p in m.parameters() if p.requires_grad]
+                parameters = [p for m in ensemble.modules_of(learner) for p in m.parameters() if p.requires_grad]
                 norms = {term.name: _norm(term, outputs, batch, parameters, progress, scale) for term in step.terms}
                 total = sum(norms.values()) or 1.0
                 shares |= {f"gradient/{learner}/{name}": round(norm / total, 4) for name, norm in norms.items() if norm}
-    finally:  # what cannot be compiled fails halfway, and training goes on without
-        for name, buffer in parts.named_buffers():
+    finally:  # where compiling fails, training continues without it
+        for name, buffer in ensemble.named_buffers():
             buffer.copy_(buffers[name])
     return shares
 

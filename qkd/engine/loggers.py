@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from qkd.engine.train import Listener
+from qkd.engine.events import EpochEnded, Event, Listener
 from qkd.errors import UsageError
 
 Write = Callable[[dict[str, float], int], None]  # (curves, step)
@@ -25,12 +25,13 @@ def with_loggers(names: Sequence[str], folder: Path, facts: Mapping[str, Any], l
     with ExitStack() as opened:
         writers = [opened.enter_context(LOGGERS[name](folder, facts)) for name in dict.fromkeys(names)]
 
-        def heard(event: str, values: Mapping[str, Any]) -> None:
-            listen(event, values)
-            for write in writers if event == "epoch" else ():
-                write(curves(values), values["steps"])
+        def listen_and_log(event: Event) -> None:
+            listen(event)
+            if isinstance(event, EpochEnded):
+                for write in writers:
+                    write(curves(event.metrics), event.metrics["steps"])
 
-        yield heard
+        yield listen_and_log
 
 
 @contextmanager

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from qkd.engine.compile import try_compiled
 from qkd.engine.diagnostics import diagnose_learners, non_finite_parameter
 from qkd.engine.distributed import all_reduce, on_any_rank, on_first_rank
 from qkd.engine.ema import Ema
+from qkd.engine.events import BitsLowered, CompilationFailed, EpochEnded, QuantizersBroken, StepTaken
 from qkd.engine.ewgs_delta import update_deltas
 from qkd.engine.optimizer import optimizer_for
 from qkd.engine.signals import Interrupted, InterruptHandler
@@ -32,13 +33,11 @@ from qkd.engine.step import (
     take_step,
 )
 from qkd.engine.teacher_cache import build_teacher_cache
+from qkd.engine.training import Training
 from qkd.engine.validation import update_statistics, validate
 from qkd.errors import TrainingError
 from qkd.storage.checkpoints import BEST, LAST
-
-if TYPE_CHECKING:
-    from qkd.data import Batch
-    from qkd.engine.train import Training
+from qkd.tasks.batch import Batch
 
 
 def first_compared_phase(plan: Plan) -> int:
@@ -48,11 +47,7 @@ def first_compared_phase(plan: Plan) -> int:
     """
     heads = plan.deployed()
     product = {plan.product, *(head.name for head in heads), *(part for head in heads for part in head.parts)}
-    learning = [
-        index
-        for index, phase in enumerate(plan.phases)
-        if any(learner.partition(".")[0] in product for step in phase.steps for learner in step.learners)
-    ]
+    learning = [index for index, phase in enumerate(plan.phases) if phase.parts & product]
     return learning[-1] if learning else len(plan.phases) - 1
 
 
@@ -60,210 +55,236 @@ class Loop:
     """One call of `train`: what stays the same over its epochs."""
 
     def __init__(
-        self, training: Training, module: nn.Module, cursor: TrainingState, interruption: InterruptHandler
+        self, training: Training, module: nn.Module, state: TrainingState, interruption: InterruptHandler
     ) -> None:
-        self.training, self.module, self.cursor, self.interruption = training, module, cursor, interruption
+        self.training, self.module, self.state, self.interruption = training, module, state, interruption
         decay = training.settings.ema
-        self.average = Ema(training.parts.product(training.plan), decay) if decay else None
+        self.average = Ema(training.ensemble.product(training.plan), decay) if decay else None
         self.actions: list[Action] = []
-        self.deciding = first_compared_phase(training.plan)
-        self.heard: set[str] = set()
+        self.first_compared = first_compared_phase(training.plan)
+        self.reported: set[str] = set()  # quantizers that a warning has named
         self.clock = (0.0, 0.0)
 
-    def phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
-        training, cursor = self.training, self.cursor
-        known = build_teacher_cache(training, self.module, phase, epochs)
-        scaled = scaler(training) is not None
-        self.actions = [
-            Action(
-                step, sorted(networks_needed(training.plan, step)), training.fabric.setup_optimizers(optimizer), known
-            )
-            for step in phase.steps
-            for optimizer in [optimizer_for(step, training.parts, training.plan, training.settings, scaled=scaled)]
-        ]
-        optimizers = [action.optimizer for action in self.actions]
+    def run_phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
+        """All epochs of a phase that are left; ``saved``: a checkpoint inside it. ``rehearse``: stages are compiled."""
+        training = self.training
+        self.actions = self._actions(phase, epochs)
+        running = None
         if saved is None:
-            training.parts.remember()
-        running = restore(training.fabric, saved, optimizers, self.average) if saved is not None else None
+            training.ensemble.snapshot_regularizers()
+        else:
+            running = restore(training.fabric, saved, self._optimizers(), self.average)
         if rehearse:
-            self.rehearse()
-        while cursor.epoch < epochs and not training.exhausted(cursor):
-            self.epoch(phase, epochs, running or EpochProgress())
+            self._rehearse()
+        while self.state.epoch < epochs and not training.exhausted(self.state):
+            self.run_epoch(phase, epochs, running or EpochProgress())
             running = None
 
-    def rehearse(self) -> None:
-        """Every step once, without a trace, so that what cannot be compiled shows before anything depends on it."""
+    def _actions(self, phase: Phase, epochs: int) -> list[Action]:
         training = self.training
-        batch = next(iter(self.batches_of_epoch(0)))
+        cache = build_teacher_cache(training, self.module, phase, epochs)
+        scaled = scaler(training) is not None
+        optimizers = [
+            optimizer_for(step, training.ensemble, training.plan, training.settings, scaled=scaled)
+            for step in phase.steps
+        ]
+        return [
+            Action(
+                step, sorted(networks_needed(training.plan, step)), training.fabric.setup_optimizers(optimizer), cache
+            )
+            for step, optimizer in zip(phase.steps, optimizers, strict=True)
+        ]
+
+    def _optimizers(self) -> list[Any]:
+        return [action.optimizer for action in self.actions]
+
+    def _rehearse(self) -> None:
+        """Run every step once without effect, so that what cannot be compiled shows now, and stays eager."""
+        training = self.training
+        seed = shuffle_seed(training.seed, self.state.phase, self.state.epoch)
+        batch = next(iter(training.images(seed, views=training.plan.num_views, skip=0)))
         why = try_compiled(
-            training.parts,
+            training.ensemble,
             training.compile,
             lambda: [gradient_shares_of(training, action, batch, 0.0) for action in self.actions],
         )
         if why is not None:
-            training.listen("eager", {"why": why})
+            training.listen(CompilationFailed(why))
 
-    def epoch(self, phase: Phase, epochs: int, running: EpochProgress) -> None:
-        """One epoch, its evaluation, its line of metrics and its checkpoint."""
-        training, cursor = self.training, self.cursor
+    def run_epoch(self, phase: Phase, epochs: int, running: EpochProgress) -> None:
+        """One epoch, or what is left of it, its evaluation, its line of metrics and its checkpoint."""
+        training, state = self.training, self.state
         self.clock = (time.perf_counter(), time.process_time())
-        self.lower()
+        self._lower_bits()
         if not running.batches:
-            update_statistics(training, first=cursor.epoch == 0)
-            update_deltas(training, phase, cursor)
-        measured = self.batches(phase, epochs, running)
-        cut_short = training.exhausted(cursor) and running.batches < self.length
+            update_statistics(training, first=state.epoch == 0, progress=state.epoch / epochs)
+            update_deltas(training, phase, state)
+        means = self._run_batches(phase, epochs, running)
+        cut_short = training.exhausted(state) and running.batches < training.batches_per_epoch
         if cut_short:
-            self.keep(running)
-        cursor.epoch += 1
+            self._save(running)
+        metrics = self._metrics(phase, epochs, running, means)
+        if training.run is not None:
+            on_first_rank(training.fabric, partial(training.run.log, metrics))
+        if not cut_short:
+            state.epoch += 1
+            self._save(None)
+        training.listen(EpochEnded(metrics))
+        self._end_if_asked(kept=True)
+
+    def _metrics(self, phase: Phase, epochs: int, running: EpochProgress, means: Mapping[str, float]) -> dict[str, Any]:
+        """Evaluate behind an epoch, keep the ensemble if it is the best so far. -> the epoch's line of metrics"""
+        training, state = self.training, self.state
         with self.average.applied() if self.average else contextlib.nullcontext():
             val = validate(training)
-            self.tick()
-            self.keep_best(val)
-        values: dict[str, Any] = {
+            self._count_time()
+            self._save_best(val)
+        progress = _progress(state.epoch, max(running.batches - 1, 0), training.batches_per_epoch, epochs)
+        return {
             "phase": phase.name,
-            "epoch": cursor.epoch,
+            "epoch": state.epoch + 1,
             "epochs": epochs,
-            "steps": cursor.steps,
-            **measured,
+            "steps": state.steps,
+            **means,
             "val/top1": val,
-            **training.parts.exchange.metrics(),
-            "seconds": round(cursor.seconds, 3),
-            **self.alarms(epochs),
+            **training.ensemble.exchange.metrics(progress),
+            "seconds": round(state.seconds, 3),
+            **self._diagnose(epochs),
         }
-        if training.run is not None:
-            on_first_rank(training.fabric, partial(training.run.log, values))
-        if cut_short:
-            cursor.epoch -= 1  # it was evaluated, but it is not over
-        else:
-            self.keep(None)
-        training.listen("epoch", values)
-        self.end_if_asked(kept=True)
 
-    def tick(self) -> None:
-        """Count the time that went by."""
+    def _count_time(self) -> None:
         before, self.clock = self.clock, (time.perf_counter(), time.process_time())
-        self.cursor.seconds += self.clock[0] - before[0]
-        self.cursor.cpu_seconds += self.clock[1] - before[1]
+        self.state.seconds += self.clock[0] - before[0]
+        self.state.cpu_seconds += self.clock[1] - before[1]
 
-    def lower(self) -> None:
+    def _lower_bits(self) -> None:
         """Fewer bits from this epoch on, where the scheme of a network says so."""
-        training, done = self.training, epochs_done(self.training, self.cursor)
+        training, done = self.training, epochs_done(self.training, self.state)
         if apply_bit_schedule(training, done, keep_range=True):
-            training.listen("lowered", {"epoch": self.cursor.epoch})
-            if self.average is not None:  # of other steps
-                self.average = Ema(training.parts.product(training.plan), self.average.decay)
+            training.listen(BitsLowered(self.state.epoch))
+            if self.average is not None:  # an average over other scales means nothing
+                self.average = Ema(training.ensemble.product(training.plan), self.average.decay)
 
-    def alarms(self, epochs: int) -> dict[str, list[str]]:
-        """Quantizers that are broken: ten looks a phase; whoever listens hears of each once."""
-        if (self.cursor.epoch - 1) % max(1, epochs // 10) and self.cursor.epoch < epochs:
+    def _diagnose(self, epochs: int) -> dict[str, list[str]]:
+        """Quantizers that are broken, looked for ten times a phase; a warning names each once."""
+        epoch = self.state.epoch + 1
+        if (epoch - 1) % max(1, epochs // 10) and epoch < epochs:
             return {}
         lines = diagnose_learners(self.training)
-        new = [line for line in lines if line.split(":")[0] not in self.heard]
-        self.heard |= {line.split(":")[0] for line in lines}
+        new = [line for line in lines if line.split(":")[0] not in self.reported]
+        self.reported |= {line.split(":")[0] for line in lines}
         if new:
-            self.training.listen("alarms", {"lines": new, "epoch": self.cursor.epoch})
+            self.training.listen(QuantizersBroken(new, epoch))
         return {"alarms": lines}
 
-    def batches(self, phase: Phase, epochs: int, running: EpochProgress) -> dict[str, float]:
+    def _run_batches(self, phase: Phase, epochs: int, running: EpochProgress) -> dict[str, float]:
         """All batches of one epoch. -> mean loss per term, gradient share per term, images per second."""
-        training, cursor = self.training, self.cursor
-        looks = cursor.epoch % max(1, epochs // 10) == 0  # shares cost a backward pass per term: ten looks are enough
-        images, start, begun, count = 0, time.perf_counter(), running.batches, self.length
-        training.parts.learn(phase.steps[0].learners)
-        training.parts.at((cursor.epoch + max(begun - 1, 0) / count) / epochs)  # none may be left of a resumed epoch
-        for number, batch in enumerate(self.batches_of_epoch(begun), begun):
-            progress = (cursor.epoch + number / count) / epochs
-            for action in self.actions:
-                if looks and number == 0:
-                    running.values |= gradient_shares_of(training, action, batch, progress)
-                alone = len(self.actions) == 1
-                try:
-                    losses = take_step(training, self.module, action, batch, progress, epochs, alone=alone)
-                except TrainingError as error:
-                    raise TrainingError(f"{position_text(phase, cursor.epoch, number)}: {error}; {ADVICE}") from error
-                for name, loss in losses.items():
-                    running.losses.setdefault(name, []).append(loss)
-            if self.average is not None:
-                self.average.update()
+        training, state = self.training, self.state
+        count, begun, start, images = training.batches_per_epoch, running.batches, time.perf_counter(), 0
+        training.ensemble.set_learners(phase.steps[0].learners)
+        seed = shuffle_seed(training.seed, state.phase, state.epoch)
+        batches = training.images(seed, views=training.plan.num_views, skip=begun)
+        for number, batch in enumerate(batches, begun):
+            progress = _progress(state.epoch, number, count, epochs)
+            self._run_batch(phase, epochs, running, number, batch, progress)
             images += len(batch.labels)
-            cursor.steps += 1
+            state.steps += 1
             running.batches = number + 1
             if number % CHECK_EVERY == 0 or number == count - 1:
-                check_finite(training.fabric, running.losses, cursor.epoch, phase)
-                values = {"phase": phase.name, "done": progress, "epoch": cursor.epoch, "epochs": epochs}
-                training.listen("step", values)
-            if training.exhausted(cursor):
+                check_finite(training.fabric, running.losses, state.epoch, phase)
+                training.listen(StepTaken(phase.name, progress, state.epoch, epochs))
+            if training.exhausted(state):
                 break
-            self.pause(running, phase)
-        self.check(running, phase)
-        mean = {f"train/loss/{name}": torch.stack(seen).mean() for name, seen in running.losses.items()}
-        means = all_reduce(training.fabric, torch.stack(list(mean.values()))).tolist()
+            self._pause(running, phase)
+        self._check(running, phase)
         speed = training.fabric.world_size * images / (time.perf_counter() - start)
-        return {**dict(zip(mean, means, strict=True)), **running.values, "images_per_second": round(speed, 1)}
+        return {**self._mean_losses(running), **running.shares, "images_per_second": round(speed, 1)}
 
-    @property
-    def length(self) -> int:
-        """Batches of an epoch."""
-        return self.training.data.length(self.training.batch, self.training.fabric.world_size)
+    def _run_batch(
+        self, phase: Phase, epochs: int, running: EpochProgress, number: int, batch: Batch, progress: float
+    ) -> None:
+        """Every step of the phase on one batch."""
+        # gradient shares cost a backward pass per term: ten looks a phase are enough
+        shares_due = number == 0 and self.state.epoch % max(1, epochs // 10) == 0
+        alone = len(self.actions) == 1
+        for action in self.actions:
+            if shares_due:
+                running.shares |= gradient_shares_of(self.training, action, batch, progress)
+            try:
+                losses = take_step(self.training, self.module, action, batch, progress, epochs, alone=alone)
+            except TrainingError as error:
+                where = position_text(phase, self.state.epoch, number)
+                raise TrainingError(f"{where}: {error}; {ADVICE}", key=error.key) from error
+            for name, loss in losses.items():
+                running.losses.setdefault(name, []).append(loss)
+        if self.average is not None:
+            self.average.update()
 
-    def batches_of_epoch(self, begun: int) -> Iterator[Batch]:
-        training, cursor = self.training, self.cursor
-        seed = shuffle_seed(training.seed, cursor.phase, cursor.epoch)
-        return training.images(seed, views=training.plan.sights, skip=begun)
+    def _mean_losses(self, running: EpochProgress) -> dict[str, float]:
+        mean = {f"train/loss/{name}": torch.stack(seen).mean() for name, seen in running.losses.items()}
+        means = all_reduce(self.training.fabric, torch.stack(list(mean.values()))).tolist()
+        return dict(zip(mean, means, strict=True))
 
-    def pause(self, running: EpochProgress, phase: Phase) -> None:
-        """Keep the state inside an epoch if it is time to, or end if someone asked for it."""
+    def _pause(self, running: EpochProgress, phase: Phase) -> None:
+        """Save the state inside an epoch if it is time to, or end if a signal asked for it."""
         ranks = self.training.fabric.world_size
         if ranks > 1 and running.batches % CHECK_EVERY:
             return  # to agree costs a message
         asked, due = on_any_rank(self.training.fabric, self.interruption.asked, self.interruption.due)
         if asked or due:
-            self.check(running, phase)
-            self.keep(running)
+            self._check(running, phase)
+            self._save(running)
         if asked:
             self.interruption.asked = True
-            self.end_if_asked(kept=True)
+            self._end_if_asked(kept=True)
 
-    def check(self, running: EpochProgress, phase: Phase) -> None:
-        """Raises TrainingError where what is about to be kept is not finite: the last step may have spoilt it."""
-        check_finite(self.training.fabric, running.losses, self.cursor.epoch, phase)
-        if name := non_finite_parameter(self.training.parts):
-            where = position_text(phase, self.cursor.epoch, running.batches - 1)
-            raise TrainingError(f"{where}: {name} is not finite behind this step; {ADVICE}")
+    def _check(self, running: EpochProgress, phase: Phase) -> None:
+        """Raises TrainingError where what is about to be saved is not finite: the last step may have spoilt it."""
+        check_finite(self.training.fabric, running.losses, self.state.epoch, phase)
+        if name := non_finite_parameter(self.training.ensemble):
+            where = position_text(phase, self.state.epoch, running.batches - 1)
+            raise TrainingError(
+                f"{where}: {name} is not finite behind this step; {ADVICE}", key="training.parameter-not-finite"
+            )
 
-    def end_if_asked(self, *, kept: bool) -> None:
+    def _end_if_asked(self, *, kept: bool) -> None:
         training = self.training
         if on_any_rank(training.fabric, self.interruption.asked)[0]:
             kept = kept and training.checkpoints is not None
-            raise Interrupted(f"step {self.cursor.steps}" + (" is kept" if kept else ", nothing is kept"))
+            raise Interrupted(f"step {self.state.steps}" + (" is kept" if kept else ", nothing is kept"))
 
-    def keep(self, running: EpochProgress | None) -> None:
-        """A checkpoint to go on from, inside an epoch or behind a whole one."""
+    def _save(self, running: EpochProgress | None) -> None:
+        """A checkpoint to resume from, inside an epoch or behind a whole one."""
         training, checkpoints = self.training, self.training.checkpoints
-        optimizers = [action.optimizer for action in self.actions]
         if checkpoints is None:
             return
-        self.tick()
-        state = snapshot(
-            training.fabric, training.parts, self.cursor, optimizers=optimizers, running=running, average=self.average
+        self._count_time()
+        content = snapshot(
+            training.fabric,
+            training.ensemble,
+            self.state,
+            optimizers=self._optimizers(),
+            running=running,
+            average=self.average,
         )
-        save = partial(checkpoints.save, LAST, state, steps=self.cursor.steps, whole=running is None)
+        save = partial(checkpoints.save, LAST, content, steps=self.state.steps, whole=running is None)
         on_first_rank(training.fabric, save)
         if training.fabric.is_global_zero:
             checkpoints.prune()
         self.interruption.kept()
 
-    def keep_best(self, val: float) -> None:
-        """The parts as they are, if no earlier epoch was better on the validation split."""
-        training, cursor = self.training, self.cursor
-        if (
-            cursor.phase < self.deciding
-            or val < cursor.best
-            or not at_final_bits(training, epochs_done(training, cursor) - 1)
-        ):
+    def _save_best(self, val: float) -> None:
+        """Save the ensemble behind this epoch, if no earlier epoch was better on the validation split."""
+        training, state = self.training, self.state
+        compared = state.phase >= self.first_compared and at_final_bits(training, epochs_done(training, state))
+        if not compared or val < state.best:
             return
-        cursor.best = val
+        state.best = val
         if training.checkpoints is not None and training.choose:
-            state = {"parts": training.parts.state_dict(), "cursor": {**vars(cursor), "facts": dict(cursor.facts)}}
-            on_first_rank(training.fabric, partial(training.checkpoints.save, BEST, state, steps=cursor.steps))
+            content = {"parts": training.ensemble.state_dict(), "cursor": {**state.as_dict(), "epoch": state.epoch + 1}}
+            on_first_rank(training.fabric, partial(training.checkpoints.save, BEST, content, steps=state.steps))
+
+
+def _progress(epoch: int, batch: int, batches: int, epochs: int) -> float:
+    """How much of a phase is done, 0..1."""
+    return (epoch + batch / batches) / epochs

@@ -1,4 +1,4 @@
-"""Evaluate: accuracy of the product and of every part."""
+"""Metrics: logits of a network, accuracy of every part of an ensemble."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qkd.assembly.ensemble import Ensemble
 from qkd.distill.taps import LOGITS
 
 if TYPE_CHECKING:
-    from qkd.data import Batch
+    from qkd.tasks.batch import Batch
 
 
 @torch.no_grad()
@@ -26,13 +26,13 @@ def logits(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
 
 
 @torch.no_grad()
-def top1_of_all(parts: Ensemble, batches: Iterable[Batch]) -> dict[str, float]:
-    """Accuracy of everything that has logits when all run together, exchange and heads included, in percent."""
-    parts.eval()
+def top1_of_all(ensemble: Ensemble, batches: Iterable[Batch]) -> dict[str, float]:
+    """Top-1, in percent, of every part with logits when all run together, with the exchange and the heads."""
+    ensemble.eval()
     right: dict[str, int] = {}
     count = 0
     for batch in batches:
-        outputs = parts(batch.images, tuple(parts.networks))
+        outputs = ensemble(batch.images, tuple(ensemble.networks))
         count += len(batch.labels)
         for tap, scores in outputs.items():
             if tap.stage == LOGITS and scores.dim() == 2:

@@ -22,7 +22,7 @@ FUSED = ("cpu", "cuda")
 
 
 def optimizer_for(
-    step: Step, parts: Ensemble, plan: Plan, settings: Train, *, scaled: bool = False
+    step: Step, ensemble: Ensemble, plan: Plan, settings: Train, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
     """One optimizer over the learners of a step; fused (one pass over memory), where nobody unscales its gradients first.
 
@@ -34,7 +34,7 @@ def optimizer_for(
     taken: set[int] = set()
     for learner in sorted(step.learners):
         factor = plan.rate_of(learner)
-        steps, weights, others = _sorted(parts.modules_of(learner), taken)
+        steps, weights, others = _sorted(ensemble.modules_of(learner), taken)
         groups += [
             {"params": weights, "factor": factor, "weight_decay": settings.weight_decay},
             {"params": others, "factor": factor, "weight_decay": 0.0},

@@ -1,4 +1,4 @@
-"""Position: where training is, as a state that can be kept and taken up again."""
+"""State: how far training is, as a checkpoint that can be saved and resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingState:
-    """How far training is: what a checkpoint holds beside tensors. ``facts`` are of before training."""
+    """How far training is: what a checkpoint holds beside tensors. ``facts``: accuracies from before training, in percent."""
 
     phase: int = 0
     epoch: int = 0  # epochs done in this phase
@@ -31,29 +31,32 @@ class TrainingState:
     best: float = -1.0
     facts: dict[str, float | None] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "facts": dict(self.facts)}
+
 
 @dataclass
 class EpochProgress:
-    """The epoch in progress: batches done, what was measured so far."""
+    """The epoch in progress: batches done, the losses of each term so far, and the gradient shares."""
 
     batches: int = 0
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
-    values: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     def state(self, fabric: Fabric) -> dict[str, Any]:
-        """Of several ranks the losses of each, (ranks, batches); else (batches,). To be called on every rank."""
+        """For a checkpoint. Losses are (batches,), of several ranks (ranks, batches). To be called on every rank."""
         seen = {name: torch.stack(each) for name, each in self.losses.items() if each}
         losses = {name: torch.stack(all_gather(fabric, each)).squeeze(0).cpu() for name, each in seen.items()}
-        return {"batches": self.batches, "losses": losses, "values": dict(self.values)}
+        return {"batches": self.batches, "losses": losses, "values": dict(self.shares)}
 
     @classmethod
     def of(cls, state: Mapping[str, Any], fabric: Fabric) -> EpochProgress:
-        """What this rank had; where there were other ranks, the mean of what those had."""
-        losses = {name: _own(seen, fabric).to(fabric.device) for name, seen in state["losses"].items()}
+        """From a checkpoint: the losses of this rank; where there was another number of ranks, their mean."""
+        losses = {name: _of_this_rank(seen, fabric).to(fabric.device) for name, seen in state["losses"].items()}
         return cls(state["batches"], {name: list(own.unbind()) for name, own in losses.items()}, dict(state["values"]))
 
 
-def _own(seen: Tensor, fabric: Fabric) -> Tensor:
+def _of_this_rank(seen: Tensor, fabric: Fabric) -> Tensor:
     if seen.dim() == 1:
         return seen
     return seen[fabric.global_rank] if len(seen) == fabric.world_size else seen.mean(0)
@@ -61,21 +64,21 @@ def _own(seen: Tensor, fabric: Fabric) -> Tensor:
 
 def snapshot(
     fabric: Fabric,
-    parts: Ensemble,
-    cursor: TrainingState,
+    ensemble: Ensemble,
+    state: TrainingState,
     *,
     optimizers: Sequence[Any] = (),
     running: EpochProgress | None = None,
     average: Ema | None = None,
 ) -> dict[str, Any]:
-    """Everything that what follows depends on, of all ranks. To be called on every rank."""
+    """Everything that the rest of a run depends on, of all ranks. To be called on every rank."""
     cuda = (
         torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else torch.empty(0, dtype=torch.uint8)
     )
     return {
-        "parts": parts.state_dict(),
+        "parts": ensemble.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "cursor": {**vars(cursor), "facts": dict(cursor.facts)},
+        "cursor": state.as_dict(),
         "running": running.state(fabric) if running else None,
         "average": average.state() if average else None,
         "precision": fabric.strategy.precision.state_dict(),  # the loss scale of fp16
@@ -87,15 +90,18 @@ def snapshot(
 def restore(
     fabric: Fabric, saved: Mapping[str, Any], optimizers: Sequence[Any], average: Ema | None
 ) -> EpochProgress | None:
-    """Put everything but parts and cursor back. -> the epoch that was in progress, if one was"""
+    """Load everything but the ensemble and the training state. -> the epoch that was in progress, if one was"""
     states = saved["optimizers"]
     if states and len(states) != len(optimizers):
-        raise RunError("the checkpoint belongs to another plan: it has another number of optimizer steps per batch")
-    for optimizer, state in zip(optimizers, states, strict=False):
-        optimizer.load_state_dict(state)
+        raise RunError(
+            "the checkpoint belongs to another plan: it has another number of optimizer steps per batch",
+            key="run.checkpoint-of-another-plan",
+        )
+    for optimizer, content in zip(optimizers, states, strict=False):
+        optimizer.load_state_dict(content)
     if average is not None and saved["average"] is not None:
         average.load(saved["average"])
-    if saved["precision"]:  # a run that began in another precision has none, and begins with the usual one
+    if saved["precision"]:  # empty where the run began in another precision
         fabric.strategy.precision.load_state_dict(saved["precision"])
     if len(saved["random"]) == fabric.world_size:  # with other ranks the run goes on, but not to the same bits
         torch.set_rng_state(saved["random"][fabric.global_rank])
@@ -106,7 +112,7 @@ def restore(
 
 
 def shuffle_seed(*numbers: int) -> int:
-    """A seed from seeds: the hash that CPython gives a tuple of small numbers, written out, so that it never changes."""
+    """One seed from several numbers. Written out (CPython's hash of a tuple of small integers), so that it never changes."""
     mask, state = 2**64 - 1, 2870177450012600261
     for number in numbers:
         state = (state + number * 14029467366897019727) & mask

@@ -1,4 +1,4 @@
-"""Steps: what is done with one batch."""
+"""Step: one optimizer step on one batch."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ from qkd.errors import TrainingError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from qkd.data import Batch
-    from qkd.engine.train import Training
+    from qkd.engine.training import Training
+    from qkd.tasks.batch import Batch
 
 Views = Tensor | tuple[Tensor, ...]
-Forward = Callable[[Views, Sequence[str]], Outputs]
+Forward = Callable[[Views, Sequence[str], float], Outputs]  # (views, active networks, progress)
 CHECK_EVERY = 20  # steps between looks at whether losses are finite: a look makes a GPU wait
 
 
 @dataclass(frozen=True)
 class Action:
-    """A step of the plan, the networks that run for it, its optimizer, and what need not be computed again."""
+    """A step of the plan, the networks that run for it, its optimizer, and cached outputs of frozen networks."""
 
     step: Step
     active: list[str]
     optimizer: Any
-    known: TeacherCache | None = None
+    cache: TeacherCache | None = None
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """All that the optimizer moves."""
+        """All parameters of the optimizer."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def outputs(self, forward: Forward, batch: Batch) -> Outputs:
-        if self.known is None:
-            return forward(batch.views, self.active)
-        return {**self.known.of(batch.ids), **forward(batch.views, self.known.without(self.active))}
+    def outputs(self, forward: Forward, batch: Batch, progress: float) -> Outputs:
+        """Every tap of the active networks, from the cache or computed."""
+        if self.cache is None:
+            return forward(batch.views, self.active, progress)
+        return {**self.cache.of(batch.ids), **forward(batch.views, self.cache.without(self.active), progress)}
 
 
 def take_step(
@@ -58,20 +59,20 @@ def take_step(
     """One optimizer step. -> the losses of its terms, detached."""
     step, optimizer, settings = action.step, action.optimizer, training.settings
     set_rate(optimizer, settings.rate * rate_at(progress, settings, epochs))
-    training.parts.at(progress)
     if not alone:
-        training.parts.learn(step.learners)
+        training.ensemble.set_learners(step.learners)
     optimizer.zero_grad()
-    # elsewhere to look is to wait for the device, and a scaler expects gradients that overflow
+    # on a GPU a look waits for the device, and a gradient scaler expects gradients that overflow
     closely = training.device.type == "cpu" and scaler(training) is None
     together, trouble = _backward(training, module, action, batch, progress, closely=closely)
     if average_gradients(training.fabric, action.parameters, bool(trouble)):
-        raise TrainingError(first_message(training.fabric, trouble))
+        raise TrainingError(first_message(training.fabric, trouble), key="training.loss-not-finite")
     if settings.clip:
         training.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
         norm = nn.utils.clip_grad_norm_(action.parameters, settings.clip)
         if closely and not math.isfinite(norm.item()):
-            raise TrainingError(_trouble(training, action, batch, progress, f"norm of the gradient is {norm.item()}"))
+            found = _describe_trouble(training, action, batch, progress, f"norm of the gradient is {norm.item()}")
+            raise TrainingError(found, key="training.gradient-not-finite")
     optimizer.step()
     return together
 
@@ -79,18 +80,20 @@ def take_step(
 def _backward(
     training: Training, module: nn.Module, action: Action, batch: Batch, progress: float, *, closely: bool
 ) -> tuple[dict[str, Tensor], str]:
-    """The gradient of a batch, piece by piece. -> the losses, detached, and what of them is not finite, in words
+    """Accumulate the gradient of a batch. -> the losses, detached, and a message where one is not finite
 
-    Raises TrainingError for that; of several ranks none does, for the others are to hear of it.
+    Raises TrainingError with that message, but not on several ranks: the others wait for this one's gradient.
     """
     together: dict[str, Tensor] = {}
     trouble = ""
     for piece, share in _pieces(batch, training.settings.accumulate):
         losses, total = _losses(action, module, piece, progress)
         if closely and not math.isfinite(total.item()):
-            trouble = trouble or _trouble(training, action, piece, progress, first_non_finite_loss(losses, total))
+            trouble = trouble or _describe_trouble(
+                training, action, piece, progress, first_non_finite_loss(losses, total)
+            )
             if training.fabric.world_size == 1:
-                raise TrainingError(trouble)
+                raise TrainingError(trouble, key="training.loss-not-finite")
         training.fabric.backward(total if share == 1 else total * share)
         for name, loss in losses.items():
             part = loss.detach() if share == 1 else loss.detach() * share
@@ -99,7 +102,7 @@ def _backward(
 
 
 def _losses(action: Action, forward: Forward, batch: Batch, progress: float) -> tuple[dict[str, Tensor], Tensor]:
-    outputs = action.outputs(forward, batch)
+    outputs = action.outputs(forward, batch, progress)
     losses = {term.name: term(outputs, batch) for term in action.step.terms}
     return losses, weighted_sum(losses, action.step.terms, progress)
 
@@ -110,22 +113,21 @@ def first_non_finite_loss(losses: Mapping[str, Tensor], total: Tensor) -> str:
     return next(f"{name} is {loss.item()}" for name, loss in named.items() if not math.isfinite(loss.item()))
 
 
-def _trouble(training: Training, action: Action, batch: Batch, progress: float, what: str) -> str:
-    """What is not finite, and which layer was the first; asked before the step is taken, so that what was good stays so.
+def _describe_trouble(training: Training, action: Action, batch: Batch, progress: float, what: str) -> str:
+    """What is not finite, and in which layer first. Call it before the optimizer step, and only to give up afterwards.
 
-    Of several ranks the layer is not looked for: that would be to run again, and the others do not. Nothing may follow
-    but the end.
+    On several ranks the layer is not looked for: that takes another forward pass, which the other ranks do not run.
     """
     ranks = training.fabric.world_size
     if ranks > 1:
         return f"the {what}" + (f" on rank {training.fabric.global_rank}" if what.startswith("loss") else "")
     forward = _outside_of_fabric(training)
-    where = first_non_finite_layer(training.parts, lambda: _losses(action, forward, batch, progress)[1])
+    where = first_non_finite_layer(training.ensemble, lambda: _losses(action, forward, batch, progress)[1])
     return f"the {what}: {where}"
 
 
 def _pieces(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
-    """The batch in so many pieces, each with its share of the images; batch norm sees a piece at a time."""
+    """The batch in ``count`` pieces (gradient accumulation), each with its share of the images."""
     if count == 1:
         yield batch, 1
         return
@@ -141,39 +143,41 @@ def gradient_shares_of(training: Training, action: Action, batch: Batch, progres
     piece, _ = next(_pieces(batch, training.settings.accumulate))
     scale = 2.0**10 if scaler(training) is not None else 1.0
     forward = _outside_of_fabric(training)
-    return gradient_shares(training.parts, lambda: action.outputs(forward, piece), action.step, piece, progress, scale)
+    return gradient_shares(
+        training.ensemble, lambda: action.outputs(forward, piece, progress), action.step, piece, progress, scale
+    )
 
 
 def scaler(training: Training) -> object:
-    """What scales the losses of fp16, or None."""
+    """The gradient scaler of fp16; None in other precisions."""
     return getattr(training.fabric.strategy.precision, "scaler", None)
 
 
 def _outside_of_fabric(training: Training) -> Forward:
-    """The parts' forward as in training, but not through Fabric's wrapper, which insists on its own backward pass."""
+    """The ensemble's forward as in training, but without Fabric's wrapper, which insists on its own backward pass."""
 
-    def forward(images: Views, active: Sequence[str]) -> Outputs:
+    def forward(images: Views, active: Sequence[str], progress: float) -> Outputs:
         with training.fabric.autocast():
-            outputs = training.parts(images, active)
+            outputs = training.ensemble(images, active, progress)
         return {tap: tensor.float() for tap, tensor in outputs.items()}
 
     return forward
 
 
 def check_finite(fabric: Fabric, losses: Mapping[str, list[Tensor]], epoch: int, phase: Phase) -> None:
-    """Raises TrainingError, on all ranks, naming the first loss that is not a number, looked for where the last is not."""
-    said = ""
+    """Raises TrainingError, on all ranks, where the last loss of a term is not finite; it names the first such batch."""
+    message = ""
     for name, seen in losses.items():
-        if not said and seen and not torch.isfinite(seen[-1]):
+        if not message and seen and not torch.isfinite(seen[-1]):
             first = next(i for i, loss in enumerate(seen) if not torch.isfinite(loss))
-            said = f"{position_text(phase, epoch, first)}: the loss {name} is {seen[first].item()}; {ADVICE}"
-    if said := first_message(fabric, said):
-        raise TrainingError(said)
+            message = f"{position_text(phase, epoch, first)}: the loss {name} is {seen[first].item()}; {ADVICE}"
+    if message := first_message(fabric, message):
+        raise TrainingError(message, key="training.loss-not-finite")
 
 
 ADVICE = "the last good checkpoint is kept; try a smaller train.rate or train.clip: 5"
 
 
 def position_text(phase: Phase, epoch: int, batch: int) -> str:
-    """Where in a run, as people count."""
+    """Where in a run, counted from one."""
     return f"phase {phase.name}, epoch {epoch + 1}, batch {batch + 1}"

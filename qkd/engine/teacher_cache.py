@@ -1,7 +1,7 @@
-"""Known: what frozen networks say about each training image, computed once per phase instead of once per epoch.
+"""Teacher cache: the outputs of frozen networks for each training image, computed once per phase instead of once per epoch.
 
-Possible where a network learns nothing in the phase, nobody changes what flows through it, no head listens to it, and
-images are the same in every epoch (no augmentation).
+Possible where a network does not learn in the phase, is no member of the exchange, no head reads it, and images are the
+same in every epoch (no augmentation).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from qkd.distill.plan import EXCHANGE, Phase, Plan, networks_needed
 from qkd.distill.taps import Outputs, Tap
 
 if TYPE_CHECKING:
-    from qkd.engine.train import Training
+    from qkd.engine.training import Training
 
 LIMIT = 2**30
-"""Bytes that may be kept; beyond, networks run as ever."""
+"""Bytes that may be kept; for more, networks run in every epoch."""
 
 
 class TeacherCache:
@@ -31,40 +31,39 @@ class TeacherCache:
         self.parts = {tap.part for tap in kept}
 
     def of(self, ids: Tensor) -> Outputs:
-        """What was heard of these images, as if the networks had just run."""
-        return {tap: _like_run(kept[ids.to(kept.device)]) for tap, kept in self.kept.items()}
+        """What the networks give for these images."""
+        return {tap: _channels_last(kept[ids.to(kept.device)]) for tap, kept in self.kept.items()}
 
     def without(self, active: Sequence[str]) -> list[str]:
         """The networks that still have to run."""
         return [part for part in active if part not in self.parts]
 
 
-def _like_run(tensor: Tensor) -> Tensor:
+def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def cacheable_taps(plan: Plan, phase: Phase) -> set[Tap]:
-    """The taps of a phase that no step can change: read by terms, of networks that are the same all along."""
-    learners = {learner.partition(".")[0] for step in phase.steps for learner in step.learners}
-    listened = {part for head in plan.heads for part in head.parts}
-    surveyed = {tap.part for survey in plan.surveys for tap in survey.reads}
-    moving = {*learners, *plan.exchange.members, *listened, *surveyed, EXCHANGE}
+    """The taps that terms read of networks which no step of the phase changes."""
+    read_by_heads = {part for head in plan.heads for part in head.parts}
+    measured = {tap.part for each in plan.statistics for tap in each.reads}
+    excluded = {*phase.parts, *plan.exchange.members, *read_by_heads, *measured, EXCHANGE}
     running = {part for step in phase.steps for part in networks_needed(plan, step)}
-    anchored = {anchor.part for anchor in plan.anchors}
+    regularized = {each.part for each in plan.regularizers}
     read = {tap for step in phase.steps for term in step.terms for tap in term.reads}
-    return {tap for tap in read if tap.part in running - moving - anchored}
+    return {tap for tap in read if tap.part in running - excluded - regularized}
 
 
 @torch.no_grad()
 def build_teacher_cache(training: Training, module: nn.Module, phase: Phase, epochs: int) -> TeacherCache | None:
-    """A pass over the training images, in their order; None where nothing is gained or memory would not hold it."""
+    """A pass over the training images, in their order; None where it saves nothing or takes more than `LIMIT`."""
     data, taps = training.data, cacheable_taps(training.plan, phase)
-    same = (not training.settings.augment or data.augment == "none") and training.changes == NO_AUGMENTATIONS
-    everybody = {part for step in phase.steps for part in networks_needed(training.plan, step)}
+    same = (not training.settings.augment or data.augment == "none") and training.augmentations == NO_AUGMENTATIONS
+    running = {part for step in phase.steps for part in networks_needed(training.plan, step)}
     parts = {tap.part for tap in taps}
-    if not taps or not same or epochs < 2 or parts == everybody:
+    if not taps or not same or epochs < 2 or parts == running:
         return None
-    training.parts.eval()
+    training.ensemble.eval()
     count, kept = len(data.train.labels), dict[Tap, Tensor]()
     for batch in data.batches("train", training.batch, device=training.device):
         outputs = module(batch.images, sorted(parts))

@@ -1,9 +1,9 @@
-"""Validation: how good the product is between epochs, and the batch-norm statistics it is judged with."""
+"""Validation: the accuracy of the product between epochs, its batch-norm statistics, and the plan's epoch statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,12 +14,12 @@ from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
 
 if TYPE_CHECKING:
     from qkd.distill.epoch_statistics import EpochStatistics
-    from qkd.engine.train import Training
+    from qkd.engine.training import Training
 
 
 def validate(training: Training) -> float:
     """Top-1 of the product on the validation split, in percent. Ranks share the work."""
-    product = training.parts.product(training.plan)
+    product = training.ensemble.product(training.plan)
     if training.reestimate:
         reestimate_batch_norms(training)
     recalibrate_untrained(training)
@@ -28,49 +28,52 @@ def validate(training: Training) -> float:
         right = (logits(product, [batch]).argmax(1) == batch.labels.cpu()).sum()
         counts += torch.stack([right, torch.tensor(len(batch.labels))]).double()
     right, count = all_reduce(training.fabric, counts, "sum").tolist()
-    return 100 * (right / count) if count else 0.0  # nothing held back: every epoch is as good, the last one is kept
+    return 100 * (right / count) if count else 0.0  # without a validation split the last epoch is kept
 
 
 @torch.no_grad()
-def update_statistics(training: Training, *, first: bool) -> None:
-    """Let the plan's surveys see their split, before the first or a later epoch. Every rank sees all of it: they agree."""
-    due = [each for each in training.parts.surveys.values() if first or not each.once]
+def update_statistics(training: Training, *, first: bool, progress: float) -> None:
+    """Measure the plan's epoch statistics on their splits; ``first``: before the first epoch.
+
+    Every rank measures on all of a split, so that all get the same result.
+    """
+    due = [each for each in training.ensemble.statistics.values() if first or not each.once]
     for split in dict.fromkeys(each.split for each in due):
-        _show(training, split, [each for each in due if each.split == split])
+        _measure(training, [each for each in due if each.split == split], progress)
 
 
-def _show(training: Training, split: Literal["train", "val"], surveys: Sequence[EpochStatistics]) -> None:
-    """One pass over a split for all that want to see it."""
-    training.parts.eval()
-    active = sorted({tap.part for each in surveys for tap in each.reads if tap.part in training.parts.networks})
-    for each in surveys:
-        each.begin()
+def _measure(training: Training, statistics: Sequence[EpochStatistics], progress: float) -> None:
+    """One pass over a split for all statistics that are measured on it."""
+    ensemble, split = training.ensemble.eval(), statistics[0].split
+    active = sorted({tap.part for each in statistics for tap in each.reads if tap.part in ensemble.networks})
+    for each in statistics:
+        each.reset()
     for batch in training.data.batches(split, training.batch, device=training.device):
-        outputs = training.parts(batch.images, active)
-        for each in surveys:
-            each.see([outputs[tap] for tap in each.reads], batch)
-    for each in surveys:
-        each.conclude()
+        outputs = ensemble(batch.images, active, progress)
+        for each in statistics:
+            each.update([outputs[tap] for tap in each.reads], batch)
+    for each in statistics:
+        each.compute()
 
 
 def reestimate_batch_norms(training: Training, batches: int = 20) -> None:
     """Re-estimate the product's batch-norm statistics with rounding on.
 
-    Statistics gathered while weights still move, or inherited from the float network, are wrong for a low-bit one. The
-    images are changed as in training: weights were learned with those statistics, and others cost points on test
-    (EXPERIMENTS.md).
+    Running averages over moving weights, or those of the float network, are wrong for a low-bit one. Images are augmented
+    as in training: with others the product loses points on test (EXPERIMENTS.md).
     """
     seen = training.images(training.seed)
     reestimate_batch_norm(
-        training.parts.product(training.plan),
+        training.ensemble.product(training.plan),
         (b.images for _, b in zip(range(batches), seen, strict=False)),
-        leave=training.parts.outside(training.plan.learners),
+        leave=training.ensemble.modules_outside(training.plan.learners),
     )
 
 
 def recalibrate_untrained(training: Training, batches: int = 4) -> None:
-    """Fit those quantizers of the product that no phase teaches to what they read now: what stands before them has moved."""
-    product, under = training.parts.product(training.plan), untrained_quantizers(training.plan)
+    """Calibrate again those quantizers of the product that no phase trains: the layers before them have changed."""
+    product = training.ensemble.product(training.plan)
+    under = untrained_quantizers(training.plan, training.ensemble.heads)
     if not any(name.startswith(under) for name, _ in quantizers(product)):
         return
     seen = training.data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)

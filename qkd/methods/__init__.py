@@ -1,4 +1,4 @@
-"""The methods, by name. Each is a function ``(setup, *, options) -> Plan``; its keyword-only parameters are its options."""
+"""The methods by name. Each is a function ``(setup, *, options) -> Plan``; its keyword-only parameters are its options."""
 
 from __future__ import annotations
 

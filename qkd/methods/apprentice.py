@@ -36,7 +36,7 @@ def apprentice(
     temperature: Positive = 1.0,
     detach_target: bool = True,
 ) -> Plan:
-    """A float teacher shows a low-bit student its probabilities, learning beside it or trained before.
+    """A low-bit student imitates the probabilities of a float teacher, which is trained beside it or before.
 
     ``alpha CE_T + beta CE_S + gamma H(p_T, p_S)`` (eq. 1); H is the cross-entropy with the teacher's probabilities.
 
@@ -45,7 +45,7 @@ def apprentice(
     * ``c``: a trained teacher is frozen, the student starts from its trained float weights and is fine-tuned.
     * ``detach_target``: off, H moves the teacher of scheme a too.
 
-    Where networks start from is said by their ``start_from:`` (``scratch``; otherwise trained), and has to fit the scheme.
+    The ``start_from:`` of each network (``scratch``; otherwise trained) has to fit the scheme.
     """
     (teacher,) = setup.teachers
     for part, wanted in zip((setup.student, teacher), STARTS[scheme], strict=True):
@@ -53,7 +53,8 @@ def apprentice(
         if found != wanted:
             hint = "scratch" if wanted == "scratch" else "float"
             raise PlanError(
-                f"apprentice scheme {scheme} needs a {wanted} {part}: write `start_from: {hint}` in its entry"
+                f"apprentice scheme {scheme} needs a {wanted} {part}: write `start_from: {hint}` in its entry",
+                key="method.wrong-start",
             )
     soft = imitate(
         setup.student,

@@ -8,7 +8,7 @@ from torch import nn
 
 from qkd.distill.heads import PROJECTED, Head, mean_of_logits, pool_to_smallest
 from qkd.distill.method_info import ABOVE_ZERO, published
-from qkd.distill.plan import Phase, Plan, Setup, Step
+from qkd.distill.plan import Learner, Phase, Plan, Setup, Step
 from qkd.distill.regularizers import L2SP
 from qkd.distill.taps import LOGITS, Tap
 from qkd.distill.targets import mean
@@ -36,10 +36,10 @@ def atsc(
     soft: NotNegative = 0.0,
     temperature: Positive = 4.0,
 ) -> Plan:
-    """The student is classified by its teacher, behind a projector; the teacher comes towards it and keeps its classifier.
+    """The student uses its teacher's classifier behind a projector; the teacher adapts its features and keeps its classifier.
 
     Per batch first student, projector and teacher: ``feature |P(F_S) - F_T|^2 + anchor sum |W_T - W_T at the start|^2`` (plus
-    ``labels CE + soft KL`` of the product's logits), in which the teacher moves as well; then its classifier: ``CE_T``.
+    ``labels CE + soft KL`` of the product's logits), in which the teacher is trained as well; then its classifier: ``CE_T``.
 
     The product is backbone, projector and borrowed classifier; with several teachers one projector and classifier each,
     and the mean of the logits (our reading: the paper's own construction is not known to us).
@@ -52,11 +52,11 @@ def atsc(
 
     Departures: the released code trains only the bias of the classifier (it takes the last parameter for the last layer),
     with the teacher's backbone in training mode, here in evaluation mode; and ``labels`` there means the student's own
-    classifier, which nobody uses.
+    classifier, which is not deployed.
     """
     heads, terms = _project(setup, reduce, detach=False)
-    anchors = [L2SP(t, leave=[LOGITS] if anchored == "backbone" else []) for t in setup.teachers] if anchor else []
-    terms = [term * feature for term in terms] + [l2_sp(each) * anchor for each in anchors]
+    regularizers = [L2SP(t, leave=[LOGITS] if anchored == "backbone" else []) for t in setup.teachers] if anchor else []
+    terms = [term * feature for term in terms] + [l2_sp(each) * anchor for each in regularizers]
     product = heads[-1].name
     if labels:
         terms.append(label(product) * labels)
@@ -66,13 +66,13 @@ def atsc(
     learners = [setup.student, *setup.teachers, *(head.name for head in heads if head.via)]
     steps = [Step(learners, terms)]
     if keep_classifier:
-        steps.append(Step([f"{t}.{LOGITS}" for t in setup.teachers], [label(t) for t in setup.teachers]))
-    return Plan((Phase("train", tuple(steps)),), heads=heads, product=product, anchors=tuple(anchors))
+        steps.append(Step([Learner(t, LOGITS) for t in setup.teachers], [label(t) for t in setup.teachers]))
+    return Plan((Phase("train", tuple(steps)),), heads=heads, product=product, regularizers=tuple(regularizers))
 
 
 @published("Chen et al., CVPR 2022", teachers=1, match=True, labels=False)
 def simkd(setup: Setup, *, reduce: Count = 2) -> Plan:
-    """The student imitates its frozen teacher's last features behind a projector, and is classified by the teacher.
+    """The student imitates its frozen teacher's last features behind a projector, and uses the teacher's classifier.
 
     ``|P(F_S) - F_T|^2`` (eq. 2) and nothing else; no label is used. The product is backbone, projector and borrowed
     classifier, averaged over the teachers where there are several. ``reduce``: the projector's inner width is the teacher's
@@ -84,7 +84,7 @@ def simkd(setup: Setup, *, reduce: Count = 2) -> Plan:
 
 
 def _project(setup: Setup, reduce: int, *, detach: bool) -> tuple[tuple[Head, ...], list[Term]]:
-    """Per teacher a projector into its classifier, and what that learns from; the product's head is the last."""
+    """Per teacher a projector into its classifier, and the terms that train it; the product's head is the last."""
     stage = setup.stages[-1]
     heads: list[Head] = []
     terms: list[Term] = []

@@ -24,11 +24,11 @@ def bdkd(
     teachers: Literal["learn", "frozen"] = "learn",
     regularise: NotNegative = 1.0,
 ) -> Plan:
-    """Teacher and student learn together; for every sample the surer of the two decides which divergence counts more.
+    """Teacher and student learn together; per sample their entropies decide whether forward or reverse KL counts more.
 
     Student ``CE + weight (u KL(p_T || p_S) + v KL(p_S || p_T))`` with (u, v) = (emphasis, 1) where the teacher's entropy is
     the larger one, else (1, emphasis). Teacher ``CE + regularise KL(p_S || p_T)``, the divergence that is the reverse one for
-    the student, moved from its other end: the teacher stays where the student can follow. All targets are constant.
+    the student, with gradients to the teacher: it keeps the teacher near the student. All targets are constant.
 
     * ``emphasis``: 1 weighs both equally (ablation). The rule is the paper's; this number, the temperature and the weights
       are not known to us.

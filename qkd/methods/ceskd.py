@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from qkd.distill.epoch_statistics import Difficulty
+from qkd.distill.epoch_statistics import Difficulty, stratum_of
 from qkd.distill.method_info import published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
@@ -16,7 +16,7 @@ from qkd.distill.terms import imitate, label
 from qkd.options import Positive, Share
 
 if TYPE_CHECKING:
-    from qkd.data import Batch
+    from qkd.tasks.batch import Batch
 
 
 @published("Amara et al., 2022, arXiv 2209.07606", teachers=2)
@@ -31,10 +31,11 @@ def ceskd(
 ) -> Plan:
     """Frozen experts of growing capacity; easy images are taught by the smallest, hard ones by the largest.
 
-    ``(1 - soft) CE + soft KL(p_r(x) || p_S)`` with r(x) the expert whose turn it is. Experts stand under ``teachers:`` from
-    the smallest to the largest.
+    ``(1 - soft) CE + soft KL(p_r(x) || p_S)`` with r(x) the expert of the image's stratum. Experts are listed under
+    ``teachers:`` from the smallest to the largest.
 
-    * ``judge``: whose cross-entropy says how hard an image is. The student, who learns, is asked anew before each epoch.
+    * ``judge``: the network whose cross-entropy measures how hard an image is; for the student, which learns, it is
+      measured anew before each epoch.
     * ``ranking``: among all training images, or among those of a batch. Either way every expert gets as many.
     * ``hardest: smallest``: experts in the wrong order (ablation).
 
@@ -47,19 +48,19 @@ def ceskd(
         "student": setup.student,
     }[judge]
 
-    survey = Difficulty(Tap(judging), len(experts), once=judge != "student")
+    difficulty = Difficulty(Tap(judging), len(experts), once=judge != "student")
 
-    def among_all(logits: Sequence[Tensor], batch: Batch) -> Tensor:
-        return survey.of(batch.ids)
+    def among_all(tensors: Sequence[Tensor], batch: Batch) -> Tensor:
+        return stratum_of(batch.ids, tensors[-1])
 
-    def within_batch(logits: Sequence[Tensor], batch: Batch) -> Tensor:
-        return strata(cross_entropies(logits[-1].detach(), batch.labels), len(experts))
+    def within_batch(tensors: Sequence[Tensor], batch: Batch) -> Tensor:
+        return strata(cross_entropies(tensors[-1].detach(), batch.labels), len(experts))
 
     taps = [Tap(expert) for expert in experts]
     whole = ranking == "split"
-    target = routed(taps, among_all) if whole else routed(taps, within_batch, also=[Tap(judging)])
+    target = routed(taps, among_all, [difficulty.tap]) if whole else routed(taps, within_batch, [Tap(judging)])
     terms = [
         label(setup.student) * (1 - soft),
         imitate(setup.student, target, temperature=temperature) * soft,
     ]
-    return Plan((Phase("train", (Step([setup.student], terms),)),), surveys=(survey,) if whole else ())
+    return Plan((Phase("train", (Step([setup.student], terms),)),), statistics=(difficulty,) if whole else ())

@@ -9,12 +9,11 @@ from qkd.distill.exchange import Fuse
 from qkd.distill.heads import Head, adapt_shapes, trainable
 from qkd.distill.losses import Reduction
 from qkd.distill.method_info import OnlyWith, published
-from qkd.distill.plan import ADAPTERS, EXCHANGE, Phase, Plan, Setup, Step
+from qkd.distill.plan import ADAPTERS, IMPORTANCE, Learner, Phase, Plan, Setup, Step
 from qkd.distill.taps import SHARED, Tap
 from qkd.distill.terms import Term, attend, hint, imitate, label
 from qkd.options import NotNegative, Positive
 
-IMPORTANCE = f"{EXCHANGE}.importance"
 COMBINED = "combined"  # the head of `combined: head`
 
 
@@ -49,27 +48,27 @@ def cmtkd(
     detach_target: bool = True,
     teachers: Literal["learn", "frozen"] = "learn",
 ) -> Plan:
-    """Quantized teachers fuse their features, all go on from the sum, and student and teachers learn at the same time.
+    """Quantized teachers share an importance-weighted sum of their features; teachers and student learn at the same time.
 
     ``alpha (CE_S + CE_T) + beta (KL_S + KL_T) + gamma L_feature`` (eq. 10), T being the combined teacher.
 
     * ``exchange``: the fused features replace those of every teacher (eq. 1); off: they are only the student's target.
     * ``importance``: softmax weights per matched layer, learned at ``importance_rate`` times the rate (the paper: a tenth).
     * ``feature``: attention maps (eq. 5, gamma 100) or FitNet hints (gamma 1) towards the fused features. ``reduction``:
-      mean over positions, because the 100 was handed down together with that convention.
-    * ``feature_gradient``: whether it also moves the teachers. By default only the student, so that teachers are not
+      mean over positions, because the 100 comes with that convention.
+    * ``feature_gradient``: whether it also trains the teachers. By default only the student, so that teachers are not
       pulled down to what a weaker network can copy; the importance then learns from CE_T and KL_T. With frozen teachers
-      or without the exchange it is the one loss left that can teach the importance, so there it reaches that (alone).
-    * ``combined``: z_T as the mean of the teachers' logits (no parameters, nothing to overfit), their sum by a learned
-      importance, or a classifier of its own on the last fused features (a part that learns, but no teacher does).
+      or without the exchange no other loss reaches the importance, so there this one does (and nothing else of theirs).
+    * ``combined``: z_T as the mean of the teachers' logits (no parameters), their sum by a learned importance, or a
+      classifier of its own on the last fused features (which then learns in place of the teachers).
     * ``mutual``: KL both ways through the min-logit target (eq. 7-9), to the student only, or not at all.
-    * ``target``: the min-logit of z_T and the student (eq. 7), which knows the label and so is at least as sure of it as
-      the surer of the two; or z_T as it is, for the student alone, which keeps what the teachers say of the other classes.
-    * ``detach_target``: the target is a constant; a target that moves towards its pupils can collapse onto them.
-    * ``teachers``: frozen, they teach as they are (no CE_T, KL_T).
+    * ``target``: the min-logit of z_T and the student (eq. 7), which uses the label and so gives it at least the larger of
+      the two probabilities; or z_T unchanged, for the student alone, which keeps its probabilities of the other classes.
+    * ``detach_target``: the target is a constant; a target with gradients can collapse onto its pupils.
+    * ``teachers``: frozen: they do not learn (no CE_T, KL_T).
 
-    The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as eq. 1 writes it, and what a
-    teacher goes on from is rounded again by its own: a sum of numbers of several grids lies on none. A teacher whose shapes
+    The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as in eq. 1, and the sum is rounded
+    again by each teacher's own quantizer, because a sum of numbers of several grids lies on none. A teacher whose shapes
     are not the first teacher's is adapted to them and back (the paper has teachers of one shape).
     Departures: the paper keeps first and last layers in float, here they have 8 bits unless the scheme says otherwise.
     """
@@ -80,7 +79,7 @@ def cmtkd(
         learned=importance == "learned",
         write_back=exchange,
         weigh_logits=combined == "weighted",
-        hold_members=not exchange and feature_gradient == "auto",
+        detach_members=not exchange and feature_gradient == "auto",
         shapes=setup.shapes,
     )
     team = Tap(COMBINED if combined == "head" else SHARED)
@@ -94,7 +93,12 @@ def cmtkd(
     both = feature_gradient == "both" or (feature_gradient == "auto" and not (learn and exchange))
     heads, features = _features(setup, feature, reduction, gamma, detach_source=not both)
     heads += (_classifier(setup),) if combined == "head" else ()
-    learners = [setup.student, *(setup.teachers if learn else ()), *_learned(fuse), *trainable(heads)]
+    learners: list[str | Learner] = [
+        setup.student,
+        *(setup.teachers if learn else ()),
+        *_learned(fuse),
+        *trainable(heads),
+    ]
     phase = Phase("train", (Step(learners, [*terms, *features]),))
     return Plan((phase,), exchange=fuse, heads=heads, rates={IMPORTANCE: importance_rate})
 
@@ -105,9 +109,9 @@ def _classifier(setup: Setup) -> Head:
     return Head(COMBINED, [shared], setup.classifier(setup.channels(setup.teachers[0], shared.stage)))
 
 
-def _learned(fuse: Fuse) -> list[str]:
+def _learned(fuse: Fuse) -> list[Learner]:
     """The pieces of the exchange that learn."""
-    return [*((IMPORTANCE,) if fuse.weighed else ()), *((ADAPTERS,) if len(fuse.adapters) else ())]
+    return [*((IMPORTANCE,) if fuse.weighted_stages else ()), *((ADAPTERS,) if len(fuse.adapters) else ())]
 
 
 def _features(

@@ -35,12 +35,12 @@ def ctkd(
     attention: NotNegative = 1000.0,
     reduction: Reduction = "mean",
 ) -> Plan:
-    """A teacher trained at the same time shows every step of its way, a trained expert shows where to look.
+    """Two teachers: one trained jointly from scratch (logits), one pretrained (attention maps).
 
     ``L_scratch = CE``; ``L_student = CE + imitation_weight D(z_S, z_scratch) + attention / 2 sum_j |A(F_S) - A(F_expert)|``.
 
-    * ``scratch``, ``expert``: which teacher is which. Nothing flows back from the student into either; the scratch teacher
-      learns from the labels alone, the expert is frozen. Give the first ``start_from: scratch``.
+    * ``scratch``, ``expert``: the names of the two teachers. Neither gets gradients from the student's losses; the scratch
+      teacher learns from the labels alone, the expert is frozen. Give the first ``start_from: scratch``.
     * ``imitation``: of the scratch teacher's logits, by KL with ``temperature`` or by squared error; ``none`` leaves the
       scratch teacher out. * ``attention``: 0 leaves the expert out. Maps of two sizes are pooled to the smaller.
 
@@ -60,7 +60,10 @@ def ctkd(
     if attention:
         _one_of(setup, expert, "expert", "is trained already")
         if not setup.stages:
-            raise PlanError("ctkd: attention needs matched layers: name them under `match:`, or write `attention: 0`")
+            raise PlanError(
+                "ctkd: attention needs matched layers: name them under `match:`, or write `attention: 0`",
+                key="method.needs-matched-layers",
+            )
         for stage in setup.stages:
             own, source, more = adapt_shapes(
                 Tap(setup.student, stage), Tap(expert, stage), setup.shapes, channels=False
@@ -74,5 +77,6 @@ def _one_of(setup: Setup, name: str, option: str, what: str) -> None:
     if name not in setup.teachers:
         raise PlanError(
             f"ctkd needs a teacher that {what}: none is called {name!r}{nearest(name, setup.teachers)}; add it under "
-            f"`teachers:` or say which one it is with `method.{option}`; there are {', '.join(setup.teachers)}"
+            f"`teachers:` or name it with `method.{option}`; there are {', '.join(setup.teachers)}",
+            key="method.no-such-teacher",
         )

@@ -37,10 +37,10 @@ def dgkd(
     teacher: Literal["frozen", "learn"] = "frozen",
     student_share: Positive = 1.0,
 ) -> Plan:
-    """The teachers are a chain, the largest first; each of them, and at last the student, is guided by all before it.
+    """A chain of teachers, the largest first; each network, and at last the student, learns from all before it.
 
-    One phase per network, in which it alone learns: ``(n + 1)(1 - soft) CE + soft sum_guides KL(p_guide || p)`` (eq. 7), of
-    n + 1 guides. What the chain grows smaller in, size or bits, is whatever the networks in the recipe differ in.
+    One phase per network, in which only it learns: ``(n + 1)(1 - soft) CE + soft sum_guides KL(p_guide || p)`` (eq. 7), of
+    n + 1 guides. The networks of the recipe decide whether size or bits decrease along the chain.
 
     * ``stochastic``: in each batch ``drop`` of the guides do not count (by default one, where there are several), or each
       counts with probability ``keep``. ``stochastic_for``: the student alone, as in the paper, or all that are guided.
@@ -50,12 +50,12 @@ def dgkd(
 
     The released code uses temperature 5 and soft 1 (no labels), and divides KL by the number of classes; here it does not.
     """
-    chance = _chance(stochastic, len(setup.teachers), drop, keep)
+    dropout = _dropout(stochastic, len(setup.teachers), drop, keep)
     chain = [*setup.teachers, setup.student]
     phases = [Phase(chain[0], (Step([chain[0]], [label(chain[0])]),))] if teacher == "learn" else []
     for number, part in enumerate(chain[1:], 1):
         guides, last = chain[:number], part == setup.student
-        random = chance if last or (stochastic_for == "everyone" and number > 1) else None
+        random = dropout if last or (stochastic_for == "everyone" and number > 1) else None
         terms = _guided(part, guides, temperature, soft, len(guides) if labels_per_guide else 1, random)
         phases.append(Phase(part, (Step([part], terms),), student_share if last else 1.0))
     return Plan(tuple(phases))
@@ -63,7 +63,7 @@ def dgkd(
 
 @published("Mirzadeh et al., AAAI 2020", teachers=1)
 def takd(setup: Setup, *, temperature: Positive = 4.0, soft: Share = 0.9, student_share: Positive = 1.0) -> Plan:
-    """The teachers are a chain, the largest first; each of them, and at last the student, is guided by the one before it.
+    """A chain of teachers, the largest first; each network, and at last the student, learns from the one before it.
 
     One phase per network: ``(1 - soft) CE + soft KL``. The paper searched temperature and soft for every pair. The head of
     the chain stays as it starts. ``student_share``: the student's part of the epochs, where every assistant has 1.
@@ -74,19 +74,20 @@ def takd(setup: Setup, *, temperature: Positive = 4.0, soft: Share = 0.9, studen
 
 
 def _guided(
-    part: str, guides: list[str], temperature: float, soft: float, labels: int, chance: TermDropout | None
+    part: str, guides: list[str], temperature: float, soft: float, labels: int, dropout: TermDropout | None
 ) -> list[Term]:
     own = [label(part) * (labels * (1 - soft))] if soft < 1 else []
     taught = [imitate(part, one(Tap(guide)), temperature=temperature) * soft for guide in guides] if soft else []
-    return [*own, *(replace(term, chance=chance) for term in taught)]
+    return [*own, *(replace(term, dropout=dropout) for term in taught)]
 
 
-def _chance(how: str, guides: int, drop: int | None, keep: float) -> TermDropout | None:
+def _dropout(how: str, guides: int, drop: int | None, keep: float) -> TermDropout | None:
     if how == "bernoulli":
         return Bernoulli(keep)
     count = (1 if guides > 1 else 0) if drop is None else drop
     if count > guides:
         raise PlanError(
-            f"dgkd: cannot drop {count} guides of {guides}; write `drop: {guides}` or less, or add teachers"
+            f"dgkd: cannot drop {count} guides of {guides}; write `drop: {guides}` or less, or add teachers",
+            key="method.drops-too-many",
         )
     return DropExactly(count) if how == "drop" and count else None

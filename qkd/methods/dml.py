@@ -23,8 +23,8 @@ def dml(
     ``L_i = CE_i + weight / (K - 1) sum_j KL(p_j || p_i)`` (eq. 8), targets constant. The student is one of the peers, those
     under ``teachers:`` are the others.
 
-    * ``update: in_turn``: one peer after the other makes its step, then the rest listen to its refreshed logits
-      (algorithm 1 of the paper). It runs all networks once per peer; whoever only teaches does so in evaluation mode.
+    * ``update: in_turn``: one peer after the other takes its step, and the next one learns from its updated logits
+      (algorithm 1 of the paper). It runs all networks once per peer; those that do not learn run in evaluation mode.
     * ``update: together``: one step for all, as most re-implementations have it; the default because it costs a K-th.
     """
 

@@ -33,7 +33,7 @@ def dpk(
     soft: NotNegative = 0.0,
     temperature: Positive = 4.0,
 ) -> Plan:
-    """Patches of the student's and the teacher's map are stitched together; a decoder restores the teacher's from them.
+    """Patches of the student's and the teacher's feature map are mixed; a decoder restores the teacher's map from them.
 
     ``CE + beta sum_l || D_l(hybrid_l) - F^T_l ||^2 (+ soft KL)`` over the layers of ``match:``, the mean over positions.
     The share of teacher patches is ``1 - CKA`` of the two maps in the batch: prior knowledge fades as the student
@@ -50,13 +50,14 @@ def dpk(
     for stage in setup.stages:
         own, theirs = setup.shapes[Tap(setup.student, stage)], setup.shapes[Tap(teacher, stage)]
         if own[1:] != theirs[1:] or len(own) != 3:
-            raise PlanError(f"match: {stage}: dpk needs maps of one height and width, found {own} and {theirs}")
-        body = Stitch(own[0], theirs[0], patch=patch, prior=prior)
+            raise PlanError(
+                f"match: {stage}: dpk needs maps of one height and width, found {own} and {theirs}",
+                key="match.sizes-differ",
+            )
+        body = PatchMixer(own[0], theirs[0], patch=patch, prior=prior)
         taps = [Tap(setup.student, stage), Tap(teacher, stage)]
-        heads.append(
-            Head(f"restore_{stage.replace('.', '_')}", taps, body, about="stitches patches of both and restores")
-        )
-        heads[-1].joined = True
+        name = f"restore_{stage.replace('.', '_')}"
+        heads.append(Head(name, taps, body, about="mixes patches of both and restores", separate_inputs=True))
         terms.append(hint(Tap(heads[-1].name), taps[1]) * beta)
     if soft:
         terms.append(imitate(setup.student, one(Tap(teacher)), temperature=temperature) * soft)
@@ -64,11 +65,11 @@ def dpk(
     return Plan((Phase("train", (Step(learners, terms),)),), heads=tuple(heads))
 
 
-class Stitch(nn.Module):
+class PatchMixer(nn.Module):
     """Restores the teacher's map from a hybrid of both: (B, C_S, H, W), (B, C_T, H, W) -> (B, C_T, H, W).
 
-    Every patch of the hybrid is the teacher's with the probability ``1 - CKA`` of the two maps in this batch: the closer
-    the student comes, the less it is told. A fixed ``prior`` takes the place of that number. Only the student's patches
+    Every patch of the hybrid is the teacher's with the probability ``1 - CKA`` of the two maps in this batch: the more alike
+    they are, the fewer teacher patches. A fixed ``prior`` replaces that number. Only the student's patches
     and the decoder get gradients. Source: Qiu et al. 2023 (DPK).
     """
 

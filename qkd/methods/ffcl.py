@@ -42,7 +42,7 @@ def ffcl(
     ramp: Share = 0.27,
     product: Literal["student", "fused"] = "student",
 ) -> Plan:
-    """Our reading of FFCL: networks learn together, from each other's logits and from the fusion of their feature maps.
+    """Networks learn together from each other's logits and from their fused feature maps (our reading of FFCL).
 
     ``L_i = CE + w(t) [response KL(p_j || p_i) + fused KL(p_F || p_i) + feature |F_i - F|^2] + positive KL(q || p_i)`` for every
     network, ``L_F = CE + w(t) KL(softmax(mean z) || p_F)`` for the classifier on the fused map F; targets are constant.
@@ -59,9 +59,9 @@ def ffcl(
     terms: list[Term] = _fused_terms(setup, temperature, ramp)
     for part in setup.all_networks:
         others = [other for other in setup.all_networks if other != part]
-        terms += [
-            t * Ramp(share, ramp) for t, share in _shares(mutual(part, others, temperature=temperature), response)
-        ]
+        if response:
+            peers = mutual(part, others, temperature=temperature, weight=response)
+            terms += [term * Ramp(1.0, ramp) for term in peers]
         terms += [imitate(part, one(Tap(FUSED)), temperature=temperature) * Ramp(fused, ramp)] if fused else []
         if feature:
             own, source, more = adapt_shapes(
@@ -99,10 +99,6 @@ def ffl(
     return Plan((phase,), heads=heads, product=FUSED if product == "fused" else setup.student)
 
 
-def _shares(terms: list[Term], weight: float) -> list[tuple[Term, float]]:
-    return [(term, weight / len(terms)) for term in terms] if weight else []
-
-
 def _fusion(setup: Setup) -> tuple[Head, ...]:
     """The last feature maps joined, a depthwise 3x3 and a 1x1 convolution, and the classifier. Source: FFL's code."""
     maps, pools = pool_to_smallest([Tap(part, setup.stages[-1]) for part in setup.all_networks], setup.shapes)
@@ -132,7 +128,7 @@ def _fused_shape(setup: Setup) -> tuple[int, int, int]:
 
 
 def _fused_terms(setup: Setup, temperature: float, ramp: float) -> list[Term]:
-    """The labels for everybody and for the fused classifier, which also learns from the mean of all."""
+    """The label terms of all networks and of the fused classifier, which also learns from the mean of all."""
     together = mean([Tap(part) for part in setup.all_networks])
     own = [label(part) for part in (*setup.all_networks, FUSED)]
     return [*own, imitate(FUSED, together, temperature=temperature) * Ramp(1.0, ramp)]

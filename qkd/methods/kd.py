@@ -34,7 +34,7 @@ def kd(
     feature: Feature = "none",
     feature_weight: NotNegative | None = None,
 ) -> Plan:
-    """The student learns from labels and from what frozen teachers say: their logits, and their features if you like.
+    """The student learns from the labels and from frozen teachers: their logits, and optionally their features.
 
     ``(1 - soft) CE + soft KL(mean of the teachers' logits) + feature_weight sum_l L_feature``; CE at full weight where no
     logits are imitated.
@@ -48,7 +48,8 @@ def kd(
     """
     if feature != "none" and not setup.stages:
         raise PlanError(
-            f"kd with feature: {feature} needs matched layers: name them under `match:`, e.g. [layer1, layer2]"
+            f"kd with feature: {feature} needs matched layers: name them under `match:`, e.g. [layer1, layer2]",
+            key="method.needs-matched-layers",
         )
     target, terms = (
         mean([Tap(t) for t in setup.teachers]),

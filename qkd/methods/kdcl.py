@@ -1,4 +1,4 @@
-"""KDCL: online distillation from a target built of everybody's logits (Guo et al., CVPR 2020)."""
+"""KDCL: online distillation from one target built from the logits of all networks (Guo et al., CVPR 2020)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def kdcl(
 
     ``sum_i CE_i + weight sum_i KL(target || p_i)``, the target constant.
 
-    * ``naive``: sample by sample, whoever is least wrong. * ``linear``: the mixture that is least wrong about the batch.
+    * ``naive``: per sample the member with the lowest cross-entropy. * ``linear``: the mixture with the lowest one.
     * ``min_logit``: the element-wise minimum after the true class was shifted to zero.
-    * ``general``: a fixed mixture, weighed before each epoch by how the members' errors on the validation split go
-      together (the paper holds a part of the training images back for that). * ``mean``: not in the paper; to be beaten.
+    * ``general``: a fixed mixture, weighted before each epoch by the covariance of the members' errors on the validation
+      split (the paper holds a part of the training images back for that). * ``mean``: not in the paper; a baseline.
 
     ``views``: every network sees an augmentation of its own of the same images, as in the paper, or all see the same.
     """
     taps = [Tap(part) for part in setup.all_networks]
-    surveys = (ErrorCovariance(taps),) if target == "general" else ()
-    soft = targets.weighted(taps, lambda: surveys[0].weights) if surveys else TARGETS[target](taps)
+    statistics = (ErrorCovariance(taps),) if target == "general" else ()
+    soft = targets.weighted(taps, statistics[0].tap) if statistics else TARGETS[target](taps)
     terms = [label(part) for part in setup.all_networks]
     if weight:
         terms += [imitate(part, soft, temperature=temperature) * weight for part in setup.all_networks]
-    sights = {part: number for number, part in enumerate(setup.all_networks)} if views == "own" else {}
-    return Plan((Phase("train", (Step(setup.all_networks, terms),)),), surveys=surveys, views=sights)
+    numbers = {part: number for number, part in enumerate(setup.all_networks)} if views == "own" else {}
+    return Plan((Phase("train", (Step(setup.all_networks, terms),)),), statistics=statistics, views=numbers)

@@ -25,12 +25,12 @@ def peers(
     teacher: Literal["learn", "frozen"] = "learn",
     product: Literal["student", "ensemble"] = "student",
 ) -> Plan:
-    """The first network under ``teachers:`` teaches; the others are fellow students, who learn from it and from each other.
+    """One teacher, the first under ``teachers:``, and several students, which learn from it and from each other.
 
     ``L_i = CE_i + taught KL(p_T || p_i) + shared / (M - 1) sum_j KL(p_j || p_i)`` for M students, ``L_T = CE_T``, all at the
     same time, targets constant. Weights and temperature are not known to us.
 
-    * ``teacher: frozen``: it teaches as it is. * ``taught: 0`` or ``shared: 0``: without the teacher, without the peers.
+    * ``teacher: frozen``: it does not learn. * ``taught: 0`` or ``shared: 0``: without the teacher, without the peers.
     * ``product: ensemble``: all students and the mean of their logits, in one file; the paper's predictor.
     """
     leader, *fellows = setup.teachers

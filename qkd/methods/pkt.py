@@ -23,10 +23,10 @@ def pkt(
     strength: Positive = 640.0,
     preparation: Positive = 0.5,
 ) -> Plan:
-    """Layer by layer, samples of a batch shall be neighbours in the student as they are in the teacher.
+    """Layer by layer, samples that are neighbours in the teacher become neighbours in the student.
 
     ``labels CE + strength (last J_K + sum_l hidden decay^(times t) J_l)``, J the Jeffreys divergence of two affinities per
-    layer of ``match:``, t the progress: hidden layers are held strictly while the student is still being formed, then let go.
+    layer of ``match:``, t the progress: hidden layers count strongly at first, then ever less.
 
     With two teachers the second is the auxiliary one: shaped like the student, layer by layer, it first learns the last
     matched layer from the first, for ``preparation`` times as long as it then teaches. With one there is no such phase.

@@ -1,4 +1,4 @@
-"""Quantization-aware training from the labels alone: what every method has to beat."""
+"""Quantization-aware training from the labels alone: the baseline of every method."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from qkd.distill.terms import label
 
 @published("Jacob et al., CVPR 2018")
 def qat(setup: Setup) -> Plan:
-    """Train the student on the labels. Teachers, if there are any, do not run."""
+    """The student learns from the labels alone; teachers, if there are any, do not run."""
     return Plan((Phase("train", (Step([setup.student], [label(setup.student)]),)),))

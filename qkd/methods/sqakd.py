@@ -8,10 +8,8 @@ from torch import nn
 
 from qkd.distill.heads import Head
 from qkd.distill.method_info import published
-from qkd.distill.module_map import ModuleMap
 from qkd.distill.plan import Phase, Plan, Setup, Step
-from qkd.distill.stages import Staged
-from qkd.distill.taps import Outputs, Tap
+from qkd.distill.taps import Tap
 from qkd.distill.targets import one
 from qkd.distill.terms import hint, imitate, label
 from qkd.errors import PlanError
@@ -34,42 +32,36 @@ def sqakd(
     feature: Literal["none", "hint", "lattice"] = "none",
     beta: Positive = 1.0,
 ) -> Plan:
-    """The student imitates the float network it was quantized from; images suffice, no label is read.
+    """The student imitates the float network it was quantized from; labels are not used.
 
     ``gamma CE + alpha KL + beta L_feature``; the authors' code sets gamma and beta to zero, alpha to 1 at one and two
     bits and to 100 at W4A4 (which diverges on some networks without ``train: {clip: 5}``). The teacher is frozen.
 
-    * ``gamma``: above zero the labels come back, for comparison.
+    * ``gamma``: above zero, labels are used too, for comparison.
     * ``feature: hint``: equal the float copy's features at the layers of ``match:`` too. ``lattice``: equal them after they
       went through the student's own quantizers, so that both lie on the student's grid (the idea of SQuaT, 2026).
     """
     if feature != "none" and not setup.stages:
         raise PlanError(
-            "sqakd with features needs matched layers: name them under `match:`, for example [layer1, layer2]"
+            "sqakd with features needs matched layers: name them under `match:`, for example [layer1, layer2]",
+            key="method.needs-matched-layers",
         )
     (teacher,) = setup.teachers
     terms = [imitate(setup.student, one(Tap(teacher)), temperature=temperature) * alpha]
     if gamma:
         terms.append(label(setup.student) * gamma)
     sources = {stage: Tap(teacher, stage) for stage in setup.stages} if feature != "none" else {}
-    heads = [OnGrid(tap, Tap(setup.student, stage)) for stage, tap in sources.items()] if feature == "lattice" else []
+    heads = [_on_grid(tap, Tap(setup.student, stage)) for stage, tap in sources.items()] if feature == "lattice" else []
     read = [Tap(head.name) for head in heads] or sources.values()
     terms += [hint(Tap(setup.student, s), source) * beta for s, source in zip(sources, read, strict=True)]
     return Plan((Phase("train", (Step([setup.student], terms),)),), heads=tuple(heads))
 
 
-class OnGrid(Head):
-    """``source`` through the activation quantizer that ends the stage ``grid``: both then take the same few values.
+def _on_grid(source: Tap, grid: Tap) -> Head:
+    """``source`` rounded by the activation quantizer that ends the stage ``grid``: both then take the same few values.
 
-    What is left of their distance is what the student can change, since half a step of rounding is no longer in it. A
+    What is left of their distance is what the student can change, since half a scale of rounding is no longer in it. A
     stage that ends in no quantizer (a float network) changes nothing. Source: the idea of SQuaT (2026), by its abstract.
     """
-
-    def __init__(self, source: Tap, grid: Tap) -> None:
-        super().__init__(
-            f"{source.part}_{source.stage}_on_grid".replace(".", "_"), [source], nn.Identity(), about="rounded"
-        )
-        self.grid = grid
-
-    def forward(self, outputs: Outputs, networks: ModuleMap[Staged]) -> Outputs:
-        return {Tap(self.name): networks[self.grid.part].rounded(self.grid.stage, outputs[self.reads[0]])}
+    name = f"{source.part}_{source.stage}_on_grid".replace(".", "_")
+    return Head(name, [source], nn.Identity(), about="rounded", grid=grid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qkd.distill.method_info import published
-from qkd.distill.plan import Phase, Plan, Setup, Step
+from qkd.distill.plan import Learner, Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one
 from qkd.distill.terms import Term, imitate, label
@@ -23,7 +23,7 @@ def three_phase(
     answer: bool = True,
     teacher_rate: Positive = 1.0,
 ) -> Plan:
-    """The student first learns alone, then together with its teacher, then from the teacher, which is frozen again.
+    """The student learns alone, then together with its teacher, then from the frozen teacher.
 
     Self-studying ``CE_S``; co-studying ``CE_S + weight KL(p_T || p_S)`` and ``CE_T + weight KL(p_S || p_T)``, targets
     constant; tutoring the student's half of that.
@@ -53,5 +53,7 @@ def three_phase(
     )
     chosen = tuple(phase for phase in phases if phase.share)
     if not chosen:
-        raise PlanError("three_phase: every phase has a share of 0; give at least one of them epochs")
-    return Plan(chosen, rates=dict.fromkeys(setup.teachers, teacher_rate))
+        raise PlanError(
+            "three_phase: every phase has a share of 0; give at least one of them epochs", key="method.no-phase-left"
+        )
+    return Plan(chosen, rates={Learner(teacher): teacher_rate for teacher in setup.teachers})

@@ -1,4 +1,4 @@
-"""Starts: the float weights a network begins from. Pretrained once per architecture, data and settings; cached by content."""
+"""Pretraining: the float weights that a network starts from, trained once per architecture, data and settings, and cached."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from qkd.distill.stages import cut
 from qkd.distill.terms import label
 from qkd.engine.device import Machine
 from qkd.engine.diagnostics import is_finite
+from qkd.engine.events import FloatCached, Listener, PretrainingStarted, ignore
 from qkd.engine.metrics import logits
-from qkd.engine.train import Listener, Training, train
+from qkd.engine.train import train
+from qkd.engine.training import Training
 from qkd.errors import NetworkError, RunError, TrainingError, nearest
 from qkd.networks.tracing import trace
 from qkd.storage.atomic import wait_for_lock, write_atomic
@@ -46,23 +48,23 @@ LATER = {
     "milestones": [0.5, 0.75],
     "nesterov": True,
 }
-"""Settings that came later; left at their defaults they do not change the key of what is cached."""
+"""Settings added later: at these defaults they do not change the key of what is cached."""
 
 
 @dataclass
 class FloatStarts:
-    """Gives each network its float weights, and remembers the accuracy they have on the test split."""
+    """Loads each network's float weights. ``top1``: the accuracy of each on the test split, in percent."""
 
     recipe: Recipe
     data: Data
     fabric: Fabric
-    folder: Path  # for checkpoints of what is not finished yet
+    folder: Path  # for checkpoints of unfinished pretraining
     machine: Machine = field(default_factory=Machine)
-    listen: Listener = field(default=lambda event, values: None)
+    listen: Listener = ignore
     top1: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, part: str, entry: NetworkEntry, network: nn.Module) -> None:
-        """Load or make the weights of one float network, in place."""
+        """Load the weights of one float network, training them first where they are not cached."""
         if entry.start_from == SCRATCH:
             return
         if entry.start_from == FLOAT:
@@ -77,31 +79,30 @@ class FloatStarts:
     def _pretrained(self, part: str, entry: NetworkEntry, network: nn.Module) -> dict[str, Tensor]:
         key = self._key(network)
         path = cache_folder() / "float" / f"{key}.safetensors"
-        with (
-            wait_for_lock(path) if self.fabric.world_size == 1 else contextlib.nullcontext()
-        ):  # others may be making it
+        # another run may be training the same network
+        with wait_for_lock(path) if self.fabric.world_size == 1 else contextlib.nullcontext():
             state = self.fabric.broadcast(_cached(path) if self.fabric.is_global_zero else None)
             if state is not None:
-                self.listen("cached", {"part": part, "build": entry.build})
+                self.listen(FloatCached(part, entry.build))
                 return dict(state)
-            self.listen("pretrain", {"part": part, "build": entry.build, "epochs": self.recipe.pretrain.epochs})
+            self.listen(PretrainingStarted(part, entry.build, self.recipe.pretrain.epochs))
             checkpoints = Checkpoints(self.folder / f"float-{key}")
             self._train(network, checkpoints)
             state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
             if broken := _broken(state):
                 found = f"the float start of {part} ended with numbers that are not finite: {broken}"
-                raise TrainingError(f"{found}; take a lower pretrain.rate")
+                raise TrainingError(f"{found}; take a lower pretrain.rate", key="training.float-start-not-finite")
             if self.fabric.is_global_zero:
                 _keep(path, state)
                 checkpoints.clear()
         return state
 
     def _train(self, network: nn.Module, checkpoints: Checkpoints) -> None:
-        """Train a float network. What an interrupted run of the same folder had done of it is taken up."""
+        """Train a float network; resumes what an interrupted run of the same folder had done of it."""
         staged = cut(trace(network), [])
         plan = Plan((Phase("float", (Step(["student"], [label("student")]),)),))
         training = Training(
-            parts=Ensemble({"student": staged}, plan),
+            ensemble=Ensemble({"student": staged}, plan),
             plan=plan,
             data=self.data,
             settings=self.recipe.pretrain,
@@ -120,7 +121,7 @@ class FloatStarts:
         network.to("cpu")
 
     def _key(self, network: nn.Module) -> str:
-        """The architecture (graph and first weights), the data and the settings: what the result depends on."""
+        """A hash of what the result depends on: architecture (graph and initial weights), data and settings."""
         digest = hashlib.sha256(f"{__version__.rpartition('.')[0]} {trace(network).code}".encode())
         for name, tensor in network.state_dict().items():
             digest.update(name.encode())
@@ -132,13 +133,13 @@ class FloatStarts:
                 del settings[name]
         facts = [settings, self.recipe.data.batch, self.recipe.seed, self.data.fingerprint()]
         facts += [self.machine.precision] * (self.machine.precision != "fp32")
-        facts += ["averaged"] * (settings["ema"] is not None)  # once the average was made and not taken
+        facts += ["averaged"] * (settings["ema"] is not None)  # files from before 0.1 did not hold the average
         digest.update(json.dumps(facts, sort_keys=True).encode())
         return digest.hexdigest()[:24]
 
 
 def _cached(path: Path) -> dict[str, Tensor] | None:
-    """What is cached there; None for nothing, or a file that is damaged or holds numbers that are not finite."""
+    """The cached state dict; None where there is none, or one that is damaged or not finite."""
     try:
         state = dict(load_file(path)) if path.is_file() else None
     except (SafetensorError, OSError):
@@ -147,7 +148,7 @@ def _cached(path: Path) -> dict[str, Tensor] | None:
 
 
 def _broken(state: Mapping[str, Tensor]) -> str:
-    """The first tensor that is not finite; the guard of training looks at every step but not behind the last."""
+    """The name of the first tensor that is not finite; training does not check behind its last step."""
     return next((name for name, tensor in state.items() if not is_finite(tensor)), "")
 
 
@@ -157,7 +158,9 @@ def _keep(path: Path, state: Mapping[str, Tensor]) -> None:
         write_atomic(path, lambda file: file.write(save(dict(state))))
     except (OSError, RunError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"{path}: cannot keep the float start: {why}; set XDG_CACHE_HOME elsewhere") from error
+        raise RunError(
+            f"{path}: cannot keep the float start: {why}; set XDG_CACHE_HOME elsewhere", key="run.cache-not-writable"
+        ) from error
 
 
 def load_checkpoint(network: nn.Module, path: Path) -> None:
@@ -166,7 +169,10 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
     Raises NetworkError naming a missing, unexpected or differently shaped tensor.
     """
     if not path.is_file():
-        raise NetworkError(f"start_from: {path}: no such file; possible are `float`, `scratch` or a checkpoint")
+        raise NetworkError(
+            f"start_from: {path}: no such file; possible are `float`, `scratch` or a checkpoint",
+            key="start_from.no-file",
+        )
     try:
         state = (
             load_file(path)
@@ -174,26 +180,31 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:
-        raise NetworkError(f"start_from: {path}: not readable: {str(error).splitlines()[0]}") from error
+        raise NetworkError(
+            f"start_from: {path}: not readable: {str(error).splitlines()[0]}", key="start_from.not-readable"
+        ) from error
     own = network.state_dict()
     counts = {name: count for name, count in own.items() if name.endswith(".num_batches_tracked")}
-    state = {**counts, **_innermost(path, state)}  # files older than that counter lack it
+    state = {**counts, **_innermost(path, state)}  # files from before torch 0.4 lack this counter
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         name, what = (missing[0], "lacks") if missing else (extra[0], "has an unknown")
         hint = nearest(name, extra if missing else own)
-        raise NetworkError(f"start_from: {path}: {what} {name!r}{hint} ({len(missing)} missing, {len(extra)} unknown)")
+        raise NetworkError(
+            f"start_from: {path}: {what} {name!r}{hint} ({len(missing)} missing, {len(extra)} unknown)",
+            key="start_from.other-tensors",
+        )
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the network"
-            raise NetworkError(f"start_from: {path}: {name} has shape {shapes}")
+            raise NetworkError(f"start_from: {path}: {name} has shape {shapes}", key="start_from.other-shape")
     network.load_state_dict(dict(state))
 
 
 def _innermost(path: Path, state: object) -> Mapping[str, Tensor]:
-    """The state dict itself, where training scripts wrapped it together with other things."""
+    """The state dict itself, also where a training script wrapped it (``state_dict``, ``model``)."""
     if isinstance(state, Mapping):
         inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
         if all(isinstance(tensor, Tensor) for tensor in inner.values()):
             return inner
-    raise NetworkError(f"start_from: {path}: holds no state dict (tensors by name)")
+    raise NetworkError(f"start_from: {path}: holds no state dict (tensors by name)", key="start_from.no-state-dict")

@@ -1,4 +1,4 @@
-"""Reopen: a run folder read back, as its product or as a run to go on with."""
+"""Reload: the trained product and the float start of a finished run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run read back: its product with the trained weights, on the CPU, in evaluation mode."""
+    """A finished run: its product with the trained weights, on the CPU, in evaluation mode."""
 
     run: Run
     recipe: Recipe
@@ -33,7 +33,7 @@ class FinishedRun:
 
 
 def reload_product(run: Run) -> FinishedRun:
-    """The product of a finished run. Raises RunError if it is not finished or does not fit its recipe."""
+    """The product of a run. Raises RunError where the run is not finished or its product does not fit its recipe."""
     recipe = recipes.load(run.folder / RECIPE, paths_exist=False)
     state, data = run.load_product(), run.read_json(DATA)
     facts = DataSpec(tuple(data["shape"]), len(data["labels"]))
@@ -43,13 +43,14 @@ def reload_product(run: Run) -> FinishedRun:
         product.load_state_dict(state)
     except RuntimeError as error:
         raise RunError(
-            f"{run.folder}: the product does not fit the recipe: {str(error).splitlines()[-1].strip()}"
+            f"{run.folder}: the product does not fit the recipe: {str(error).splitlines()[-1].strip()}",
+            key="run.product-does-not-fit",
         ) from error
     return FinishedRun(run, recipe, facts, data, product.eval(), assembly)
 
 
 def float_network(finished: FinishedRun) -> nn.Module | None:
-    """The student's float start, the network a quantized product has to be compared with; None where there was none."""
+    """The float network that the student started from; None where there was none, or where the product is a head."""
     from safetensors.torch import load_file
 
     from qkd.networks.build import build

@@ -1,4 +1,4 @@
-"""Runs to go on with: which one, whether it can be, and what differs from when it was begun."""
+"""Resume: which run, whether it can be resumed, and what differs from when it was started."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qkd.recipe import Recipe
 
 
-DECIDES = ("device", "precision", "compile", "threads", "ranks", "torch")  # facts of the environment that change bits
+CHANGES_BITS = ("device", "precision", "compile", "threads", "ranks", "torch")  # facts of the environment
 
 
 def refuse_changed(run: Run, recipe: Recipe) -> None:
@@ -33,7 +33,8 @@ def refuse_changed(run: Run, recipe: Recipe) -> None:
     changed += [f"{key} was {json.dumps(a)}, is {json.dumps(b)}" for key, a, b in _differences(before, now)]
     if changed:
         raise RunError(
-            f"{run.folder}: the recipe changed since: {'; '.join(changed)}; start a new run instead of --resume"
+            f"{run.folder}: the recipe changed since: {'; '.join(changed)}; start a new run instead of --resume",
+            key="run.recipe-changed",
         )
 
 
@@ -45,42 +46,42 @@ def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, A
 
 
 def is_complete(run: Run) -> bool:
-    """Whether there is nothing left of a run to go on with; a damaged result is named in a warning, and there is.
+    """Whether a run is finished. One whose result is damaged is not, with a warning: it is made again.
 
-    Raises RunError where no checkpoint is left to make that result from again.
+    Raises RunError where no checkpoint is left for that.
     """
     try:
         return run.finished
     except RunError as error:
         if not run.checkpoints.files(LAST):
             advice = f"there is no checkpoint to make it again from; `qkd eval {run.folder}` measures the product"
-            raise RunError(f"{error}; {advice}") from error
+            raise RunError(f"{error}; {advice}", key="run.no-checkpoint") from error
         logging.getLogger("qkd").warning("%s; it is made again from the last checkpoint", error)
         return False
 
 
 def changed_environment(run: Run, now: Mapping[str, Any]) -> list[str]:
-    """In what the environment differs from that in which a run was last trained, of what its numbers depend on."""
+    """What differs from the environment in which a run was last trained, of the facts that change its numbers."""
     try:
         before = run.read_json(ENVIRONMENT)
     except RunError:
         return []
-    changed = [name for name in DECIDES if name in before and before[name] != now.get(name)]
+    changed = [name for name in CHANGES_BITS if name in before and before[name] != now.get(name)]
     return [f"{name} was {before[name]}, is {now.get(name)}" for name in changed]
 
 
 def resumable_run(folder: Path) -> Run:
-    """A run to resume. One that was killed before it had written anything is resumed from its very start.
+    """A run to resume. One that was killed before it had written anything is resumed from its start.
 
-    Raises RunError if the folder is none, or holds other things.
+    Raises RunError for a folder that is not a run.
     """
-    if folder.is_dir() and all(_ours(path) for path in folder.iterdir()):
+    if folder.is_dir() and all(_precedes_recipe(path) for path in folder.iterdir()):
         return Run(folder)
     return Run.open(folder)
 
 
-def _ours(path: Path) -> bool:
-    """Whether it can stand in a run's folder before its recipe does."""
+def _precedes_recipe(path: Path) -> bool:
+    """Whether a run writes it before its recipe."""
     empty = path.is_dir() and path.name == CHECKPOINTS and not any(path.iterdir())
     return empty or path.name.startswith(".") or path.name == ORIGINAL_RECIPE
 
@@ -90,12 +91,12 @@ def latest_run(root: Path, name: str) -> Run:
     found = [p for p in root.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
     found = [p for p in found if p.is_dir()]
     if not found:
-        raise RunError(f"{root / name}: nothing to resume: there is no run of this name")
-    return resumable_run(max(found, key=_age))
+        raise RunError(f"{root / name}: nothing to resume: there is no run of this name", key="run.nothing-to-resume")
+    return resumable_run(max(found, key=_last_written))
 
 
-def _age(folder: Path) -> tuple[float, int]:
-    """When something was last written in a run; of equal ones the later number is newer."""
+def _last_written(folder: Path) -> tuple[float, int]:
+    """(time of the last write, number of the run): of equal times the later number is newer."""
     times = [p.stat().st_mtime for p in (folder, folder / CHECKPOINTS, folder / RECIPE) if p.exists()]
     number = folder.name.rpartition("-")[2]
     return max(times), int(number) if number.isdigit() else 1

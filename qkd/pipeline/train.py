@@ -1,4 +1,4 @@
-"""Produce: a recipe goes in, a trained product in a run folder comes out; and a finished run comes back as its product."""
+"""Train a recipe: float weights, quantization, calibration, training; the product and its result go to a run folder."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from qkd.engine.cost import cost
 from qkd.engine.device import Machine
 from qkd.engine.diagnostics import diagnose_learners
 from qkd.engine.distributed import connected, desynchronise, synchronise
+from qkd.engine.events import AlreadyFinished, Calibrated, Listener, PlanChecked, RanksConnected, Resumed, ignore
 from qkd.engine.loggers import with_loggers
 from qkd.engine.metrics import logits, top1_of_all
 from qkd.engine.state import TrainingState, snapshot
-from qkd.engine.train import Listener, Training, is_finished, train
+from qkd.engine.train import is_finished, train
+from qkd.engine.training import Training
 from qkd.engine.validation import reestimate_batch_norms
 from qkd.errors import DataError, ExportError
 from qkd.pipeline.pretrain import FloatStarts
@@ -54,32 +56,32 @@ def train_recipe(
     *,
     resume: bool = False,
     max_steps: int | None = None,
-    listen: Listener = lambda event, values: None,
+    listen: Listener = ignore,
 ) -> dict[str, Any]:
     """Train the recipe's product in a run folder. -> what `qkd train --json` prints.
 
-    With ``resume`` it goes on behind the newest checkpoint that is sound, or from the start where there is none yet.
-    Of several ranks the first is given the run; it alone writes and talks. Raises Interrupted, the state kept, when a
-    signal asked for the end.
+    With ``resume`` it continues behind the newest readable checkpoint, or from the start where there is none yet. Of several
+    ranks only the first is given the run; it alone writes files and reports events. Raises Interrupted, with the state
+    saved, when a signal asked for the end.
     """
     fabric = machine.fabric()
     with contextlib.ExitStack() as held:
         held.enter_context(connected(fabric))
         folder = Path(fabric.broadcast(str(run.folder) if run else ""))
         if not fabric.is_global_zero:
-            run, listen = Run(folder, writes=False), lambda event, values: None
+            run, listen = Run(folder, writes=False), ignore
         assert run is not None
         if resume and fabric.broadcast(run.writes and is_complete(run)):
-            listen("finished", {"run": str(folder)})
+            listen(AlreadyFinished(str(folder)))
             return run.read_json(RESULT)
         if run.writes:
             held.enter_context(lock_folder(folder))
             listen = held.enter_context(with_loggers(machine.loggers, folder, recipe.model_dump(mode="json"), listen))
-        return _Production(recipe, run, machine, fabric, resume, max_steps, listen).result()
+        return _TrainingJob(recipe, run, machine, fabric, resume, max_steps, listen).result()
 
 
 @dataclass(frozen=True)
-class _Production:
+class _TrainingJob:
     recipe: Recipe
     run: Run
     machine: Machine
@@ -100,43 +102,41 @@ class _Production:
         _write_facts(self.run, self.recipe, data, facts)
         found = self.run.checkpoints.load(LAST) if self.resume and self.run.writes else None
         saved = self.fabric.broadcast(found)
-        training, assembly, cursor = self._go_on(data) if saved else self._begin(data)
-        self._state_ranks()
+        training, assembly, state = self._resume(data) if saved else self._begin(data)
+        self._report_ranks()
         if saved:
-            self.listen("resumed", {"steps": saved["cursor"]["steps"], "changed": changed})
-        cursor = train(training, cursor, saved)
+            self.listen(Resumed(saved["cursor"]["steps"], changed))
+        state = train(training, state, saved)
         result = _finish(training, assembly, data)
-        result["finished"] = is_finished(training, cursor)
-        return _report(self.run, self.recipe, cursor, result, time.perf_counter() - start)
+        result["finished"] = is_finished(training, state)
+        return _report(self.run, self.recipe, state, result, time.perf_counter() - start)
 
-    def _state_ranks(self) -> None:
-        ranks, batch = self.fabric.world_size, self.recipe.data.batch
-        if ranks > 1:
-            facts = {"ranks": ranks, "batch": batch, "each": batch // ranks, "rate": self.recipe.train.rate}
-            self.listen("ranks", facts)
+    def _report_ranks(self) -> None:
+        if self.fabric.world_size > 1:
+            self.listen(RanksConnected(self.fabric.world_size, self.recipe.data.batch, self.recipe.train.rate))
 
-    def _go_on(self, data: Data) -> tuple[Training, Assembly, TrainingState | None]:
+    def _resume(self, data: Data) -> tuple[Training, Assembly, TrainingState | None]:
         assembly = assemble(self.recipe, spec_of(data))
         return self._training(assembly, data), assembly, None
 
     def _begin(self, data: Data) -> tuple[Training, Assembly, TrainingState]:
-        """Float starts, quantization, calibration; then a checkpoint, so that none of it is ever done twice."""
+        """Float weights, quantization, calibration; then a checkpoint, so that none of it is done twice."""
         if self.run.writes:
             self.run.checkpoints.forget_after(-1, whole=True)
         self.run.write(METRICS, "")
-        self._foresee(data)
+        self._check_plan(data)
         starts = FloatStarts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
         assembly = assemble(self.recipe, spec_of(data), start=lambda *start: _start(self.run, starts, *start))
         training = self._training(assembly, data)
         before = _prepare(training, assembly, data)
-        cursor = TrainingState(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
-        state = snapshot(self.fabric, training.parts, cursor)
+        state = TrainingState(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
+        content = snapshot(self.fabric, training.ensemble, state)
         if self.run.writes:
-            self.run.checkpoints.save(LAST, state, steps=0)
-        return training, assembly, cursor
+            self.run.checkpoints.save(LAST, content, steps=0)
+        return training, assembly, state
 
-    def _foresee(self, data: Data) -> None:
-        """Before training, say what does nothing and what will stay float. Raises SchemeError for what cannot be exact."""
+    def _check_plan(self, data: Data) -> None:
+        """Before training, report what is unused and what will stay float. Raises SchemeError for what cannot be exact."""
         with torch.random.fork_rng(devices=[]):
             assembly = assemble(self.recipe, spec_of(data))
         lines = [str(problem) for problem in find_unused(self.recipe, assembly)]
@@ -145,13 +145,13 @@ class _Production:
         except ExportError as error:
             lines.append(f"the product will not be exported: {error}")
         if lines:
-            self.listen("foreseen", {"lines": lines})
+            self.listen(PlanChecked(lines))
 
     def _training(self, assembly: Assembly, data: Data) -> Training:
         recipe, scheme = self.recipe, self.recipe.student.quantize
         low = scheme is not None and min(scheme.weights, scheme.activations) <= 4
         return Training(
-            parts=assembly.parts.to(self.fabric.device).to(memory_format=torch.channels_last),
+            ensemble=assembly.ensemble.to(self.fabric.device).to(memory_format=torch.channels_last),
             plan=assembly.plan,
             data=data,
             settings=recipe.train,
@@ -169,14 +169,18 @@ class _Production:
 
 
 def _require_batches(data: Data, batch: int, ranks: int) -> None:
+    """Raises DataError where an epoch has no batch for every rank."""
     if not data.length(batch, ranks):
-        held = f"{len(data.train.labels)} training images in batches of {batch}"
-        said = f"data.batch: {held} give {ranks} ranks nothing to learn from; take a larger batch or fewer ranks"
-        raise DataError(said)
+        images = len(data.train.labels)
+        raise DataError(
+            f"data.batch: {images} training images in batches of {batch} make no batch for {ranks} ranks; take a larger batch "
+            f"or fewer ranks",
+            key="data.no-batch-for-each-rank",
+        )
 
 
 def _start(run: Run, starts: FloatStarts, part: str, entry: Any, network: nn.Module) -> None:
-    """Give a network its float weights; those of the student are kept, to compare the product with."""
+    """Load a network's float weights; those of the student are saved, to compare the product with."""
     starts(part, entry, network)
     if part == STUDENT and part in starts.top1:
         state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
@@ -184,24 +188,24 @@ def _start(run: Run, starts: FloatStarts, part: str, entry: Any, network: nn.Mod
 
 
 def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
-    """Calibrate everybody on training images. -> top-1 of the product before training, on the test split."""
+    """Calibrate all networks on training images. -> top-1 of the product before training, on the test split, in percent"""
     torch.manual_seed(training.seed)
     count = max(1, CALIBRATION_IMAGES // training.batch)
     seen = data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)
     images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
-    apply_bit_schedule(training, 0, keep_range=False)  # nothing is calibrated yet
-    for staged in training.parts.networks.values():
+    apply_bit_schedule(training, 0, keep_range=False)  # there is no range to keep yet
+    for staged in training.ensemble.networks.values():
         calibrate(staged.network, images)
     if assembly.plan.deployed():
         calibrate(assembly.product(), images, under="heads.")
     if training.reestimate:
-        synchronise(training.fabric, training.parts)  # over the images of all ranks, as in training
+        synchronise(training.fabric, training.ensemble)  # over the images of all ranks, as in training
         reestimate_batch_norms(training)
-        desynchronise(training.parts)
+        desynchronise(training.ensemble)
     before = test_top1(assembly.product(), data, training.batch, training.device)
     assert training.run is not None
     training.run.log({"phase": CALIBRATED, "steps": 0, "test/top1": before})
-    training.listen(CALIBRATED, {"top1": before})
+    training.listen(Calibrated(before))
     return before
 
 
@@ -214,7 +218,7 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
     assert training.run is not None
     training.run.save_product(product.state_dict())
     scores = logits(product, data.batches("test", training.batch, device=training.device))
-    together = top1_of_all(training.parts, data.batches("test", training.batch, device=training.device))
+    together = top1_of_all(training.ensemble, data.batches("test", training.batch, device=training.device))
     return {
         "top1": top1(scores, data.test.labels),
         "ece": round(ece(scores, data.test.labels), 4),
@@ -225,21 +229,21 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
 
 
 def _report(
-    run: Run, recipe: Recipe, cursor: TrainingState, result: Mapping[str, Any], seconds: float
+    run: Run, recipe: Recipe, state: TrainingState, result: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
     values = {
         "run": str(run.folder),
         "method": recipe.method.name,
         "top1": result["top1"],
-        "float_top1": cursor.facts.get("float_top1"),
-        "val_top1": cursor.best if cursor.best >= 0 else None,
+        "float_top1": state.facts.get("float_top1"),
+        "val_top1": state.best if state.best >= 0 else None,
         "epochs": recipe.train.epochs,
         "seconds": round(seconds, 1),
         "seed": recipe.seed,
-        "before_top1": cursor.facts.get("before_top1"),
-        "training_seconds": round(cursor.seconds, 1),
-        "training_cpu_seconds": round(cursor.cpu_seconds, 1),
-        "steps": cursor.steps,
+        "before_top1": state.facts.get("before_top1"),
+        "training_seconds": round(state.seconds, 1),
+        "training_cpu_seconds": round(state.cpu_seconds, 1),
+        "steps": state.steps,
         "parts": result["parts"],
         "ece": result["ece"],
         "cost": result["cost"],

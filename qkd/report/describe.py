@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qkd.assembly.assemble import Assembly
 from qkd.assembly.build import module_paths
-from qkd.distill.plan import EXCHANGE, Phase, Plan, Step, epochs_per_phase
+from qkd.distill.plan import EXCHANGE, Learner, Phase, Plan, Step, epochs_per_phase
 from qkd.distill.taps import Tap
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
     lines += ["", "parts"]
     for part, entry in recipe.networks.items():
         bits = str(entry.quantize) if entry.quantize else "float"
-        size = sum(p.numel() for p in assembly.parts.part(part).parameters())
-        view = f", sees view {plan.views.get(part, 0) + 1} of {plan.sights} of each batch" * (plan.sights > 1)
+        size = sum(p.numel() for p in assembly.ensemble.part(part).parameters())
+        view = f", sees view {plan.views.get(part, 0) + 1} of {plan.num_views} of each batch" * (plan.num_views > 1)
         lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, starts from {entry.start_from}{view}")
     lines += [_head(head, plan) for head in plan.heads]
     lines += _exchange(recipe, assembly)
@@ -77,27 +77,23 @@ def _phase(phase: Phase, assembly: Assembly) -> list[str]:
         frozen = sorted(_frozen(step, assembly))
         if frozen:
             lines.append(f"  frozen   {', '.join(frozen)}")
-        lines += [f"  {_weight(term.weight):>8} x {term.name}{_chance(term)}" for term in step.terms]
+        lines += [f"  {_weight(term.weight):>8} x {term.name}{_dropout(term)}" for term in step.terms]
     return lines
 
 
-def _rate(learner: str, assembly: Assembly) -> str:
+def _rate(learner: Learner, assembly: Assembly) -> str:
     factor = assembly.plan.rate_of(learner)
-    return learner if factor == 1 else f"{learner} (rate x {factor:g})"
+    return str(learner) if factor == 1 else f"{learner} (rate x {factor:g})"
 
 
 def _frozen(step: Step, assembly: Assembly) -> set[str]:
     from qkd.distill.plan import networks_needed
 
-    return (
-        set(networks_needed(assembly.plan, step))
-        - {learner.partition(".")[0] for learner in step.learners}
-        - {EXCHANGE}
-    )
+    return set(networks_needed(assembly.plan, step)) - step.parts - {EXCHANGE}
 
 
-def _chance(term: Term) -> str:
-    return f"  ({term.chance})" if term.chance is not None else ""
+def _dropout(term: Term) -> str:
+    return f"  ({term.dropout})" if term.dropout is not None else ""
 
 
 def _weight(weight: float | Callable[[float], float]) -> str:

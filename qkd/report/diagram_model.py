@@ -8,6 +8,7 @@ from typing import Literal
 
 from qkd.assembly.assemble import Assembly
 from qkd.assembly.build import STUDENT
+from qkd.distill.epoch_statistics import STATISTICS
 from qkd.distill.heads import Head
 from qkd.distill.plan import EXCHANGE, Plan, Step, networks_needed
 from qkd.distill.taps import LOGITS, SHARED, Tap
@@ -109,6 +110,7 @@ def diagram_of(
     running = networks_needed(plan, step)
     heads = _heads(plan, step, running)
     read = {tap for term in step.terms for tap in term.reads} | {tap for head in heads for tap in head.reads}
+    read = {tap for tap in read if tap.stage != STATISTICS}
     columns = tuple(dict.fromkeys((*assembly.setup.stages, LOGITS)))
     members = tuple(part for part in plan.exchange.members if part in running)
     buses = _buses(plan, members, read, importance or {})
@@ -134,7 +136,7 @@ def _heads(plan: Plan, step: Step, running: Collection[str]) -> list[Head]:
 def _head(head: Head, plan: Plan, step: Step, top1: Mapping[str, float]) -> Lane:
     about = f"through {head.via.part}" if head.via else head.about.partition(",")[0] or "head"
     state = _state(step, head.name, top1.get(head.name))
-    state = state if head.learns else state.removeprefix("frozen").removeprefix(" · ")
+    state = state if head.trainable else state.removeprefix("frozen").removeprefix(" · ")
     return Lane(head.name, about, state, "head", (LOGITS,), head.reads, product=plan.product == head.name)
 
 
@@ -153,7 +155,7 @@ def _exchanged(
     names = list(dict.fromkeys(tap.part for tap in sorted(read) if tap.part not in known)) or [SHARED]
     at = {name: {tap.stage for tap in read if tap.part == name} for name in names}
     at[names[0]] |= {bus.stage for bus in buses}
-    score, pieces = top1.get(names[0]), [each for each in step.learners if each.startswith(f"{EXCHANGE}.")]
+    score, pieces = top1.get(names[0]), [each for each in step.learners if each.part == EXCHANGE and each.piece]
     about = type(plan.exchange).__name__.lower() + (f" · {score:.1f} %" if score is not None else "")
     state = "learns" if len(pieces) > 1 else _state(step, EXCHANGE, None)  # short: arrows leave to its right
     return [Lane(name, about, state, "exchange", tuple(c for c in columns if c in at[name])) for name in names]
@@ -161,8 +163,8 @@ def _exchanged(
 
 def link_of(term: Term) -> Link:
     """A term as a link."""
-    kind, _, rest = term.name.partition("/")
-    return Link(kind, weight_of(term.weight), term.reads[0], term.reads[1:], rest.partition("<")[2])
+    sources = tuple(tap for tap in term.reads[1:] if tap.stage != STATISTICS)
+    return Link(term.kind, weight_of(term.weight), term.reads[0], sources, term.source)
 
 
 def weight_of(weight: float | Callable[[float], float]) -> str:
@@ -184,10 +186,9 @@ def shortened(name: str, longest: int = 20) -> str:
 
 
 def _state(step: Step, part: str, top1: float | None) -> str:
-    learners = {learner.partition(".")[0] for learner in step.learners}
-    stages = sorted(learner.partition(".")[2] for learner in step.learners if learner.startswith(f"{part}."))
-    what = f"learns {', '.join(stages)}" if stages else "learns" if part in learners else "frozen"
-    what = "" if part == EXCHANGE and part not in learners else what
+    stages = sorted(learner.piece for learner in step.learners if learner.part == part and learner.piece)
+    what = f"learns {', '.join(stages)}" if stages else "learns" if part in step.parts else "frozen"
+    what = "" if part == EXCHANGE and part not in step.parts else what
     return " · ".join(filter(None, [what, "" if top1 is None else f"{top1:.1f} %"]))
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from qkd.distill.terms import TermName
 from qkd.report.charts import Chart, Point, Series, Stack, line_chart, stack_chart
 from qkd.report.formatting import number, percent
 from qkd.report.run_data import RunData, is_number, mapping
@@ -128,7 +129,7 @@ def _by_kind(terms: Sequence[str], palette: dict[tuple[str, int], int]) -> dict[
     seen: Counter[str] = Counter()
     colours = {}
     for term in terms:
-        kind = term.partition("/")[0]
+        kind = TermName.parse(term).kind
         colours[term] = palette.setdefault((kind, seen[kind]), len(palette))
         seen[kind] += 1
     return colours
@@ -188,13 +189,14 @@ def _kinds(epochs: Epochs) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for line in epochs for key in line if key.startswith("train/loss/")):
         name = key.removeprefix("train/loss/")
-        kinds.setdefault(name.partition("/")[0], []).append(name)
+        kinds.setdefault(TermName.parse(name).kind, []).append(name)
     return kinds
 
 
 def _whose(name: str) -> str:
     """``attention/student.layer1<shared.layer1`` -> ``student.layer1 from shared.layer1``."""
-    return (name.partition("/")[2] or name).replace("<", " from ")
+    found = TermName.parse(name)
+    return f"{found.pupil} from {found.source}" if found.source else found.pupil
 
 
 def _legend(series: Sequence[Series]) -> list[Entry]:

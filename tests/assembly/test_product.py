@@ -31,7 +31,7 @@ def assembled(folder: Path, method: str = "simkd", **changes: Any) -> tuple[Asse
     data = load_data(recipe)
     assembly = assemble(recipe, spec_of(data))
     images = [batch.images for batch in data.batches("train", 16)]
-    for part, network in assembly.parts.networks.items():
+    for part, network in assembly.ensemble.networks.items():
         if recipe.networks[part].quantize is not None:
             calibrate(network.network, images)
     return assembly, images
@@ -45,7 +45,7 @@ def test_the_mean_of_logits_is_exact() -> None:
     head = mean_of_logits("mean", ["a", "b", "c"], 4)
     outputs = {Tap(part): torch.randn(5, 4) for part in "abc"}
     torch.testing.assert_close(head(outputs, {})[Tap("mean")], torch.stack(list(outputs.values())).mean(0))
-    assert not head.learns
+    assert not head.trainable
 
 
 def test_a_product_is_made_of_the_heads_that_lead_to_it() -> None:
@@ -56,7 +56,8 @@ def test_a_product_is_made_of_the_heads_that_lead_to_it() -> None:
     phases = (Phase("train", (Step(["student", "a"], [label("a")]),)),)
     assert [each.name for each in Plan(phases, heads=heads, product="c").deployed()] == ["a", "c"]
     assert Plan(phases, heads=heads).deployed() == ()
-    assert untrained_quantizers(Plan(phases, heads=heads, product="c")) == ("heads.c.",)
+    plan = Plan(phases, heads=heads, product="c")
+    assert untrained_quantizers(plan, {head.name: head for head in heads}) == ("heads.c.",)
 
 
 def test_a_projector_has_the_students_bits_and_a_classifier_those_of_a_last_layer(tmp_path: Path) -> None:
@@ -74,17 +75,17 @@ def test_a_projector_has_the_students_bits_and_a_classifier_those_of_a_last_laye
 
 def test_a_float_owner_keeps_float_and_shares_its_weights(tmp_path: Path) -> None:
     assembly, _ = assembled(tmp_path)
-    owner, borrowed = assembly.parts.networks["float"].network, assembly.parts.heads["as_float"].borrowed
+    owner, borrowed = assembly.ensemble.networks["float"].network, assembly.ensemble.heads["as_float"].borrowed
     assert not list(quantizers(owner))
     assert borrowed.fc.weight is owner.fc.weight
     assert borrowed.fc.bias is owner.fc.bias
-    assert assembly.parts.heads["as_eight"].borrowed is None
+    assert assembly.ensemble.heads["as_eight"].borrowed is None
 
 
 def test_learning_a_head_leaves_the_borrowed_classifier_alone(tmp_path: Path) -> None:
     assembly, _ = assembled(tmp_path)
-    assembly.parts.learn(assembly.plan.phases[0].steps[0].learners)
-    moving = {name for name, p in assembly.parts.named_parameters() if p.requires_grad}
+    assembly.ensemble.set_learners(assembly.plan.phases[0].steps[0].learners)
+    moving = {name for name, p in assembly.ensemble.named_parameters() if p.requires_grad}
     assert not any("borrowed" in name or "networks.float" in name or "networks.eight" in name for name in moving)
     assert any(name.startswith("heads.as_float.body") for name in moving)
 
@@ -93,12 +94,12 @@ def test_quantizers_that_no_phase_teaches_follow_and_no_others(tmp_path: Path) -
     assembly, images = assembled(tmp_path)
     product = assembly.product()
     calibrate(product, images, under="heads.")
-    under = untrained_quantizers(assembly.plan)
+    under = untrained_quantizers(assembly.plan, assembly.ensemble.heads)
     assert under == ("heads.as_float.borrowed.", "heads.ensemble.")
     before = {name: tensor.clone() for name, tensor in product.state_dict().items()}
     with torch.no_grad():
         for name in ("as_float", "as_eight"):
-            assembly.parts.heads[name].body.get_submodule("body.7").weight.mul_(5.0)
+            assembly.ensemble.heads[name].body.get_submodule("body.7").weight.mul_(5.0)
     before |= {name: tensor.clone() for name, tensor in product.state_dict().items() if name.endswith("7.weight")}
     calibrate(product, images, under=under)
     moved = {name for name, tensor in product.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -108,10 +109,10 @@ def test_quantizers_that_no_phase_teaches_follow_and_no_others(tmp_path: Path) -
 
 def test_frozen_batch_norms_of_a_borrowed_classifier_stay(tmp_path: Path) -> None:
     assembly, images = assembled(tmp_path, match=["layer2"], teachers={"eight": {**TEACHERS["eight"], "width": 4}})
-    product, parts = assembly.product(), assembly.parts
+    product, parts = assembly.product(), assembly.ensemble
     calibrate(product, images, under="heads.")
     before = {name: buffer.clone() for name, buffer in parts.named_buffers()}
-    reestimate_batch_norm(product, images, leave=parts.outside(assembly.plan.learners))
+    reestimate_batch_norm(product, images, leave=parts.modules_outside(assembly.plan.learners))
     moved = {name for name, buffer in parts.named_buffers() if not torch.equal(buffer, before[name])}
     assert any(name.startswith("networks.student") for name in moved)
     assert any(name.startswith("heads.as_eight.body") for name in moved)
@@ -122,7 +123,7 @@ def test_the_product_is_made_once_and_anew_after_a_move(tmp_path: Path) -> None:
     assembly, _ = assembled(tmp_path, student={"build": "resnet8", "width": 4})
     first = assembly.product()
     assert assembly.product() is first
-    assembly.parts.to(memory_format=torch.channels_last)
+    assembly.ensemble.to(memory_format=torch.channels_last)
     second = assembly.product()
     assert second is not first
     assert all(a is b for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -130,8 +131,8 @@ def test_the_product_is_made_once_and_anew_after_a_move(tmp_path: Path) -> None:
 
 def test_tracing_the_product_leaves_everyones_mode(tmp_path: Path) -> None:
     assembly, _ = assembled(tmp_path)
-    parts = assembly.parts
-    parts.learn(assembly.plan.phases[0].steps[0].learners)
+    parts = assembly.ensemble
+    parts.set_learners(assembly.plan.phases[0].steps[0].learners)
     modes = {name: module.training for name, module in parts.named_modules()}
     parts._products.clear()
     assembly.product()

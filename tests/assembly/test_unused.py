@@ -25,11 +25,11 @@ match: [layer1, layer2, layer3]
 train: {train}
 data: {{name: fake, size: 8, train: 8, test: 8}}
 """
-UNASKED = "{}: teachers.{}: does nothing: qat as set here never asks it"
+UNASKED = "{}: teachers.{}: unused: no loss term of qat as set here reads this teacher"
 
 
 def no_features(method: str, stages: str = "layer1, layer2, layer3") -> str:
-    return f"6: match: does nothing at {stages}: {method} as set here reads no features there"
+    return f"6: match: {stages}: unused: {method} as set here reads no features there"
 
 
 def told(folder: Path, method: str, train: str = "{epochs: 2}") -> list[str]:
@@ -63,8 +63,8 @@ def test_layers_at_which_memory_is_saved_are_not_idle(tmp_path: Path) -> None:
 def test_a_method_of_ones_own_is_looked_at_too(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE.replace("for s in setup.stages", "for s in setup.stages[1:]"))
     teacher, layers = told(tmp_path, f"{{name: {tmp_path}/mine.py:my_method}}")
-    assert teacher.startswith("5: teachers.eight: does nothing: ")
-    assert layers.startswith("6: match: does nothing at layer1: ")
+    assert teacher.startswith("5: teachers.eight: unused: ")
+    assert layers.startswith("6: match: layer1: unused: ")
 
 
 def test_check_says_it_and_leaves_stdout_alone(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_each_network_is_shown_the_view_the_plan_gives_it() -> None:
     parts = shown(plan, "student", "a", "b")
     first, second = batch().images, batch().images.flip(3)
     both, one, other = (parts(images, ("student", "a", "b")) for images in ((first, second), first, second))
-    assert plan.sights == 2
+    assert plan.num_views == 2
     for part, expected in (("student", one), ("a", other), ("b", one)):
         assert torch.equal(both[Tap(part)], expected[Tap(part)])
 

@@ -104,7 +104,7 @@ def test_atsc_is_held_by_the_sum_of_squares() -> None:
         layer.weight.data = values(3, 4, phase=0.1 * i)
     anchor = L2SP("teacher")
     staged: Any = SimpleNamespace(network=network)
-    anchor.remember(staged)
+    anchor.snapshot(staged)
     for i, layer in enumerate(network):
         layer.weight.data = values(3, 4, phase=0.15 * i + 0.01)
         layer.bias.data += 1  # vectors are not held

@@ -17,37 +17,44 @@ import yaml
 from torch import nn
 
 from qkd.data.fake import fake
-from qkd.engine.distributed import SyncedBatchNorm2d
 from qkd.errors import DataError
+from qkd.networks.batch_norm import replace_batch_norms
 from qkd.pipeline.train import _require_batches
 from qkd.storage.checkpoints import LAST
 from qkd.storage.run import Run
 from tests.support.command_line import qkd
 from tests.support.pairing import paired
+from tests.support.refusals import Refused
 from tests.support.tiny_runs import TINY, losses
 
 ROOT = Path(__file__).parent.parent.parent
 PAIR = """
 import sys, torch, torch.distributed as dist
 from torch import nn
-from qkd.engine.distributed import BatchNormOfAll
+from qkd.networks.batch_norm import replace_batch_norms
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-torch.manual_seed(0)
-images, goal = torch.randn(8, 3, 5, 5, dtype=torch.float32), torch.randn(8, 3, 5, 5)
-alone, shared = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-shared.__class__ = BatchNormOfAll
-whole = images.clone().requires_grad_()
-((alone(whole) - goal) ** 2).mean().backward()
-part = images[4 * rank : 4 * rank + 4].clone().requires_grad_()
-((shared(part) - goal[4 * rank : 4 * rank + 4]) ** 2).mean().backward()
-for mine in (shared.weight.grad, shared.bias.grad):
-    dist.all_reduce(mine)
-torch.testing.assert_close(shared.weight.grad / 2, alone.weight.grad)
-torch.testing.assert_close(shared.bias.grad / 2, alone.bias.grad)
-torch.testing.assert_close(part.grad / 2, whole.grad[4 * rank : 4 * rank + 4])
-torch.testing.assert_close(shared.running_mean, alone.running_mean)
-torch.testing.assert_close(shared.running_var, alone.running_var)
+class Own(nn.BatchNorm2d):
+    pass
+sizes = {nn.BatchNorm1d: [(8, 3), (8, 3, 5)], nn.BatchNorm2d: [(8, 3, 5, 5)], nn.BatchNorm3d: [(8, 3, 2, 4, 4)]}
+sizes |= {Own: [(8, 3, 5, 5)], nn.SyncBatchNorm: [(8, 3, 5, 5)]}
+for kind, shape in ((kind, shape) for kind, shapes in sizes.items() for shape in shapes):
+    torch.manual_seed(0)
+    images, goal = torch.randn(shape), torch.randn(shape)
+    alone = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[max(1, len(shape) - 2)](3)
+    shared = replace_batch_norms(kind(3))
+    shared.synchronised = True
+    whole = images.clone().requires_grad_()
+    ((alone(whole) - goal) ** 2).mean().backward()
+    part = images[4 * rank : 4 * rank + 4].clone().requires_grad_()
+    ((shared(part) - goal[4 * rank : 4 * rank + 4]) ** 2).mean().backward()
+    for mine in (shared.weight.grad, shared.bias.grad):
+        dist.all_reduce(mine)
+    torch.testing.assert_close(shared.weight.grad / 2, alone.weight.grad)
+    torch.testing.assert_close(shared.bias.grad / 2, alone.bias.grad)
+    torch.testing.assert_close(part.grad / 2, whole.grad[4 * rank : 4 * rank + 4])
+    torch.testing.assert_close(shared.running_mean, alone.running_mean)
+    torch.testing.assert_close(shared.running_var, alone.running_var)
 dist.destroy_process_group()
 """
 
@@ -77,7 +84,7 @@ def method(setup: Setup) -> Plan:
         WHEN
         return logits.square().mean()
 
-    terms = [label(setup.student), Term("odd", (Tap(setup.student),), loss)]
+    terms = [label(setup.student), Term("odd", setup.student, (Tap(setup.student),), loss)]
     return Plan((Phase("train", (Step([setup.student], terms),)),))
 """
 ALONE: dict[str, Any] = {
@@ -122,7 +129,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_alike(tmp_path: Path) ->
     codes, (one, other) = spoilt(tmp_path, "if here and len(seen) > 8: return logits.mean() * float('nan')")
     assert codes == [1, 1]
     assert one == other
-    assert re.fullmatch(r"error: phase train, epoch 2, batch \d: the loss odd is nan on rank [01]; the last .*", one)
+    assert re.fullmatch(
+        r"error: phase train, epoch 2, batch \d: the loss odd/student is nan on rank [01]; the last .*", one
+    )
     kept = Run(tmp_path / "run").checkpoints.load(LAST)
     assert kept is not None
     assert kept["cursor"]["epoch"] == 1
@@ -134,14 +143,14 @@ def test_a_rank_that_breaks_is_not_taken_for_a_fault_of_the_others(tmp_path: Pat
     assert codes == [1, 1]
     mine, others = sorted(said, key=lambda words: "ArithmeticError: odd" not in words)
     assert "ArithmeticError: odd" in mine
-    assert re.fullmatch(r"error: rank [01]: another rank ended; what it said is why", others)
+    assert re.fullmatch(r"error: rank [01]: another rank ended; its error says why", others)
 
 
-def test_ranks_that_would_have_nothing_to_learn_from_are_refused() -> None:
+def test_ranks_that_would_have_nothing_to_learn_from_are_refused(refused: Refused) -> None:
     data = fake(size=8, train=9, test=8, classes=2)
     _require_batches(data, 9, 2)
     for batch, ranks in ((1, 2), (10, 9)):
-        with pytest.raises(DataError, match=rf"batches of {batch} give {ranks} ranks nothing to learn from"):
+        with refused(DataError, "data.no-batch-for-each-rank"):
             _require_batches(data, batch, ranks)
 
 
@@ -197,11 +206,11 @@ def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_in_evaluation_the_batch_norm_of_all_is_batch_norm() -> None:
-    norm = nn.BatchNorm2d(3)
+    norm = replace_batch_norms(nn.BatchNorm2d(3))
     norm.running_mean.uniform_()
     images = torch.randn(2, 3, 4, 4)
     expected = norm.eval()(images)
-    norm.__class__ = SyncedBatchNorm2d
+    norm.synchronised = True
     assert torch.equal(norm(images), expected)
 
 

@@ -24,7 +24,7 @@ def built(*words: str) -> Any:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels_last"])
 def test_fused_steps_are_those_of_plain_optimizers(kind: str, layout: torch.memory_format) -> None:
     recipe, assembly = built(f"train.optimizer={kind}")
-    fused = assembly.parts.to(memory_format=layout)
+    fused = assembly.ensemble.to(memory_format=layout)
     plain = copy.deepcopy(fused)
     [step] = assembly.plan.phases[0].steps
     pairs = [(fused, False), (plain, True)]
@@ -46,7 +46,7 @@ def test_gradients_that_a_scaler_unscales_are_left_to_plain_optimizers() -> None
     """Fabric refuses to clip what a fused optimizer would unscale itself."""
     recipe, assembly = built()
     [step] = assembly.plan.phases[0].steps
-    optimizer = optimizer_for(step, assembly.parts, assembly.plan, recipe.train, scaled=True)
+    optimizer = optimizer_for(step, assembly.ensemble, assembly.plan, recipe.train, scaled=True)
     assert not optimizer.defaults["fused"]
     assert isinstance(optimizer, torch.optim.SGD)
 

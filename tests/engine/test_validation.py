@@ -11,7 +11,7 @@ from torch import Tensor
 from qkd.assembly.assemble import assemble
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.engine.device import Machine
-from qkd.engine.train import Training
+from qkd.engine.training import Training
 from qkd.engine.validation import reestimate_batch_norms
 from qkd.quantizers import disabled
 from tests.support.tiny_data import MOVED
@@ -25,7 +25,7 @@ def test_statistics_are_those_of_images_changed_as_in_training(tmp_path: Path, a
     recipe = recipe_in(tmp_path, **ALONE, data=data, train={"epochs": 1, "augment": augment})
     images = load_data(recipe)
     assembly = assemble(recipe, spec_of(images))
-    training = Training(assembly.parts, assembly.plan, images, recipe.train, 16, 3, Machine("cpu").fabric())
+    training = Training(assembly.ensemble, assembly.plan, images, recipe.train, 16, 3, Machine("cpu").fabric())
     product = assembly.product().eval()
 
     def mean_behind_stem(changed: bool) -> Tensor:

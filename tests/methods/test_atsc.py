@@ -13,6 +13,7 @@ from qkd.distill.taps import Tap
 from qkd.errors import PlanError
 from qkd.methods.atsc import atsc, simkd
 from tests.support.formulas import FACTS, batch, company, cross_entropy, double, network, run
+from tests.support.refusals import Refused
 from tests.support.tiny_runs import Stop, losses, recipe_in, run_of
 
 RECIPE = {
@@ -63,7 +64,7 @@ def test_a_phase_begins_with_a_snapshot_of_its_own() -> None:
     with torch.no_grad():
         parts.networks["a"].network.layer1.get_submodule("0.conv1").weight.add_(0.1)
     assert double(run(parts, plan, plan.phases[0].steps[0])[1])["a.anchor"].item() > 0
-    parts.remember()
+    parts.snapshot_regularizers()
     assert double(run(parts, plan, plan.phases[0].steps[0])[1])["a.anchor"].item() == 0
 
 
@@ -119,37 +120,38 @@ def test_maps_of_two_sizes_are_pooled_to_the_smaller() -> None:
     assert heads[1].reads == (Tap(heads[0].name),)
 
 
-def test_needs_teachers_and_matched_layers() -> None:
-    with pytest.raises(PlanError, match=r"atsc needs a teacher, found none: add to `teachers:`"):
+def test_needs_teachers_and_matched_layers(refused: Refused) -> None:
+    with refused(PlanError, "method.too-few-teachers"):
         atsc(Setup("student", (), ("layer3",), 4, {}))
-    with pytest.raises(PlanError, match=r"simkd needs matched layers: name them under `match:`"):
+    with refused(PlanError, "method.needs-matched-layers"):
         simkd(Setup("student", ("a",), (), 4, {}))
 
 
-def test_a_classifier_that_reads_more_than_one_tensor_cannot_be_borrowed(tmp_path: Path) -> None:
+def test_a_classifier_that_reads_more_than_one_tensor_cannot_be_borrowed(tmp_path: Path, refused: Refused) -> None:
     from qkd.assembly.assemble import assemble
     from qkd.assembly.inputs import load_data, spec_of
 
     recipe = recipe_in(tmp_path, **RECIPE | {"match": ["layer3.0.conv1"]})
-    with pytest.raises(PlanError, match="cannot be borrowed: it reads more than the tensor before it"):
+    with refused(PlanError, "match.not-borrowable"):
         assemble(recipe, spec_of(load_data(recipe)))
 
 
 def test_resumed_in_the_middle_it_is_held_by_the_same_snapshot(tmp_path: Path) -> None:
     from qkd.engine.device import Machine
+    from qkd.engine.events import EpochEnded, Event
     from qkd.pipeline.train import train_recipe
     from qkd.storage.run import Run
 
     recipe = recipe_in(tmp_path, **RECIPE)
     whole, _ = run_of(tmp_path, recipe, "whole")
 
-    def break_off(event: str, values: dict[str, object]) -> None:
-        if event == "epoch" and values["phase"] == "train" and values["epoch"] == 2:
+    def break_off(event: Event) -> None:
+        if isinstance(event, EpochEnded) and (event.metrics["phase"], event.metrics["epoch"]) == ("train", 2):
             raise Stop
 
     broken = Run.create(tmp_path / "broken")
     with pytest.raises(Stop):
-        train_recipe(recipe, broken, Machine("cpu", threads=1), listen=break_off)  # type: ignore[arg-type]
+        train_recipe(recipe, broken, Machine("cpu", threads=1), listen=break_off)
     train_recipe(recipe, broken, Machine("cpu", threads=1), resume=True)
     assert losses(broken) == losses(whole)
     assert all(line["train/loss/anchor/eight"] > 0 for line in losses(whole) if "train/loss/anchor/eight" in line)

@@ -12,8 +12,8 @@ from qkd.distill.exchange import Swap
 from qkd.distill.plan import ADAPTERS
 from qkd.distill.relational_losses import alignment, information_flow
 from qkd.distill.taps import Outputs, Tap
-from qkd.methods.dpk import Stitch
-from tests.support.ensembles import STAGES, batch, ce, company, first, kl, names_of, near, outcome
+from qkd.methods.dpk import PatchMixer
+from tests.support.ensembles import STAGES, batch, ce, company, first, kl, learners_of, names_of, near, outcome
 
 
 def test_dcm_pairs_every_classifier_with_every_other_networks() -> None:
@@ -37,7 +37,7 @@ def test_dcm_ablations_let_fewer_classifiers_meet(pairs: str, count: int) -> Non
 
 def swapped(keep: float, **widths: int) -> tuple[Ensemble, Outputs]:
     parts, plan = company("iakd", "t", schedule="uniform", keep=keep, widths=widths)
-    parts.learn(first(plan).learners)
+    parts.set_learners(first(plan).learners)
     parts.eval()
     return parts, parts(batch().images, ("student", "t"))
 
@@ -60,11 +60,11 @@ def test_iakd_that_swaps_everything_is_the_teacher_with_the_students_last_stage(
 
 def test_iakd_sends_gradients_through_the_teacher_to_the_student() -> None:
     parts, plan = company("iakd", "t", schedule="uniform", keep=0.0)
-    swap = plan.exchange
+    swap = parts.exchange
     assert isinstance(swap, Swap)
     chances = iter((1.0, 0.0))
     swap.keep = lambda progress: next(chances)  # the student's first stage is kept, the second is the teacher's
-    parts.learn(first(plan).learners)
+    parts.set_learners(first(plan).learners)
     parts(batch().images, ("student", "t"))[Tap("student")].sum().backward()
     grads = [m.weight.grad for m in parts.networks["student"].modules_of("layer1") if hasattr(m, "weight")]
     assert all(g is not None and g.abs().sum() > 0 for g in grads)
@@ -83,16 +83,17 @@ def test_iakd_swaps_nothing_in_evaluation() -> None:
 def test_iakd_draws_by_its_schedule(schedule: str, chances: list[float]) -> None:
     parts, plan = company("iakd", "t", schedule=schedule, keep=0.5)
     for progress, chance in zip((0.0, 0.5, 1.0), chances, strict=True):
-        parts.at(progress)
-        assert plan.exchange.metrics() == {"keep": chance}
+        assert plan.exchange.metrics(progress) == {"keep": chance}
     flow = {"student": torch.ones(1), "t": torch.zeros(1)}
-    drawn = [plan.exchange("layer1", flow)["student"].item() for _ in range(100)]
+    drawn = [plan.exchange("layer1", flow, 1.0, parts.networks)["student"].item() for _ in range(100)]
     assert set(drawn) == ({0.0, 1.0} if schedule == "uniform" else {1.0})
 
 
 def test_iakd_adapts_widths_with_convolutions_that_learn() -> None:
     parts, plan = company("iakd", "t", schedule="uniform", keep=0.0, widths={"t": 8})
-    assert first(plan).learners == {"student", ADAPTERS} and plan.exchange.adapter(Tap("t", "layer1")) is not None
+    assert (
+        learners_of(first(plan)) == {"student", str(ADAPTERS)} and plan.exchange.adapter(Tap("t", "layer1")) is not None
+    )
     outcome(parts, plan, first(plan))
     assert not any(True for _ in company("iakd", "t")[1].exchange.parameters())
 
@@ -106,7 +107,7 @@ def test_pkt_is_its_equation() -> None:
 
 def test_pkt_prepares_the_auxiliary_teacher_first() -> None:
     _, plan = company("pkt", "t", "aux", preparation=0.25, widths={"t": 8})
-    assert [(p.name, p.share, p.steps[0].learners) for p in plan.phases] == [
+    assert [(p.name, p.share, learners_of(p.steps[0])) for p in plan.phases] == [
         ("auxiliary", 0.25, {"aux"}),
         ("transfer", 1.0, {"student"}),
     ]
@@ -123,7 +124,7 @@ def test_dpk_is_its_equation_for_a_fixed_prior() -> None:
 
 
 def test_the_closer_the_student_the_less_it_is_told() -> None:
-    stitch = Stitch(3, 3, patch=2)
+    stitch = PatchMixer(3, 3, patch=2)
     teacher = torch.randn(16, 3, 8, 8)
     shares = [
         stitch.mask(teacher + noise * torch.randn_like(teacher), teacher).float().mean() for noise in (0.0, 1.0, 9.0)
@@ -139,9 +140,9 @@ def test_the_closer_the_student_the_less_it_is_told() -> None:
 
 def test_a_stitch_of_all_teacher_or_all_student() -> None:
     student, teacher = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True)
-    told = Stitch(3, 5, patch=2, prior=1.0)
+    told = PatchMixer(3, 5, patch=2, prior=1.0)
     torch.testing.assert_close(told(student, teacher), told.decode(teacher))
-    alone = Stitch(3, 5, patch=2, prior=0.0)
+    alone = PatchMixer(3, 5, patch=2, prior=0.0)
     torch.testing.assert_close(alone(student, teacher), alone.decode(alone.align(student)))
     alone(student, teacher).sum().backward()
     assert student.grad is not None and teacher.grad is None

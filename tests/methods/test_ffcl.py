@@ -10,6 +10,7 @@ import torch
 from qkd.distill.schedules import Ramp
 from qkd.distill.targets import virtual_logits
 from qkd.methods.ffcl import ffcl, ffl
+from tests.support.ensembles import learners_of
 from tests.support.formulas import STAGES, attention, batch, company, cross_entropy, divergence, double, network, run
 
 
@@ -82,7 +83,7 @@ def test_partners_of_another_shape_are_adapted_to_the_fused_map() -> None:
     parts, plan = company(ffcl, {"partner": network(1, width=8)})
     adapters = [head for head in plan.heads if "adapter" in head.about]
     assert [head.about for head in adapters] == ["adapter, 1x1 convolution 32 -> 16"]
-    assert adapters[0].name in plan.learners
+    assert adapters[0].name in learners_of(plan)
     assert parts.product(plan) is parts.networks["student"].network
 
 

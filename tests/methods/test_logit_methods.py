@@ -16,7 +16,7 @@ from qkd.assembly.build import measure_shapes
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.data import Batch
 from qkd.distill.epoch_statistics import Difficulty
-from qkd.distill.plan import Setup, networks_needed
+from qkd.distill.plan import Learner, Setup, networks_needed
 from qkd.distill.taps import Tap
 from qkd.engine.device import Machine
 from qkd.errors import PlanError
@@ -35,11 +35,13 @@ from tests.support.ensembles import (
     company,
     first,
     kl,
+    learners_of,
     names_of,
     near,
     outcome,
     staged,
 )
+from tests.support.refusals import Refused
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -53,7 +55,7 @@ def test_dml_is_its_equation(count: int) -> None:
 
 def test_dml_in_turn_updates_one_peer_after_the_other() -> None:
     _, plan = company("dml", "a", "b", update="in_turn")
-    assert [step.learners for step in plan.phases[0].steps] == [{"student"}, {"a"}, {"b"}]
+    assert [learners_of(step) for step in plan.phases[0].steps] == [{"student"}, {"a"}, {"b"}]
     assert names_of(plan.phases[0].steps[1]) == {"label/a", "imitate/a<student", "imitate/a<b"}
 
 
@@ -81,31 +83,32 @@ def test_kdcl_is_its_equation(target: str) -> None:
     assert loss == pytest.approx(float(sum(ce(x) + 0.5 * kl(soft, x, 2.0) for x in both)), rel=1e-4)
 
 
-def test_kdcl_general_weighs_by_the_errors_of_a_survey() -> None:
+def test_kdcl_general_weighs_by_the_errors_of_epoch_statistics() -> None:
     parts, plan = company("kdcl", "a", "b", target="general", temperature=2.0)
-    (survey,) = plan.surveys
-    assert survey.weights.tolist() == pytest.approx([1 / 3] * 3)
+    (statistics,) = parts.statistics.values()
+    assert statistics.weights.tolist() == pytest.approx([1 / 3] * 3)
     generator = torch.Generator().manual_seed(3)
     seen = [[torch.randn(8, 4, generator=generator) * (1 + i) for i in range(3)] for _ in range(2)]
     labels = torch.arange(8) % 4
     for _ in range(2):  # what was gathered before does not count
-        survey.begin()
+        statistics.reset()
         for tensors in seen:
-            survey.see(tensors, Batch(tensors[0], labels, torch.arange(8)))
-        survey.conclude()
+            statistics.update(tensors, Batch(tensors[0], labels, torch.arange(8)))
+        statistics.compute()
     errors = [torch.cat([t[i] for t in seen]).double().softmax(1) - F.one_hot(labels.repeat(2), 4) for i in range(3)]
     c = torch.tensor([[(errors[i] * errors[j]).mean().item() for j in range(3)] for i in range(3)], dtype=torch.float64)
     c += 0.01 * c.diagonal().mean() * torch.eye(3)
     inverse = torch.linalg.inv(c)
     expected = inverse.sum(1) / inverse.sum()
-    torch.testing.assert_close(survey.weights.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(statistics.weights.double(), expected, rtol=1e-4, atol=1e-5)
     loss, z, _ = outcome(parts, plan, first(plan))
     soft = sum(weight * x for weight, x in zip(expected, z.values(), strict=True))
     assert loss == pytest.approx(float(sum(ce(x) + kl(soft, x, 2.0) for x in z.values())), rel=1e-4)
-    assert "surveys.0.weights" in parts.state_dict() and "surveys.0.gathered" not in parts.state_dict()
+    kept = {name for name in parts.state_dict() if name.startswith("statistics.")}
+    assert kept == {"statistics.error_covariance.weights"}
 
 
-def test_the_loop_lets_surveys_see_the_validation_split_before_each_epoch(tmp_path: Path) -> None:
+def test_the_loop_measures_statistics_on_the_validation_split_before_each_epoch(tmp_path: Path) -> None:
     recipe = recipes.load(
         "digits_kdcl_w2a2",
         ["method.target=general", "train.epochs=2", "pretrain.epochs=1", FAKE, "student.width=4"]
@@ -115,7 +118,7 @@ def test_the_loop_lets_surveys_see_the_validation_split_before_each_epoch(tmp_pa
     train_recipe(recipe, run, Machine("cpu", threads=1))
     kept = run.checkpoints.load("last")
     assert kept is not None
-    weights = kept["parts"]["surveys.0.weights"]
+    weights = kept["parts"]["statistics.error_covariance.weights"]
     assert weights.sum().item() == pytest.approx(1.0, abs=1e-5) and weights.unique().numel() > 1
 
 
@@ -127,7 +130,7 @@ def test_sqakd_reads_no_label() -> None:
     assert [t(outputs, other).item() for t in first(plan).terms] == [
         t(outputs, batch()).item() for t in first(plan).terms
     ]
-    assert first(plan).learners == {"student"}
+    assert learners_of(first(plan)) == {"student"}
 
 
 def test_sqakd_with_labels_and_features() -> None:
@@ -145,10 +148,10 @@ def test_sqakd_on_the_lattice_puts_both_on_the_students_grid() -> None:
     data = load_data(recipe)
     assembly = assemble(recipe, spec_of(data))
     images = next(iter(data.batches("train", 16))).images
-    calibrate(assembly.parts.networks["student"].network, [images])
+    calibrate(assembly.ensemble.networks["student"].network, [images])
     step = first(assembly.plan)
-    assembly.parts.learn(step.learners)
-    outputs = assembly.parts(images, sorted(networks_needed(assembly.plan, step)))
+    assembly.ensemble.set_learners(step.learners)
+    outputs = assembly.ensemble(images, sorted(networks_needed(assembly.plan, step)))
     for stage in STAGES:
         grid = outputs[Tap("student", stage)].unique()
         rounded = outputs[Tap(f"float_{stage}_on_grid")].unique()
@@ -164,7 +167,7 @@ def test_three_phases_are_their_equations() -> None:
         ("tutoring", 70.0),
     ]
     steps = [phase.steps[0] for phase in plan.phases]
-    assert [step.learners for step in steps] == [{"student"}, {"student", "t"}, {"student"}]
+    assert [learners_of(step) for step in steps] == [{"student"}, {"student", "t"}, {"student"}]
     loss, z, _ = outcome(parts, plan, steps[0])
     assert loss == near(ce(z["student"])) and "t" not in z
     loss, z, _ = outcome(parts, plan, steps[1])
@@ -174,11 +177,11 @@ def test_three_phases_are_their_equations() -> None:
     assert loss == near(ce(z["student"]) + 0.6 * kl(z["t"], z["student"], 3.0))
 
 
-def test_phases_without_a_share_are_left_out() -> None:
+def test_phases_without_a_share_are_left_out(refused: Refused) -> None:
     _, plan = company("three_phase", "t", self_studying=0.0, tutoring=0.0, answer=False, teacher_rate=0.1)
-    assert [phase.name for phase in plan.phases] == ["co-studying"] and plan.rates == {"t": 0.1}
+    assert [phase.name for phase in plan.phases] == ["co-studying"] and plan.rates == {Learner("t"): 0.1}
     assert "imitate/t<student" not in names_of(first(plan))
-    with pytest.raises(PlanError, match="every phase has a share of 0"):
+    with refused(PlanError, "method.no-phase-left"):
         company("three_phase", "t", self_studying=0.0, co_studying=0.0, tutoring=0.0)
 
 
@@ -189,20 +192,22 @@ def test_apprentice_is_its_equation(scheme: str) -> None:
     s, t = z["student"], z["t"]
     cross = -(t.softmax(1) * s.log_softmax(1)).sum(1).mean()
     assert loss == near((scheme == "a") * ce(t) + 0.5 * ce(s) + 0.25 * cross)
-    assert first(plan).learners == ({"student", "t"} if scheme == "a" else {"student"})
+    assert learners_of(first(plan)) == ({"student", "t"} if scheme == "a" else {"student"})
 
 
 @pytest.mark.parametrize(
-    ("scheme", "starts", "message"),
+    ("scheme", "starts"),
     [
-        ("a", {"student": "scratch", "t": "float"}, "scheme a needs a scratch t: write `start_from: scratch`"),
-        ("b", {"student": "float", "t": "float"}, "scheme b needs a scratch student"),
-        ("c", {"student": "scratch", "t": "float"}, "scheme c needs a trained student: write `start_from: float`"),
+        ("a", {"student": "scratch", "t": "float"}),
+        ("b", {"student": "float", "t": "float"}),
+        ("c", {"student": "scratch", "t": "float"}),
     ],
 )
-def test_apprentice_schemes_are_held_to_where_networks_start(scheme: str, starts: dict[str, str], message: str) -> None:
+def test_apprentice_schemes_are_held_to_where_networks_start(
+    scheme: str, starts: dict[str, str], refused: Refused
+) -> None:
     networks = {"student": staged(0), "t": staged(1)}
-    with pytest.raises(PlanError, match=message):
+    with refused(PlanError, "method.wrong-start"):
         METHODS["apprentice"](Setup("student", ("t",), (), 4, measure_shapes(networks, FACTS), starts), scheme=scheme)
 
 
@@ -216,7 +221,7 @@ def test_bdkd_is_its_equation_and_moves_both() -> None:
     balanced = 4 * torch.where(unsure, 3 * forward + reverse, forward + 3 * reverse).mean()
     assert loss == near(ce(s) + ce(t) + 0.5 * balanced + 0.25 * kl(s, t, 2.0))
     _, plan = company("bdkd", "t", teachers="frozen")
-    assert first(plan).learners == {"student"} and "label/t" not in names_of(first(plan))
+    assert learners_of(first(plan)) == {"student"} and "label/t" not in names_of(first(plan))
 
 
 def test_peers_are_their_equation() -> None:
@@ -230,7 +235,9 @@ def test_peers_are_their_equation() -> None:
 
 def test_peers_frozen_teacher_and_ablations() -> None:
     _, plan = company("peers", "t", "a", teacher="frozen", shared=0.0)
-    assert first(plan).learners == {"student", "a"} and not any("student<a" in name for name in names_of(first(plan)))
+    assert learners_of(first(plan)) == {"student", "a"} and not any(
+        "student<a" in name for name in names_of(first(plan))
+    )
     _, plan = company("peers", "t", "a", taught=0.0)
     assert not any(name.endswith("<t") for name in names_of(first(plan)))
 
@@ -250,7 +257,7 @@ def test_the_ensemble_of_peers_leaves_as_one_integer_file() -> None:
     data = load_data(recipe)
     assembly = assemble(recipe, spec_of(data))
     images = next(iter(data.batches("train", 16))).images
-    for network in assembly.parts.networks.values():
+    for network in assembly.ensemble.networks.values():
         calibrate(network.network, [images])
     product = assembly.product()
     calibrate(product, [images], under="heads.")
@@ -267,21 +274,21 @@ def test_ceskd_gives_each_image_of_a_batch_its_expert(judge: str) -> None:
     place = {int(image): rank for rank, image in enumerate(wrong.argsort())}
     soft = torch.stack([z["abc"[place[i] // 2]][i] for i in range(6)])
     assert loss == near(0.2 * ce(z["student"]) + 0.8 * kl(soft, z["student"], 2.0))
-    assert first(plan).learners == {"student"}
+    assert learners_of(first(plan)) == {"student"}
 
 
 @pytest.mark.parametrize("judge", ["smallest", "student"])
 def test_ceskd_ranks_all_training_images(judge: str) -> None:
     parts, plan = company("ceskd", "a", "b", "c", temperature=2.0, soft=0.8, judge=judge)
-    (survey,) = plan.surveys
-    assert survey.split == "train" and survey.once is (judge != "student")
-    assert survey.reads == (Tap({"smallest": "a", "student": "student"}[judge]),)
+    (statistics,) = parts.statistics.values()
+    assert statistics.split == "train" and statistics.once is (judge != "student")
+    assert statistics.reads == (Tap({"smallest": "a", "student": "student"}[judge]),)
     everything = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(30) % 4
-    survey.begin()
+    statistics.reset()
     for ids in torch.arange(30).split(8):
-        survey.see([everything[ids]], Batch(everything[ids], labels[ids], ids))
-    survey.conclude()
+        statistics.update([everything[ids]], Batch(everything[ids], labels[ids], ids))
+    statistics.compute()
     wrong = -everything.double().log_softmax(1)[torch.arange(30), labels]
     place = {int(image): rank for rank, image in enumerate(wrong.argsort())}
     loss, z, _ = outcome(parts, plan, first(plan))  # a batch of the images 0..5
@@ -289,20 +296,20 @@ def test_ceskd_ranks_all_training_images(judge: str) -> None:
     assert loss == near(0.2 * ce(z["student"]) + 0.8 * kl(soft, z["student"], 2.0))
     again, _ = company("ceskd", "a", "b", "c", judge=judge)
     again.load_state_dict(parts.state_dict())
-    assert torch.equal(again.surveys["0"].of(torch.arange(30)), survey.of(torch.arange(30)))
+    assert torch.equal(again.statistics["difficulty"].result(), statistics.result())
 
 
 def test_ceskd_asks_a_judge_that_does_not_learn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"smallest": 0, "student": 0}
-    conclude_really = Difficulty.conclude
+    compute_really = Difficulty.compute
     for judge in asked:
 
-        def conclude(self: Difficulty, judge: str = judge) -> None:
+        def compute(self: Difficulty, judge: str = judge) -> None:
             asked[judge] += 1
-            conclude_really(self)
+            compute_really(self)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Difficulty, "conclude", conclude)
+            patch.setattr(Difficulty, "compute", compute)
             recipe = recipes.load(
                 "digits_ceskd_w2a2",
                 [f"method.judge={judge}", "train.epochs=3", "pretrain.epochs=1", FAKE, "student.width=4"]
@@ -312,7 +319,7 @@ def test_ceskd_asks_a_judge_that_does_not_learn_once(tmp_path: Path, monkeypatch
             train_recipe(recipe, run, Machine("cpu", threads=1))
         kept = run.checkpoints.load("last")
         assert kept is not None
-        assert kept["parts"]["surveys.0._extra_state"].bincount().tolist() == [22, 21, 21]
+        assert kept["parts"]["statistics.difficulty._extra_state"].bincount().tolist() == [22, 21, 21]
     assert asked == {"smallest": 1, "student": 3}
 
 
@@ -329,27 +336,26 @@ def test_plain_kd_is_as_it_always_was() -> None:
 
 MISSING = [
     *(
-        (name, (), STAGES, {}, f"{name} needs a teacher, found none: add to `teachers:`")
+        (name, (), STAGES, {}, "method.too-few-teachers")
         for name in ("kd", "dml", "kdcl", "sqakd", "three_phase", "apprentice", "bdkd", "dcm", "iakd", "pkt", "dpk")
     ),
-    *((name, ("a",), STAGES, {}, f"{name} needs 2 teachers, found 1") for name in ("peers", "ceskd")),
-    *(
-        (name, ("a", "b"), STAGES, {}, f"{name} takes one teacher, found 2 under `teachers:`: a, b")
-        for name in ("sqakd", "apprentice", "iakd", "dpk")
-    ),
-    ("pkt", ("a", "b", "c"), STAGES, {}, "pkt takes at most 2 teachers"),
-    *(
-        (name, ("a",), (), {}, f"{name} needs matched layers: name them under `match:`")
-        for name in ("dcm", "iakd", "pkt", "dpk")
-    ),
-    ("sqakd", ("a",), (), {"feature": "hint"}, "needs matched layers: name them under `match:`"),
-    ("kd", ("a",), (), {"feature": "hint"}, "feature: hint needs matched layers"),
+    *((name, ("a",), STAGES, {}, "method.too-few-teachers") for name in ("peers", "ceskd")),
+    *((name, ("a", "b"), STAGES, {}, "method.too-many-teachers") for name in ("sqakd", "apprentice", "iakd", "dpk")),
+    ("pkt", ("a", "b", "c"), STAGES, {}, "method.too-many-teachers"),
+    *((name, ("a",), (), {}, "method.needs-matched-layers") for name in ("dcm", "iakd", "pkt", "dpk")),
+    ("sqakd", ("a",), (), {"feature": "hint"}, "method.needs-matched-layers"),
+    ("kd", ("a",), (), {"feature": "hint"}, "method.needs-matched-layers"),
 ]
 
 
-@pytest.mark.parametrize(("method", "teachers", "stages", "options", "message"), MISSING)
+@pytest.mark.parametrize(("method", "teachers", "stages", "options", "key"), MISSING)
 def test_what_is_missing_is_named(
-    method: str, teachers: tuple[str, ...], stages: tuple[str, ...], options: dict[str, Any], message: str
+    method: str,
+    teachers: tuple[str, ...],
+    stages: tuple[str, ...],
+    options: dict[str, Any],
+    key: str,
+    refused: Refused,
 ) -> None:
-    with pytest.raises(PlanError, match=message):
+    with refused(PlanError, key):
         METHODS[method](Setup("student", teachers, stages, 4, {}), **options)

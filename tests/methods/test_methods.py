@@ -59,7 +59,7 @@ def staged(name: str, bits: str) -> Stage:
     data = load_data(recipe)
     assembly = assemble(recipe, spec_of(data), start=trained)
     images = [batch.images for batch in data.batches("train", 16)]
-    for part, network in assembly.parts.networks.items():
+    for part, network in assembly.ensemble.networks.items():
         if recipe.networks[part].quantize is not None:
             calibrate(network.network, images)
     if assembly.plan.deployed() and bits != "off":
@@ -69,16 +69,15 @@ def staged(name: str, bits: str) -> Stage:
 
 def steps(stage: Stage, phase: Phase, count: int) -> Iterator[float]:
     """Train by hand, without the loop, in the middle of a phase: losses of unequal weights say nothing. -> total losses"""
-    parts, plan = stage.assembly.parts, stage.assembly.plan
+    parts, plan = stage.assembly.ensemble, stage.assembly.plan
     optimizers = [optimizer_for(step, parts, plan, stage.recipe.train) for step in phase.steps]
     batches: list[Batch] = list(stage.data.batches("train", 16, shuffle_seed=0))
     for number in range(count):
         batch, total = batches[number % len(batches)], 0.0
         for step, optimizer in zip(phase.steps, optimizers, strict=True):
             set_rate(optimizer, 0.02)
-            parts.at(number / count)
-            parts.learn(step.learners)
-            outputs = parts(batch.images, sorted(networks_needed(plan, step)))
+            parts.set_learners(step.learners)
+            outputs = parts(batch.images, sorted(networks_needed(plan, step)), number / count)
             loss = weighted_sum({term.name: term(outputs, batch) for term in step.terms}, step.terms, 0.5)
             optimizer.zero_grad()
             loss.backward()
@@ -90,42 +89,42 @@ def steps(stage: Stage, phase: Phase, count: int) -> Iterator[float]:
 @pytest.fixture(scope="module", params=[(n, bits) for n in METHODS for bits in BITS], ids=lambda p: "-".join(p))
 def built(request: pytest.FixtureRequest) -> tuple[Stage, dict[str, Tensor]]:
     stage = staged(*request.param)
-    return stage, {name: tensor.clone() for name, tensor in stage.assembly.parts.state_dict().items()}
+    return stage, {name: tensor.clone() for name, tensor in stage.assembly.ensemble.state_dict().items()}
 
 
 @pytest.fixture
 def stage(built: tuple[Stage, dict[str, Tensor]]) -> Stage:
     """Assembled once, as new for every test."""
     stage, state = built
-    stage.assembly.parts.load_state_dict(state)
-    stage.assembly.parts.zero_grad(set_to_none=True)
+    stage.assembly.ensemble.load_state_dict(state)
+    stage.assembly.ensemble.zero_grad(set_to_none=True)
     return stage
 
 
 def test_only_the_learners_move_and_the_loss_falls(stage: Stage) -> None:
-    parts = stage.assembly.parts
+    parts = stage.assembly.ensemble
     for phase in stage.assembly.plan.phases:
         before = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
         losses = list(steps(stage, phase, 20))
         assert np.isfinite(losses).all()
         assert np.mean(losses[-4:]) < np.mean(losses[:4])
         after = parts.state_dict()
-        learners = {learner.partition(".")[0] for step in phase.steps for learner in step.learners}
+        learners = phase.parts
         for part in (*parts.networks, *parts.heads, "exchange"):
             own = parts.part(part).state_dict()
-            known = parts.networks.inside.get(part, part)
+            known = parts.networks.registered.get(part, part)
             home = f"networks.{known}" if part in parts.networks else f"heads.{part}" if part in parts.heads else part
             moved = [name for name in own if not torch.equal(before[f"{home}.{name}"], after[f"{home}.{name}"])]
             assert bool(moved) is (part in learners and bool(own)), part
 
 
 def test_every_terms_gradient_reaches_a_learner(stage: Stage) -> None:
-    parts, plan = stage.assembly.parts, stage.assembly.plan
+    parts, plan = stage.assembly.ensemble, stage.assembly.plan
     batch = next(iter(stage.data.batches("train", 16)))
     for phase in plan.phases:
         list(steps(stage, phase, 2))  # who is still where he began is not pulled back to it yet
         for step in phase.steps:
-            parts.learn(step.learners)
+            parts.set_learners(step.learners)
             for term in step.terms:
                 parts.zero_grad(set_to_none=True)
                 loss = term(parts(batch.images, sorted(networks_needed(plan, step))), batch)

@@ -14,6 +14,7 @@ from qkd.distill.plan import Setup
 from qkd.errors import PlanError, RecipeError
 from qkd.methods import METHODS
 from qkd.pipeline.reload import reload_product
+from tests.support.refusals import Refused
 from tests.support.tiny_runs import recipe_in, run_of
 from tests.support.user_method import MINE
 
@@ -38,27 +39,25 @@ def test_it_trains_and_comes_back(mine: Path) -> None:
     assert reload_product(run).product is not None
 
 
-def test_its_options_are_checked_like_any_others(mine: Path) -> None:
-    with pytest.raises(RecipeError, match=r"unknown key.*did you mean 'weight'"):
+def test_its_options_are_checked_like_any_others(mine: Path, refused: Refused) -> None:
+    with refused(RecipeError, "recipe"):
         recipe_in(mine, method={"name": "./mine.py:my_method", "wieght": 5})
-    with pytest.raises(RecipeError, match="method.weight"):
+    with refused(RecipeError, "recipe"):
         recipe_in(mine, method={"name": "./mine.py:my_method", "weight": -1})
-    with pytest.raises(RecipeError, match="did you mean 'my_method'"):
+    with refused(RecipeError, "recipe"):
         recipe_in(mine, method={"name": "./mine.py:my_metod"})
 
 
-def test_its_needs_are_checked_like_any_others(mine: Path) -> None:
+def test_its_needs_are_checked_like_any_others(mine: Path, refused: Refused) -> None:
     recipe = recipe_in(mine, method={"name": "./mine.py:my_method"}, match=[])
-    with pytest.raises(PlanError, match="my_method needs matched layers: name them under `match:`"):
+    with refused(PlanError, "method.needs-matched-layers"):
         assemble(recipe, spec_of(load_data(recipe)))
 
 
-@pytest.mark.parametrize(
-    ("text", "said"), [("import sys\nsys.exit(0)", "SystemExit: 0"), ("1 / 0", "ZeroDivisionError: division by zero")]
-)
-def test_a_file_that_fails_or_leaves_is_named(in_tmp: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize("text", ["import sys\nsys.exit(0)", "1 / 0"], ids=["leaves", "fails"])
+def test_a_file_that_fails_or_leaves_is_named(in_tmp: Path, text: str, refused: Refused) -> None:
     (in_tmp / "bad.py").write_text(text)
-    with pytest.raises(RecipeError, match=f"bad.py: importing it failed: {said}"):
+    with refused(RecipeError, "recipe"):
         recipe_in(in_tmp, method={"name": "./bad.py:my_method"})
 
 
@@ -69,23 +68,23 @@ def test_what_a_file_prints_is_no_part_of_the_output(mine: Path, capsys: pytest.
     assert (seen.out, seen.err) == ("", "hello\n")
 
 
-def test_what_gives_no_plan_is_refused(mine: Path) -> None:
+def test_what_gives_no_plan_is_refused(mine: Path, refused: Refused) -> None:
     recipe = recipe_in(mine, method={"name": "./mine.py:not_a_method"})
-    with pytest.raises(PlanError, match=r"gave str, not a qkd\.distill\.plan\.Plan"):
+    with refused(PlanError, "plan.not-a-plan"):
         assemble(recipe, spec_of(load_data(recipe)))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_says_its_paper_and_its_needs(name: str) -> None:
+def test_every_method_says_its_paper_and_its_needs(name: str, refused: Refused) -> None:
     known = method_info(METHODS[name])
     assert known is not None
     assert known.paper
     assert known.year is not None
     if known.teachers:
-        with pytest.raises(PlanError, match=f"{name} needs .* to `teachers:`"):
+        with refused(PlanError, "method.too-few-teachers"):
             METHODS[name](Setup("student", (), ("layer1",), 4, {}))
     if known.match:
-        with pytest.raises(PlanError, match=f"{name} needs matched layers: name them under `match:`"):
+        with refused(PlanError, "method.needs-matched-layers"):
             METHODS[name](Setup("student", tuple("abc"[: known.teachers]), (), 4, {}))
 
 

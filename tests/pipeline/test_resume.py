@@ -18,8 +18,9 @@ import torch
 import yaml
 from lightning_fabric.plugins import MixedPrecision
 
-from qkd.cli.progress import LINES, Reporter
+from qkd.cli.progress import Reporter
 from qkd.engine.device import Machine
+from qkd.engine.events import Event, Resumed, StepTaken
 from qkd.engine.signals import Interrupted
 from qkd.engine.state import restore
 from qkd.errors import RunError
@@ -89,8 +90,8 @@ def test_an_interrupted_run_keeps_its_step_and_goes_on_from_it(tmp_path: Path) -
     whole = Run.create(tmp_path / "whole")
     train_recipe(recipe, whole, ONE)
 
-    def interrupt(event: str, values: Any) -> None:
-        if event == "step" and values["phase"] == "train" and values["epoch"] == 1:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, StepTaken) and (event.phase, event.epoch) == ("train", 1):
             os.kill(os.getpid(), signal.SIGINT)
 
     broken = Run.create(tmp_path / "broken")
@@ -121,15 +122,15 @@ def test_going_on_in_another_way_is_said(tmp_path: Path) -> None:
     recipe, run = recipe_in(tmp_path, **ALONE), Run.create(tmp_path / "run")
     heard: list[str] = []
 
-    def hear(event: str, values: Any) -> None:
-        if event == "resumed":
-            heard.append(LINES[event](values))
+    def hear(event: Event) -> None:
+        if isinstance(event, Resumed):
+            heard.append(str(event))
 
     train_recipe(recipe, run, ONE, max_steps=1)
     train_recipe(recipe, run, ONE, max_steps=2, resume=True, listen=hear)
     train_recipe(recipe, run, Machine("cpu", "bf16", threads=1), max_steps=3, resume=True, listen=hear)
-    assert heard[0] == "going on behind step 1"
-    assert heard[1].startswith("going on behind step 2\nwarning: not to the same bits")
+    assert heard[0] == "resumed after step 1"
+    assert heard[1].startswith("resumed after step 2\nwarning: the result will differ")
     assert heard[1].endswith(": precision was fp32, is bf16")
 
 
@@ -149,9 +150,9 @@ def test_an_epoch_that_leaves_out_a_lone_image_is_not_cut_short(tmp_path: Path) 
     run = Run.create(tmp_path / "run")
     done: dict[str, float] = {}
 
-    def hear(event: str, values: Any) -> None:
-        if event == "step":
-            done[values["phase"]] = values["done"]
+    def hear(event: Event) -> None:
+        if isinstance(event, StepTaken):
+            done[event.phase] = event.progress
 
     train_recipe(recipe, run, ONE, max_steps=4, listen=hear)
     [newest, *_] = run.checkpoints.files(LAST)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qkd.engine import ewgs_delta
+from qkd.engine.events import DeltasEstimated, Event
 from qkd.errors import DataError, SchemeError
 from qkd.pipeline.train import train_recipe
 from qkd.quantizers import Scheme, calibrate, compile_cores, estimate_deltas, hessian, insert, needs_delta, quantizers
@@ -183,15 +184,13 @@ def kept(run: Run) -> dict[str, Tensor]:
 
 @pytest.mark.usefixtures("quickly")
 def test_a_run_estimates_again_and_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[Any] = []
+    events: list[Event] = []
     for every in (10, 2):
         monkeypatch.setattr(ewgs_delta, "EVERY", every)
         run = Run.create(tmp_path / f"every{every}")
-        train_recipe(
-            ewgs(tmp_path), run, ONE, listen=lambda event, values: heard.append(values) if event == "deltas" else None
-        )
+        train_recipe(ewgs(tmp_path), run, ONE, listen=events.append)
         assert all(line["train/loss/labels"] < 100 for line in run.metrics() if "train/loss/labels" in line)
-    assert [values["part"] for values in heard] == ["student"] * 3
+    assert [event.part for event in events if isinstance(event, DeltasEstimated)] == ["student"] * 3
     one, two = kept(Run(tmp_path / "every10")), kept(Run(tmp_path / "every2"))
     names = [name for name in one if name.endswith("delta")]
     assert names

@@ -492,7 +492,7 @@ def test_heads_that_read_heads_are_drawn_and_the_exported_one_is_told(recipe: re
 
 
 def test_a_term_without_a_source_stands_with_its_part(recipe: recipes.Recipe) -> None:
-    term = Term("anchor/student", (Tap("student", "anchor"),), lambda moved, batch: moved, 0.25)
+    term = Term("anchor", "student", (Tap("student", "anchor"),), lambda moved, batch: moved, weight=0.25)
     assert "anchor ×0.25" in draw(scene(recipe, label("student"), term))
 
 

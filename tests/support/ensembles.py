@@ -60,10 +60,9 @@ def batch(count: int = 6) -> Batch:
 
 def outcome(parts: Ensemble, plan: Plan, step: Step, progress: float = 0.0) -> tuple[float, dict[str, Tensor], Outputs]:
     """The loss of a step, the logits that took part in it in float64, and all tensors."""
-    parts.learn(step.learners)
-    parts.at(progress)
+    parts.set_learners(step.learners)
     torch.manual_seed(7)
-    outputs = parts(batch().images, sorted(networks_needed(plan, step)))
+    outputs = parts(batch().images, sorted(networks_needed(plan, step)), progress)
     losses = {term.name: term(outputs, batch()) for term in step.terms}
     logits = {tap.part: z.detach().double() for tap, z in outputs.items() if tap.stage == "logits"}
     return weighted_sum(losses, step.terms, progress).item(), logits, outputs
@@ -80,6 +79,11 @@ def kl(target: Tensor, z: Tensor, temperature: float) -> Tensor:
 
 def first(plan: Plan) -> Step:
     return plan.phases[0].steps[0]
+
+
+def learners_of(plan: Plan | Step) -> set[str]:
+    """What learns, as text: ``student``, ``exchange.importance``."""
+    return {str(learner) for learner in plan.learners}
 
 
 def names_of(step: Step) -> set[str]:

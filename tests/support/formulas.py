@@ -32,8 +32,8 @@ def company(method: Method, teachers: dict[str, Staged] | list[str], **options: 
 
 def run(parts: Ensemble, plan: Plan, step: Step, progress: float = 0.0) -> tuple[Tensor, Outputs]:
     """The loss of a step on a batch, and what it was made of."""
-    parts.learn(step.learners)
-    outputs = parts(batch().images, sorted(networks_needed(plan, step)))
+    parts.set_learners(step.learners)
+    outputs = parts(batch().images, sorted(networks_needed(plan, step)), progress)
     return weighted_sum({t.name: t(outputs, batch()) for t in step.terms}, step.terms, progress), outputs
 
 

@@ -37,7 +37,7 @@ class Messages:
         with pytest.raises(error) as info:
             yield info
         assert info.value.key == key, f"{info.value.key}: {info.value}"
-        self.met.append({"key": key, "message": self._plain(str(info.value))})
+        self.met.append({"key": info.value.key, "message": self._plain(str(info.value))})
         if not self.rewrite:
             assert self.met == self._kept()[: len(self.met)], "another wording; `make golden` writes it anew"
 

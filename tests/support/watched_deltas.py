@@ -25,14 +25,14 @@ def watched() -> None:
     """Train in this folder, and keep what this process had: deltas as it found them, its parts behind every epoch."""
     kind = os.environ.get("RANK", "alone")
     found: dict[str, list[Any]] = {"deltas": [], "parts": []}
-    estimate, keep = ewgs_delta.estimate_deltas, Loop.keep
+    estimate, keep = ewgs_delta.estimate_deltas, Loop._save
 
     def estimated(*arguments: Any) -> dict[str, float]:
         found["deltas"].append(estimate(*arguments))
         return found["deltas"][-1]
 
     def kept(self: Loop, running: Any) -> None:
-        found["parts"].append({name: tensor.clone() for name, tensor in self.training.parts.state_dict().items()})
+        found["parts"].append({name: tensor.clone() for name, tensor in self.training.ensemble.state_dict().items()})
         keep(self, running)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -40,6 +40,6 @@ def watched() -> None:
         patch.setattr(ewgs_delta, "BATCHES", 1)
         patch.setattr(ewgs_delta, "EVERY", 1)
         patch.setattr(ewgs_delta, "estimate_deltas", estimated)
-        patch.setattr(Loop, "keep", kept)
+        patch.setattr(Loop, "_save", kept)
         train_recipe(recipes.load("tiny.yaml"), Run.create(Path(f"run-{kind}")) if is_first() else None, ONE)
     torch.save(found, f"{kind}.pt")
