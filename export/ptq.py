@@ -1,4 +1,4 @@
-"""Onnxruntime's own static quantization of a float file: what a student has to be better than."""
+"""Post-training quantization: onnxruntime's own static quantization of a float file, to compare students with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qkd.errors import ExportError
-from qkd.export.onnx_graph import load
+from qkd.export.onnx_graph import first_line, load
 
 Setting = Literal["u8s8", "default"]
 SETTINGS: dict[Setting, dict[str, Any]] = {
@@ -28,7 +28,7 @@ SETTINGS: dict[Setting, dict[str, Any]] = {
     },
     "default": {},
 }
-"""u8s8: uint8 activations and int8 weights with a scale for each channel, its best setting. default: as it comes."""
+"""u8s8: uint8 activations and int8 weights with a scale for each channel, its best setting. default: no settings."""
 BATCH = 16
 
 
@@ -61,8 +61,9 @@ def quantize_file(source: str | Path, output: str | Path, images: np.ndarray, se
             quantize_static(str(prepared), str(beside), reader, **SETTINGS[setting])
         beside.replace(output)
     except Exception as error:  # its exceptions share no base class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{source}: onnxruntime's own quantization failed: {reason}") from error
+        raise ExportError(
+            f"{source}: onnxruntime's own quantization failed: {first_line(error)}", key="quantize.failed"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
     return output
@@ -70,7 +71,7 @@ def quantize_file(source: str | Path, output: str | Path, images: np.ndarray, se
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """It prints and logs advice for people who call it by hand."""
+    """Suppresses the advice that onnxruntime prints and logs meanwhile."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -18,10 +18,12 @@ from qkd.distill.taps import Outputs, Tap
 from qkd.errors import SchemeError
 from qkd.networks.tracing import is_leaf, trace
 from qkd.quantizers import Scheme, insert, nearest_layer, quantizers
+from qkd.quantizers.operators import modules_where
 
 HEADS = "heads."
 """What the names of the heads' layers begin with: in the product, in its file, and in a scheme's overrides."""
-PASSING = (nn.MaxPool2d, nn.Dropout, nn.Identity, nn.Flatten)
+PASSING = modules_where(lambda each: each.moves or each.passes)
+"""Layers whose output holds no values but those of their input, so that it lies on the same grid."""
 
 
 class Deployed(nn.Module):
