@@ -83,11 +83,11 @@ def bench(
             feeds = [each.feed(readers[each.path], batch) for each in contenders]
             times = time_over_openings(contenders, count, feeds, seconds, repeats, clock)
             medians = {(each.path, each.where): timed.median for each, timed in zip(contenders, times, strict=True)}
-            for each, known, timed, feed in zip(contenders, facts, times, feeds, strict=True):
+            for each, fact, timed, feed in zip(contenders, facts, times, feeds, strict=True):
                 base = None if each.baseline is None else medians[each.baseline, each.where]
                 measured = memory and each.runtime is None
                 peak = peak_megabytes(each.path, next(iter(feed.values())), count) if measured else None
-                rows.append(_row(each, known, batch, count, timed, base, peak))
+                rows.append(_row(each, fact, batch, count, timed, base, peak))
     return rows
 
 

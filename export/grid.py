@@ -94,7 +94,7 @@ def _scalar(value: Any, where: str) -> float:
 def require_calibrated(network: nn.Module) -> None:
     """Raises ExportError naming every quantizer that was never calibrated: it would round with an arbitrary scale."""
     names = [name for name, part in network.named_modules() if _uncalibrated(part)]
-    # a quantizer is named by its layer: "layer1.relu.act_quant.fused_..." says no more than "layer1.relu"
+    # a quantizer is named by its layer: "layer1.relu.act_quant.fused_..." adds nothing to "layer1.relu"
     layers = dict.fromkeys(re.split(r"\.(?:act|weight|input|output)_quant\b", name)[0] for name in names)
     if layers:
         raise ExportError(

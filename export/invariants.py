@@ -50,7 +50,7 @@ def _activation(node: onnx.NodeProto, constants: dict[str, TensorProto], target:
     if zero.dtype != kind or zero.ndim or scale.ndim:
         yield f"{node.input[0]}: activations are not {kind.__name__} with one scale"
     if target.symmetric and zero.any():
-        yield f"{node.input[0]}: the zero point is {zero}, and {target.name} wants 0"
+        yield f"{node.input[0]}: the zero point is {zero}, and {target.name} takes 0 only"
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         yield f"{node.input[0]}: the scale is {scale}"
 

@@ -26,7 +26,7 @@ IR_VERSION = {PLAIN_OPSET: 8, INT4_OPSET: 10, INT2_OPSET: 13}
 MINIMUM_ONNXRUNTIME = {PLAIN_OPSET: "1.19", INT4_OPSET: "1.23", INT2_OPSET: "1.24"}
 
 DEFAULTS = {"strides": {1}, "dilations": {1}, "pads": {0}, "group": {1}}
-"""Of convolutions and pools alike: the value of every axis that ONNX assumes for an attribute that is left out."""
+"""Of convolutions and pools: the value of every axis that ONNX assumes for an attribute that is left out."""
 PRODUCER = "qkd"
 INPUT, OUTPUT = "images", "logits"
 
@@ -168,7 +168,7 @@ def invalid(path: Path, error: Exception) -> ExportError:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its class where it says nothing."""
+    """The first line of an error's message, or the name of its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -10,11 +10,11 @@ from qkd.export import ops_elementwise, ops_layer_norm, ops_layers, ops_pool, op
 from qkd.export.converter import Handler
 from qkd.export.emulator_nodes import Emulation, Node, Operation, in_float
 
-_FILES = (ops_layers, ops_quantizers, ops_layer_norm, ops_pool, ops_elementwise, ops_shape)
+FILES = (ops_layers, ops_quantizers, ops_layer_norm, ops_pool, ops_elementwise, ops_shape)
 
-HANDLERS: dict[str, Handler] = {name: handler for file in _FILES for name, handler in file.HANDLERS.items()}
+HANDLERS: dict[str, Handler] = {name: handler for file in FILES for name, handler in file.HANDLERS.items()}
 """By the names of `qkd.quantizers.operators`."""
-EMULATIONS: dict[str, Emulation] = {kind: each for file in _FILES for kind, each in file.EMULATIONS.items()}
+EMULATIONS: dict[str, Emulation] = {kind: each for file in FILES for kind, each in file.EMULATIONS.items()}
 """By ONNX operator."""
 
 

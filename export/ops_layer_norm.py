@@ -61,24 +61,24 @@ def _from_integers(converter: Converter, value: Value, count: int, eps: float, a
     share, tiny = np.float32(1 / count), np.float32(eps / float(value.grid.scale) ** 2)
     axis = graph.constant(np.array([-1], np.int64))
 
-    def numbered(kind: str, inputs: list[str], what: str, **attributes: Any) -> str:
+    def named(kind: str, inputs: list[str], what: str, **attributes: Any) -> str:
         return graph.node(kind, inputs, f"{name}.{what}", **attributes)
 
     middle = graph.constant(value.grid.integer(_middle(value.grid)[0]))
     integers = graph.unnamed("DequantizeLinear", [value.integers, graph.constant(np.float32(1)), middle])
-    total = numbered("ReduceSum", [integers, axis], "sum")
-    squares = numbered("ReduceSum", [numbered("Mul", [integers, integers], "square"), axis], "squares")
-    mean = numbered("Mul", [total, graph.constant(share)], "mean")
-    spread = numbered("Sub", [squares, numbered("Mul", [total, mean], "part")], "spread")
-    spread = numbered("Mul", [numbered("Relu", [spread], "positive"), graph.constant(share)], "variance")
-    root = numbered("Sqrt", [numbered("Add", [spread, graph.constant(tiny)], "raised")], "root")
-    inverse = numbered("Div", [graph.constant(np.float32(1)), root], "inverse")
-    result = numbered("Sub", [integers, mean], "centred")
+    total = named("ReduceSum", [integers, axis], "sum")
+    squares = named("ReduceSum", [named("Mul", [integers, integers], "square"), axis], "squares")
+    mean = named("Mul", [total, graph.constant(share)], "mean")
+    spread = named("Sub", [squares, named("Mul", [total, mean], "part")], "spread")
+    spread = named("Mul", [named("Relu", [spread], "positive"), graph.constant(share)], "variance")
+    root = named("Sqrt", [named("Add", [spread, graph.constant(tiny)], "raised")], "root")
+    inverse = named("Div", [graph.constant(np.float32(1)), root], "inverse")
+    result = named("Sub", [integers, mean], "centred")
     last = [("Mul", inverse, "normal"), ("Mul", affine[0], "weighed"), ("Add", affine[1], "shifted")]
-    steps = [step for step in last if step[1]]
-    for kind, operand, what in steps[:-1]:
-        result = numbered(kind, [result, operand], what)
-    return Value(graph.node(steps[-1][0], [result, steps[-1][1]], name))
+    *before, (kind, operand, _) = [each for each in last if each[1]]
+    for earlier, other, what in before:
+        result = named(earlier, [result, other], what)
+    return Value(graph.node(kind, [result, operand], name))
 
 
 def _numbers(converter: Converter, given: Any, name: str, which: str) -> str:

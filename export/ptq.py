@@ -17,6 +17,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qkd.errors import ExportError
 from qkd.export.onnx_graph import first_line, load
+from qkd.storage.atomic import replaced_on_success
 
 Setting = Literal["u8s8", "default"]
 SETTINGS: dict[Setting, dict[str, Any]] = {
@@ -52,20 +53,16 @@ def quantize_file(source: str | Path, output: str | Path, images: np.ndarray, se
     """
     name = load(source).graph.input[0].name
     output = Path(output)
-    beside = output.with_name(f".{output.name}.unfinished")
     try:
-        with tempfile.TemporaryDirectory(prefix="qkd-") as folder, _quiet():
+        with tempfile.TemporaryDirectory(prefix="qkd-") as folder, _quiet(), replaced_on_success(output) as unfinished:
             prepared = Path(folder) / "prepared.onnx"
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             reader = Reader(name, np.ascontiguousarray(images, np.float32))
-            quantize_static(str(prepared), str(beside), reader, **SETTINGS[setting])
-        beside.replace(output)
+            quantize_static(str(prepared), str(unfinished), reader, **SETTINGS[setting])
     except Exception as error:  # its exceptions share no base class
         raise ExportError(
             f"{source}: onnxruntime's own quantization failed: {first_line(error)}", key="quantize.failed"
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
     return output
 
 

@@ -133,7 +133,7 @@ def matching_input_of(source: Source, images: np.ndarray, uint8: np.ndarray, cla
     _require_fit("takes images of", session.get_inputs()[0].shape, given.shape, where)
     logits = session.get_outputs()[0].shape
     if classes is not None and len(logits) == 2:
-        _require_fit("tells apart classes:", logits, (len(given), classes), where)
+        _require_fit("has logits for classes:", logits, (len(given), classes), where)
     return given
 
 
