@@ -28,7 +28,7 @@ import torch
 from interleaved import arguments, machine, table, write
 from torch import nn
 
-from qkd.export import SETTINGS, Row, bench, emit, emit_float, emulate, predict, quantize_file, save
+from qkd.export import SETTINGS, BenchRow, bench, contenders, emit, emit_float, emulate, predict, quantize_file, save
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, insert
 
@@ -136,9 +136,10 @@ def settings(file: Path) -> list[tuple[int, int]]:
     return [(batch, count) for batch in BATCHES if batch == 1 or not _one_only(str(file)) for count in THREADS]
 
 
-def turns(file: Path, against: Path | str, batch: int, threads: int, seconds: float) -> Row:
+def turns(file: Path, against: Path | str, batch: int, threads: int, seconds: float) -> BenchRow:
     clock = time.process_time if threads == 1 else time.perf_counter
-    return bench([file], against=against, batches=(batch,), threads=(threads,), seconds=seconds, clock=clock)[0]
+    timed = contenders([file], against=against)
+    return bench(timed, batches=(batch,), threads=(threads,), seconds=seconds, clock=clock)[0]
 
 
 def _one_only(file: str) -> bool:

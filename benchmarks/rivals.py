@@ -145,7 +145,7 @@ def onnxruntime_ptq(name: str, folder: Path, floating: Path, options: argparse.N
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What onnxruntime makes of a row's file, and PyTorch's predictions beside its."""
-    from qkd.export import bench, predict
+    from qkd.export import Images, bench, contenders, predict
 
     data = arrays(str(options.out / "arrays.npz"))
     labels, found = data.test.labels.numpy(), {}
@@ -157,7 +157,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         return found
     images = data.normalize(data.test.images).numpy()
     chosen = predict(path, images, threads=1).argmax(1)
-    row = bench([path], against=floating, seconds=options.seconds, clock=time.process_time, images=images)[0]
+    timed = contenders([path], against=floating, images=Images(images))
+    row = bench(timed, seconds=options.seconds, clock=time.process_time)[0]
     if in_torch.is_file():
         found["agree"] = 100 * float((np.load(in_torch) == chosen).mean())
     size = sum(part.stat().st_size for part in folder.glob("student.onnx*"))

@@ -1,4 +1,8 @@
-"""The integer emulator: what onnxruntime computes for an emitted file, in a second program that shares none of its code."""
+"""The integer emulator: what onnxruntime computes for an exported file, in a second program that shares none of its code.
+
+It reads ONNX nodes only. That its operators stand in the same files as the handlers that write those nodes shares no
+code between the two.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,21 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from qkd.errors import ExportError
-from qkd.export.emulator_ops import Operand, operation_of, read_node, real
-from qkd.export.onnx_graph import load, require_ours
+from qkd.export.emulator_nodes import Operand, read_node, real
+from qkd.export.onnx_graph import load, require_provable
+from qkd.export.op_tables import operation_of
 from qkd.export.session import Source, open_session, require_images
 from qkd.export.uint8_input import FRONT
 
 MEMORY = 2**18
-"""Pixels in a batch, unless a batch size is asked for."""
+"""Pixels in a batch, unless a batch size is given."""
 
 
 def emulate(source: Source, images: np.ndarray, *, batch: int | None = None) -> np.ndarray:
     """Logits (N, classes) for images as the file takes them (float32, or uint8), equal to onnxruntime's bit for bit.
 
-    Integer layers are computed here; an operator that stayed float has no integer meaning and is handed to onnxruntime
-    alone. Raises ExportError for a file with operators that an emitted file does not have.
+    Integer layers are computed here; an operator that stayed float has no integer meaning and is computed by onnxruntime,
+    by itself. Raises ExportError for a file that was not exported here, and for images that the file does not take.
     """
     program = Program(source)
     images = require_images(images, program.kind)
@@ -41,7 +46,7 @@ class Program:
 
     def __init__(self, source: Source) -> None:
         model = load(source)
-        require_ours(model, "the model" if isinstance(source, onnx.ModelProto) else str(source))
+        require_provable(model, "the model" if isinstance(source, onnx.ModelProto) else str(source))
         graph = model.graph
         opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self.input, self.output = graph.input[0].name, graph.output[0].name
@@ -64,10 +69,12 @@ class Program:
     def tensors(self, images: np.ndarray, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The output and, for every tensor that is given, what is computed here from the given tensors before it.
 
-        Codes that come from a float operator are left out: they prove nothing about integers.
+        Integers that come from a float operator are left out: they prove nothing about integer kernels.
         """
         if images.shape[1:] != self.shape:
-            raise ExportError(f"the model takes images of {self.shape}, not of {images.shape[1:]}")
+            raise ExportError(
+                f"the model takes images of {self.shape}, not of {images.shape[1:]}", key="images.wrong-size"
+            )
         values: dict[str, Operand] = {self.input: torch.from_numpy(np.ascontiguousarray(images, self.kind))}
         found: dict[str, np.ndarray] = {}
         for index, node in enumerate(self.nodes):
@@ -89,29 +96,29 @@ class Program:
 
 @dataclass(frozen=True)
 class Divergence:
-    """A layer whose integers differ: its name, how many values differ of how many, and by how many steps at most."""
+    """A layer whose integers differ: its name, how many values differ of how many, and by how much at most."""
 
     layer: str
     different: int
     values: int
-    steps: int
+    largest: int
 
     def __str__(self) -> str:
-        return f"{self.layer}: {self.different} of {self.values} values differ, by up to {self.steps} steps"
+        return f"{self.layer}: {self.different} of {self.values} integers differ, by up to {self.largest}"
 
 
 def first_divergence(source: Source, images: np.ndarray) -> Divergence | None:
     """The first layer that gives other integers here than in onnxruntime, for one batch of images; None if there is none.
 
-    Every layer gets the integers onnxruntime computed before it, so each one is judged by itself, and integer layers
-    are judged also where others stayed float.
+    Every layer gets the integers that onnxruntime computed before it, so each one is compared by itself, and integer
+    layers are compared also where others stayed float.
     """
     model = onnx.ModelProto()
     model.CopyFrom(load(source))
-    # a quantizer is known by the layer whose result it rounds
+    # a quantizer is named by the layer whose result it rounds
     layers = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     names = list(layers)
-    if not names:  # asked for no outputs, onnxruntime gives all
+    if not names:  # without names of outputs onnxruntime computes all
         return None
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in names)
     session = open_session(model)
@@ -122,9 +129,9 @@ def first_divergence(source: Source, images: np.ndarray) -> Divergence | None:
     for name in names:
         if name not in ours:
             continue
-        steps = np.abs(ours[name].astype(np.int64) - theirs[name].astype(np.int64))
-        if steps.any():
-            return Divergence(layers[name], int((steps > 0).sum()), steps.size, int(steps.max()))
+        apart = np.abs(ours[name].astype(np.int64) - theirs[name].astype(np.int64))
+        if apart.any():
+            return Divergence(layers[name], int((apart > 0).sum()), apart.size, int(apart.max()))
     return None
 
 

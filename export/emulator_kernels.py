@@ -1,8 +1,8 @@
-"""How onnxruntime's integer kernels on x86-64 round: one small function for each kernel, every float32 rounding in its place.
+"""How onnxruntime's integer kernels on x86-64 round: one function for each kernel, every float32 rounding in its place.
 
-Read off the kernels and confirmed by equality of every value in the tests. Scales multiply and divide in float32, in
-this order, and rounding is half to even. ARM's kernels for sums and global averages round in fixed point instead, and
-may differ there by one step where a value falls on a tie.
+Read from the kernels' source and confirmed by equality of every value in the tests. Scales multiply and divide in
+float32, in this order, and rounding is half to even. ARM's kernels for sums and global averages round in fixed point
+instead, and may differ there by one where a value falls on a tie.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ EXACT = 2**24
 
 
 @dataclass(frozen=True)
-class Codes:
-    """A quantized tensor: ``(codes - zero) * scale``; scale and zero are scalars, or run along axis 0."""
+class Quantized:
+    """A quantized tensor: ``(integers - zero) * scale``; scale and zero are scalars, or run along axis 0."""
 
-    codes: Tensor
+    integers: Tensor
     scale: np.ndarray
     zero: np.ndarray
 
     def centred(self) -> Tensor:
-        """``codes - zero`` as float32, exact."""
-        return self.codes.float() - _along_axis_0(self.zero, self.codes.dim())
+        """``integers - zero`` as float32, exact."""
+        return self.integers.float() - _along_axis_0(self.zero, self.integers.dim())
 
     @cached_property
     def divisors(self) -> Tensor:
-        """For each entry of axis 0 the greatest common divisor of its codes, 1 where all are zero."""
-        found = np.gcd.reduce(self.codes.reshape(len(self.codes), -1).to(torch.int64).numpy(), axis=1)
+        """For each entry of axis 0 the greatest common divisor of its integers, 1 where all are zero."""
+        found = np.gcd.reduce(self.integers.reshape(len(self.integers), -1).to(torch.int64).numpy(), axis=1)
         return torch.from_numpy(np.maximum(found, 1).astype(np.float32))
 
     def real(self) -> Tensor:
-        return self.centred() * _along_axis_0(self.scale, self.codes.dim())
+        """The floats that the integers stand for."""
+        return self.centred() * _along_axis_0(self.scale, self.integers.dim())
 
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """Of inputs and weights: a convolution or a matrix product."""
 Onto = Callable[[np.float32, int], Tensor]
-"""Codes (not yet clamped to uint8) for an output scale and zero point."""
+"""The integers (not yet clamped to uint8) for an output scale and zero point."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class Pending:
     real: Callable[[], Tensor]
 
 
-def accumulated(product: Product, inputs: Codes, weights: Codes, bias: Codes | None) -> Tensor:
+def accumulated(product: Product, inputs: Quantized, weights: Quantized, bias: Quantized | None) -> Tensor:
     """The int32 accumulator rounded once to float32, as the kernels do before they scale it; output channels on axis 1."""
     x, w = inputs.centred(), weights.centred()
     largest = float(x.abs().max())
     total = exact_product(product, x, w, weights.divisors, largest)
     if bias is None:
         return total.float()
-    offset = bias.codes.double().reshape(1, -1, *[1] * (total.dim() - 2))
+    offset = bias.integers.double().reshape(1, -1, *[1] * (total.dim() - 2))
     if total.dtype == torch.float32 and largest * _reach(w) + float(offset.abs().max()) < EXACT:
         return total + offset.float()
     return (total.double() + offset).float()
@@ -99,20 +100,20 @@ def weighted(total: Tensor, input_scale: np.ndarray, weight_scale: np.ndarray) -
     return Pending(onto, lambda: total * _along_axis_1(unit, total.dim()))
 
 
-def added(a: Codes, b: Codes) -> Pending:
+def added(a: Quantized, b: Quantized) -> Pending:
     """QLinearAdd: ratios to the output scale, zero points gathered in one number, then two fused multiply-adds."""
 
     def onto(scale: np.float32, zero: int) -> Tensor:
         ratio_a, ratio_b = np.float32(a.scale) / scale, np.float32(b.scale) / scale
         fixed = np.float32(zero) - (ratio_a * np.float32(a.zero) + ratio_b * np.float32(b.zero))
         # a product of 8 and 24 bits is exact in float64, so rounding its sum once to float32 is a fused multiply-add
-        partial = (b.codes.double() * float(ratio_b) + float(fixed)).float()
-        return torch.round((a.codes.double() * float(ratio_a) + partial.double()).float())
+        partial = (b.integers.double() * float(ratio_b) + float(fixed)).float()
+        return torch.round((a.integers.double() * float(ratio_a) + partial.double()).float())
 
     return Pending(onto, lambda: a.real() + b.real())
 
 
-def multiplied(a: Codes, b: Codes) -> Pending:
+def multiplied(a: Quantized, b: Quantized) -> Pending:
     """QLinearMul: ``round(float32(product) * (s_a * s_b / s_y) + zero)``."""
 
     def onto(scale: np.float32, zero: int) -> Tensor:
@@ -122,10 +123,10 @@ def multiplied(a: Codes, b: Codes) -> Pending:
     return Pending(onto, lambda: a.real() * b.real())
 
 
-def globally_averaged(x: Codes) -> Onto:
+def globally_averaged(x: Quantized) -> Onto:
     """QLinearGlobalAveragePool: ``round(float32(sum) * (s_x / (s_y * float32(pixels)))) + zero``."""
     total = x.centred().double().sum((2, 3), keepdim=True).float()
-    pixels = np.float32(x.codes.shape[2] * x.codes.shape[3])
+    pixels = np.float32(x.integers.shape[2] * x.integers.shape[3])
 
     def onto(scale: np.float32, zero: int) -> Tensor:
         ratio = np.float32(x.scale) / np.float32(scale * pixels)
@@ -134,17 +135,17 @@ def globally_averaged(x: Codes) -> Onto:
     return onto
 
 
-def averaged(x: Codes, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], with_pads: bool) -> Onto:
+def averaged(x: Quantized, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], with_pads: bool) -> Onto:
     """QLinearAveragePool: dequantized, added one by one in float32 along rows, divided, and rounded with the zero point."""
     total = _summed_windows(x.real(), kernel, strides, pads)
     count = torch.tensor(float(kernel[0] * kernel[1]))
     if not with_pads:
-        count = _summed_windows(torch.ones_like(x.codes[:1, :1], dtype=torch.float32), kernel, strides, pads)
+        count = _summed_windows(torch.ones_like(x.integers[:1, :1], dtype=torch.float32), kernel, strides, pads)
     return lambda scale, zero: torch.round(total / count / torch.tensor(scale) + zero)
 
 
-def concatenated(parts: Sequence[Codes], axis: int) -> Pending:
-    """QLinearConcat: codes on the output's grid are copied, others go through a table: ``round(value / s_y) + zero``."""
+def concatenated(parts: Sequence[Quantized], axis: int) -> Pending:
+    """QLinearConcat: integers on the output's grid are copied, others go through a table: ``round(value / s_y) + zero``."""
 
     def onto(scale: np.float32, zero: int) -> Tensor:
         return torch.cat([_moved(part, scale, zero) for part in parts], axis)
@@ -157,9 +158,9 @@ def quantized(values: Tensor, scale: np.float32, zero: int) -> Tensor:
     return torch.round(values / torch.tensor(scale)) + zero
 
 
-def _moved(part: Codes, scale: np.float32, zero: int) -> Tensor:
+def _moved(part: Quantized, scale: np.float32, zero: int) -> Tensor:
     if np.float32(part.scale) == scale and int(part.zero) == zero:
-        return part.codes.float()
+        return part.integers.float()
     return quantized(part.real(), scale, zero)
 
 

@@ -1,4 +1,4 @@
-"""A product as a graph of layers: tracing it, the shapes in it, and the names of its nodes."""
+"""The graph of a deployed model: tracing it, the shapes of its tensors, its constants, and the names of its nodes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, fx, nn
 from qkd.errors import ExportError
 from qkd.networks.tracing import ByMode, trace, where_from
 from qkd.quantizers import disabled
+from qkd.quantizers.operators import OPERATORS, modules_where
 
 BATCH = 3
-"""Images in the run that measures shapes; more than one, so that a batch axis that was lost is noticed."""
-PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+"""Batch size of the forward pass that measures shapes; more than one, so that a lost batch axis is noticed."""
 
 
 def traced(product: nn.Module) -> fx.GraphModule:
-    """The product as a graph of layers; one that is such a graph already keeps its node names."""
+    """The model as a graph of layers, in evaluation mode; one that is such a graph already keeps its node names."""
     product.eval()
     if isinstance(product, fx.GraphModule):
         called = [product.get_submodule(str(n.target)) for n in product.graph.nodes if n.op == "call_module"]
@@ -28,7 +28,10 @@ def traced(product: nn.Module) -> fx.GraphModule:
 
 
 def measure_nodes(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Any]:
-    """What every node gives for ``BATCH`` black images: a meta tensor for a tensor, else the value itself."""
+    """The result of every node for ``BATCH`` images of zeros: a meta tensor for a tensor, else the value itself.
+
+    ``shape`` is (channels, height, width). Raises ExportError where the network does not take images of that shape.
+    """
     found: dict[fx.Node, Any] = {}
 
     class Recorder(fx.Interpreter):
@@ -44,13 +47,15 @@ def measure_nodes(module: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Nod
         except RuntimeError as error:
             size = "x".join(map(str, shape))
             reason = str(error).strip().splitlines()[0]
-            raise ExportError(f"{type(module).__name__}: does not take images of {size}: {reason}") from error
+            raise ExportError(
+                f"{type(module).__name__}: does not take images of {size}: {reason}", key="export.wrong-image-size"
+            ) from error
     return found
 
 
 @torch.no_grad()
 def constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
-    """Parameters and buffers that the network reads by itself (a learned scale), and what is made of them alone."""
+    """Parameters and buffers that the graph reads directly (a learned scale), and what is computed from them alone."""
     found: dict[fx.Node, Tensor] = {}
     interpreter = fx.Interpreter(module)
     for node in module.graph.nodes:
@@ -65,13 +70,16 @@ def constants(module: fx.GraphModule) -> dict[fx.Node, Tensor]:
 
 
 def is_tensor(result: Any) -> bool:
+    """Whether a node's result is a tensor, or a tuple or list that has one in it."""
     return isinstance(result, Tensor) or (isinstance(result, (tuple, list)) and any(map(is_tensor, result)))
 
 
 def passes_through(module: nn.Module) -> bool:
+    """Whether the output of a module in evaluation mode is its input: an identity, dropout, stochastic depth."""
+    dropout = OPERATORS["dropout"]
     if isinstance(module, ByMode):
-        return "dropout" in target_name(module.function) or "stochastic_depth" in target_name(module.function)
-    return isinstance(module, PASSING) or type(module).__name__ in ("StochasticDepth", "DropPath")
+        return any(name in target_name(module.function) for name in dropout.names)
+    return isinstance(module, modules_where(lambda each: each.passes)) or type(module).__name__ in dropout.elsewhere
 
 
 def label(node: fx.Node) -> str:
@@ -85,11 +93,12 @@ def label(node: fx.Node) -> str:
 
 
 def scalar(value: Any, where: str) -> float:
-    """A Python number among a node's arguments; raises ExportError for anything else."""
+    """A finite number among a node's arguments; raises ExportError, naming ``where``, for anything else."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ExportError(f"{where}: expected a number, found {value!r}")
+        raise ExportError(f"{where}: expected a number, found {value!r}", key="export.not-a-number")
     return float(value)
 
 
 def target_name(target: Any) -> str:
+    """The bare name of a function, a class, or a method that is given by its name."""
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))

@@ -1,4 +1,4 @@
-"""What must hold in every file that is emitted; a violation stops the export."""
+"""What must hold in every model that is exported; a violation stops the export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def require_invariants(model: onnx.ModelProto, target: Target = ONNXRUNTIME) -> 
     """Raises ExportError naming every invariant that a model for the target breaks."""
     broken = list(_broken(model.graph, target))
     if broken:
-        raise ExportError("; ".join(broken[:8]) + ": the file would not run exactly in integers, nothing was written")
+        raise ExportError(
+            "; ".join(broken[:8]) + ": the file would not run exactly in integers, nothing was written",
+            key="export.broken-invariant",
+        )
 
 
 def _broken(graph: onnx.GraphProto, target: Target) -> Iterator[str]:
@@ -35,8 +38,8 @@ def _broken(graph: onnx.GraphProto, target: Target) -> Iterator[str]:
             yield from _activation(node, constants, target)
         if node.op_type == "Clip" and node.input[0] in constants:
             yield f"{node.name}: a Clip on a constant"
-        if node.op_type == "Concat" and target.name == "litert":
-            yield from _joined(node, makers)
+        if node.op_type == "Concat" and target.joins_one_scale:
+            yield from _joined(node, makers, target)
         if node.op_type in ("Conv", "Gemm"):
             yield from _weighted(node, constants, makers)
 
@@ -47,16 +50,16 @@ def _activation(node: onnx.NodeProto, constants: dict[str, TensorProto], target:
     if zero.dtype != kind or zero.ndim or scale.ndim:
         yield f"{node.input[0]}: activations are not {kind.__name__} with one scale"
     if target.symmetric and zero.any():
-        yield f"{node.input[0]}: the zero point is {zero}, and {target.name} wants 0"
+        yield f"{node.input[0]}: the zero point is {zero}, and {target.name} takes 0 only"
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         yield f"{node.input[0]}: the scale is {scale}"
 
 
-def _joined(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> Iterator[str]:
-    """LiteRT joins tensors of one scale and zero point only."""
+def _joined(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], target: Target) -> Iterator[str]:
+    """Some targets join tensors of one scale and zero point only."""
     grids = {tuple(makers[name].input[1:]) for name in node.input if name in makers}
     if len(grids) > 1:
-        yield f"{node.name}: litert joins tensors of one scale, and these have {len(grids)}"
+        yield f"{node.name}: {target.name} joins tensors of one scale, and these have {len(grids)}"
 
 
 def _weighted(
@@ -64,21 +67,21 @@ def _weighted(
 ) -> Iterator[str]:
     sources = [makers.get(name) for name in node.input]
     if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
-        return  # a float layer; Emitted names it with the reason
-    (scale, *_), (codes, weight_scale), (bias, bias_scale) = (
+        return  # a float layer, which Emitted names with the reason
+    (scale, *_), (integers, weight_scale), (bias, bias_scale) = (
         _constants(source, constants, makers) for source in sources if source is not None
     )
     expected = (np.float32(scale) * weight_scale).astype(np.float32)
     if not np.array_equal(expected, bias_scale):
         yield f"{node.name}: the bias scale is not input scale * weight scale"
-    if codes.dtype != np.int8 or bias.dtype != np.int32:
-        yield f"{node.name}: weights are {codes.dtype}, the bias {bias.dtype}; they must be int8 and int32"
+    if integers.dtype != np.int8 or bias.dtype != np.int32:
+        yield f"{node.name}: weights are {integers.dtype}, the bias {bias.dtype}; they must be int8 and int32"
     if not (np.isfinite(weight_scale).all() and (weight_scale > 0).all() and (bias_scale > 0).all()):
         yield f"{node.name}: a weight scale is zero or not finite"
     largest = np.abs(bias.astype(np.int64))
     if largest.max(initial=0) >= BIAS_END:
         yield f"{node.name}: the bias reaches {largest.max()}, beyond 2^30"
-    products = 255 * np.abs(codes.astype(np.int64)).reshape(len(codes), -1).sum(axis=1)
+    products = 255 * np.abs(integers.astype(np.int64)).reshape(len(integers), -1).sum(axis=1)
     if (products + largest).max(initial=0) >= ACCUMULATOR_END:
         yield f"{node.name}: the sum of products may not fit in an int32"
 
@@ -86,15 +89,15 @@ def _weighted(
 def _constants(
     dequantize: onnx.NodeProto, constants: dict[str, TensorProto], makers: dict[str, onnx.NodeProto]
 ) -> tuple[np.ndarray, ...]:
-    """(scale,) of an activation, (codes, scales) of a constant."""
-    codes, scale = (constant_value(name, constants, makers) for name in dequantize.input[:2])
-    return tuple(part for part in (codes, scale) if part is not None)
+    """(scale,) of an activation, (integers, scales) of a constant."""
+    integers, scale = (constant_value(name, constants, makers) for name in dequantize.input[:2])
+    return tuple(part for part in (integers, scale) if part is not None)
 
 
 def constant_value(
     name: str, constants: dict[str, TensorProto], makers: dict[str, onnx.NodeProto]
 ) -> np.ndarray | None:
-    """The numbers behind a name: packed codes cast and raised, scales multiplied; None if it is no constant."""
+    """The values behind a name: packed integers cast and multiplied, scales multiplied; None if it is no constant."""
     if name in constants:
         return numpy_helper.to_array(constants[name])
     maker = makers.get(name)

@@ -1,14 +1,12 @@
-"""A small ONNX graph under construction: constants stored once, unique names, written in one go.
+"""An ONNX graph under construction, with constants stored once and unique names; and the reading and writing of files.
 
 In a network of a few hundred thousand weights names and settings are a tenth of the file. So only layers, their weights
-and their biases are called as in the network; what stands between them is numbered, and defaults are left out.
+and their biases have the names of the network; nodes between them are numbered, and default attributes are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -17,7 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qkd.errors import ExportError
+from qkd.errors import ExportError, RunError
+from qkd.export.targets import TARGETS
+from qkd.storage.atomic import error_text, write_atomic
 
 PLAIN_OPSET = 17
 INT4_OPSET = 21
@@ -26,7 +26,7 @@ IR_VERSION = {PLAIN_OPSET: 8, INT4_OPSET: 10, INT2_OPSET: 13}
 MINIMUM_ONNXRUNTIME = {PLAIN_OPSET: "1.19", INT4_OPSET: "1.23", INT2_OPSET: "1.24"}
 
 DEFAULTS = {"strides": {1}, "dilations": {1}, "pads": {0}, "group": {1}}
-"""Of convolutions and pools alike: what every axis has where nothing is said."""
+"""Of convolutions and pools: the value of every axis that ONNX assumes for an attribute that is left out."""
 PRODUCER = "qkd"
 INPUT, OUTPUT = "images", "logits"
 
@@ -45,7 +45,7 @@ class Graph:
         self._numbered = 0
 
     def name(self, wanted: str) -> str:
-        """The wanted name, with a number behind it where it is already taken (a layer that is called twice)."""
+        """The wanted name, with a number behind it where it is taken already (a layer that is called twice)."""
         name, count = wanted, 1
         while name in self._names:
             count += 1
@@ -54,7 +54,7 @@ class Graph:
         return name
 
     def constant(self, value: np.ndarray | np.generic, name: str = "") -> str:
-        """The name of an initialiser with this value, a number if none is given; an equal one that is there is used again."""
+        """The name of an initialiser with this value; one of equal value is used again. Without a name it gets a number."""
         array = np.asarray(value)
         key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._constants:
@@ -75,8 +75,8 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **_needed(attributes)))
         return name
 
-    def step(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Adds a node that stands between layers and returns the number of its output."""
+    def unnamed(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Adds a node that stands between layers and returns the name of its output, a number."""
         output = self._number()
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **_needed(attributes)))
         return output
@@ -86,14 +86,15 @@ class Graph:
         return f"%{self._numbered}"
 
     def takes(self, kind: int, shape: Sequence[int]) -> None:
-        """The input is of this type and (N, *shape), instead of float images."""
+        """Makes the input a tensor of this type and of the shape (N, *shape), instead of float images."""
         self._input = kind, tuple(shape)
 
     def needs(self, opset: int) -> None:
+        """Raises the operator set of the model to at least this one."""
         self.opset = max(self.opset, opset)
 
     def model(self, output: str, shape: Sequence[int], classes: Sequence[int], metadata: Mapping[str, str]) -> Any:
-        """The checked model: one input, (N, *shape) floats unless ``takes`` said otherwise, and (N, *classes) floats out.
+        """The checked model. Its input is (N, *shape) floats unless ``takes`` set another, its output (N, *classes) floats.
 
         N is symbolic.
         """
@@ -110,7 +111,7 @@ class Graph:
         return model
 
     def _drop_unread(self) -> None:
-        """Removes what nothing reads, such as the float form of a tensor that is only padded as integers."""
+        """Removes nodes and constants that nothing reads, such as the float form of a tensor that is padded as integers."""
         read, kept = {OUTPUT}, []
         for node in reversed(self.nodes):
             if node.output[0] in read:
@@ -136,20 +137,12 @@ def save(model: onnx.ModelProto, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
+        return write_atomic(path, lambda file: file.write(model.SerializeToString()))
+    except (OSError, RunError) as error:
         raise ExportError(
-            f"{path}: cannot be written: {error.strerror}; name a file in a folder you may write to"
+            f"{path}: cannot be written: {error_text(error)}; name a file in a folder you may write to",
+            key="export.cannot-write",
         ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(model.SerializeToString())
-        Path(beside).chmod(0o644)
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
@@ -158,25 +151,41 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         return source
     path = Path(source)
     if not path.is_file():
-        raise ExportError(f"{path}: no such file; name an .onnx file")
+        raise ExportError(f"{path}: no such file; name an .onnx file", key="model.missing-file")
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{path}: not a valid ONNX model: {reason}; export it again") from error
+        raise invalid(path, error) from error
     return model
 
 
-def require_ours(model: onnx.ModelProto, where: str) -> None:
-    """Raises ExportError for a model from somewhere else: its operators have no integer meaning here."""
+def invalid(path: Path, error: Exception) -> ExportError:
+    """The refusal of a file that is not a valid ONNX model."""
+    return ExportError(
+        f"{path}: not a valid ONNX model: {first_line(error)}; export it again", key="model.invalid-file"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def require_provable(model: onnx.ModelProto, where: str) -> None:
+    """Raises ExportError, naming ``where``, for a model that the emulator cannot run.
+
+    That is one from elsewhere, since its operators have no integer meaning here, and one for another runtime's kernels.
+    """
     if model.producer_name != PRODUCER:
         found = model.producer_name or "an unnamed producer"
         raise ExportError(
-            f"{where}: written by {found}, not exported here; any model can be timed, only exported ones proven"
+            f"{where}: written by {found}, not exported here; any model can be timed, only exported ones proven",
+            key="model.not-exported-here",
         )
-    target = next((entry.value for entry in model.metadata_props if entry.key == "target"), "")
-    if target in ("tensorrt", "litert"):
+    name = next((entry.value for entry in model.metadata_props if entry.key == "target"), "")
+    if name in TARGETS and not TARGETS[name].proven:
         raise ExportError(
-            f"{where}: written for {target}, whose kernels are not emulated here; the file for onnxruntime is proven"
+            f"{where}: written for {name}, whose kernels are not emulated here; the file for onnxruntime is proven",
+            key="model.other-target",
         )

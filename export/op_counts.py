@@ -1,4 +1,4 @@
-"""Which layers onnxruntime really runs in integers: read off the graph it optimized."""
+"""Operator counts, and which layers onnxruntime runs in integers: both read from the graph that it optimized."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from dataclasses import dataclass
 
 import onnx
 
+from qkd.export.op_tables import counts_as_layer
 from qkd.export.session import Source, optimized, read_metadata
 from qkd.export.uint8_input import FRONT
 
 POOLS = {"MaxPool", "NhwcMaxPool"}
 INTEGER_CONVS = {"QLinearConv", "ConvInteger"}
-NOT_LAYERS = {
-    *("QuantizeLinear", "DequantizeLinear", "Clip", "Cast", "Identity"),
-    *("Flatten", "Reshape", "Transpose", "Slice", "Pad"),
-}
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ def count_operators(source: Source) -> dict[str, int]:
 
 
 def count_operators_of(graph: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator occurs in a model, most frequent first."""
     return dict(Counter(node.op_type for node in graph.graph.node).most_common())
 
 
@@ -48,7 +46,7 @@ def convolutions(source: Source) -> tuple[int, int]:
 
 
 def layers_of(model: onnx.ModelProto, graph: onnx.ModelProto) -> Layers:
-    """Splits the layers of an emitted model by what they became in the graph onnxruntime made of it."""
+    """Splits the layers of an exported model by what they became in the graph onnxruntime made of it."""
     reasons = dict(json.loads(read_metadata(model).get("float_layers", "{}")))
     run_in_integers = _integer_nodes(graph)
     names = [name for name in _layers(model) if not any(name.startswith(f"{other}.") for other in reasons)]
@@ -63,7 +61,7 @@ def _layers(model: onnx.ModelProto) -> list[str]:
     for node in model.graph.node:
         if all(name in constants for name in node.input):
             constants.update(node.output)
-        elif node.op_type not in NOT_LAYERS and node.name not in FRONT:
+        elif counts_as_layer(node.op_type) and node.name not in FRONT:
             names.append(node.name)
     return names
 
@@ -74,9 +72,9 @@ def _integer_nodes(graph: onnx.ModelProto) -> set[str]:
     names = set()
     for node in graph.graph.node:
         kernel = node.op_type.startswith("QLinear") or node.op_type == "QGemm"
-        follows = any(name in integers for name in node.input) and node.op_type != "DequantizeLinear"
-        if kernel or follows or node.op_type == "QuantizeLinear":
+        reads_integers = any(name in integers for name in node.input) and node.op_type != "DequantizeLinear"
+        if kernel or reads_integers or node.op_type == "QuantizeLinear":
             integers.update(node.output)
-        if kernel or (follows and node.op_type in POOLS):
+        if kernel or (reads_integers and node.op_type in POOLS):
             names.add(node.name)
     return names

@@ -1,4 +1,4 @@
-"""OpenVINO as a second runtime: the same files, another program. It is an extra and imported only when asked for."""
+"""OpenVINO as a second runtime for the same files. It is an extra, and imported only when it is used."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from typing import Any, final
 import numpy as np
 
 from qkd.errors import ExportError
+from qkd.export.targets import Runtime
 
 
 def require_openvino() -> Any:
-    """The package; raises ExportError where it is not installed."""
+    """The package ``openvino``. Raises ExportError where it is not installed."""
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
-        raise ExportError("openvino is not installed; pip install 'qkd[openvino]'") from error
+        raise ExportError(
+            "openvino is not installed; pip install 'qkd[openvino]'", key="openvino.not-installed"
+        ) from error
+
+
+def load_openvino() -> Runtime:
+    """OpenVINO as a runtime. Raises ExportError where it is not installed."""
+    return Runtime("openvino", str(require_openvino().__version__), OpenVino)
 
 
 @final
 class OpenVino:
     """A file compiled for the CPU, called like an onnxruntime session. Raises ExportError for a file it cannot read.
 
-    Floats stay float32: it would take bfloat16 where the processor has it, which is another network.
+    Floats stay float32: by itself it would take bfloat16 where the processor has it, which is another network.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -35,7 +43,9 @@ class OpenVino:
             self.request = self.compiled.create_infer_request()
         except Exception as error:  # its exceptions share no base with a name of their own
             reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), "?")
-            raise ExportError(f"{path}: openvino {package.__version__} refuses it: {reason.strip()}") from error
+            raise ExportError(
+                f"{path}: openvino {package.__version__} refuses it: {reason.strip()}", key="openvino.refused"
+            ) from error
 
     def run(self, _outputs: None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The first output, as onnxruntime would give it."""

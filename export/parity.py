@@ -1,9 +1,10 @@
-"""Whether a file is the network that was trained: layer by layer PyTorch beside onnxruntime, each from the same integers.
+"""Whether a file is the network that was trained: PyTorch and onnxruntime compared layer by layer, from the same integers.
 
-The emulator reads the file, so it proves what onnxruntime makes of it and not that it is the right one. Left to
-themselves the two drift apart wherever a number falls on a tie, and at two bits top-1 follows. So at every quantizer
-PyTorch goes on with the integers of the file, and what it computes before the next one has to lie within half a step of
-the file's integer there. Only what rounding a bias moved, which is known for each layer, is allowed on top.
+The emulator reads the file, so it proves what onnxruntime computes with it and not that it is the right one. If PyTorch
+and onnxruntime ran separately they would drift apart wherever a number falls on a tie, at two bits as far as another
+top-1. So at every quantizer PyTorch goes on with the integers of the file, and what it computes before the next one has
+to lie within half a unit of the file's integer there. Only what rounding a bias moved, which is known for each layer, is
+allowed on top.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
 from qkd.errors import GateError
-from qkd.export.emit import Emitted
+from qkd.export.emission import Emitted
 from qkd.export.fx_nodes import traced
 from qkd.export.onnx_graph import INPUT, OUTPUT
 from qkd.export.quantizer_map import MappedQuantizer
@@ -27,7 +28,7 @@ from qkd.export.session import open_session, run
 from qkd.quantizers import disabled
 
 LEEWAY = 0.25
-"""Steps that the float32 sums of PyTorch, added in an order of their own, may be off; a wrong layer is off by many."""
+"""Units of a grid that the float32 sums of PyTorch, added in another order, may be off; a wrong layer is off by many."""
 OF_LOGITS = 1e-3
 """The same for logits, as a share of the largest."""
 IMAGES, PIXELS = 32, 2**20
@@ -36,10 +37,10 @@ IMAGES, PIXELS = 32, 2**20
 
 @dataclass(frozen=True)
 class Parity:
-    """What was found. quantizers: how many were compared. same: share of their codes that are equal in PyTorch, in %.
+    """The result. quantizers: how many were compared. same: share of their integers that are equal in PyTorch, in %.
 
-    wrong: the first quantizer, or the logits, where the file does not hold what PyTorch computes, and by how much; empty if
-    there is none.
+    wrong: the first quantizer, or the logits, where the file does not hold what PyTorch computes, and by how much; empty
+    if there is none.
     """
 
     quantizers: int
@@ -48,14 +49,14 @@ class Parity:
 
 
 def torch_parity(product: nn.Module, emitted: Emitted, images: np.ndarray, floats: np.ndarray | None = None) -> Parity:
-    """Compares the product, in evaluation mode, with what was emitted of it on the first of the images.
+    """Compares the deployed model, in evaluation mode, with its exported form on the first of the images.
 
-    ``images`` as the file takes them; ``floats`` the same ones, normalised (N, C, H, W), where the file takes raw ones.
+    images: as the file takes them. floats: the same ones, normalised (N, C, H, W), where the file takes uint8 images.
     """
     count = max(2, min(IMAGES, PIXELS // max(images[0].size, 1)))
     given = images[:count]
     module = traced(product)
-    forced = _Forced(module, emitted.roundings, _codes(emitted, given))
+    forced = _WithIntegersOfFile(module, emitted.quantizers, _integers_in_file(emitted, given))
     first = next(module.parameters(), torch.zeros(()))
     with torch.no_grad():
         inputs = torch.from_numpy(np.ascontiguousarray(given if floats is None else floats[:count]))
@@ -65,7 +66,10 @@ def torch_parity(product: nn.Module, emitted: Emitted, images: np.ndarray, float
 
 
 def float_parity(network: nn.Module, model: onnx.ModelProto, images: np.ndarray) -> str:
-    """What is wrong with the float file of a network, as `emit_float` writes it, on the first float images; empty if nothing."""
+    """What is wrong with the float file of a network, as `emit_float` makes it, on the first of the images; empty if nothing.
+
+    ``images`` are normalised floats (N, C, H, W).
+    """
     with disabled(network):
         return torch_parity(network, Emitted(model, (), (), ""), images).wrong
 
@@ -73,45 +77,45 @@ def float_parity(network: nn.Module, model: onnx.ModelProto, images: np.ndarray)
 def require_parity(found: Parity, where: object) -> None:
     """Raises GateError, naming the first layer, for a file that is not the network that was trained."""
     if found.wrong:
-        raise GateError(f"{where}: is not the network that was trained: {found.wrong}")
+        raise GateError(f"{where}: is not the network that was trained: {found.wrong}", key="gate.other-network")
 
 
-class _Forced(fx.Interpreter):
-    """Runs the network, but lets every quantizer give what the file has in its place, after comparing the two."""
+class _WithIntegersOfFile(fx.Interpreter):
+    """Runs the network, with the file's integers in place of every quantizer's result, after comparing the two."""
 
     def __init__(
-        self, module: fx.GraphModule, roundings: Mapping[str, MappedQuantizer], codes: Mapping[str, np.ndarray]
+        self, module: fx.GraphModule, quantizers: Mapping[str, MappedQuantizer], integers: Mapping[str, np.ndarray]
     ) -> None:
         super().__init__(module)
-        self.roundings, self.codes = roundings, codes
+        self.quantizers, self.integers = quantizers, integers
         self.compared, self.values, self.equal, self.wrong = 0, 0, 0, ""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        rounding = self.roundings.get(n.name)
-        if rounding is None or rounding.codes not in self.codes:
+        mapped = self.quantizers.get(n.name)
+        if mapped is None or mapped.integers not in self.integers:
             return result
-        codes = torch.from_numpy(self.codes[rounding.codes]).to(result.device)
-        return self._compare(rounding, self.env[n.args[0]], result, codes)  # type: ignore[index]
+        integers = torch.from_numpy(self.integers[mapped.integers]).to(result.device)
+        return self._compare(mapped, self.env[n.args[0]], result, integers)  # type: ignore[index]
 
-    def _compare(self, rounding: MappedQuantizer, before: Tensor, after: Tensor, codes: Tensor) -> Tensor:
-        grid, self.compared = rounding.grid, self.compared + 1
-        if codes.shape != after.shape:
+    def _compare(self, mapped: MappedQuantizer, before: Tensor, after: Tensor, integers: Tensor) -> Tensor:
+        grid, self.compared = mapped.grid, self.compared + 1
+        if integers.shape != after.shape:
             self._note(
-                f"{rounding.quantizer}: {tuple(codes.shape)} values in the file, in PyTorch {tuple(after.shape)}"
+                f"{mapped.quantizer}: {tuple(integers.shape)} values in the file, in PyTorch {tuple(after.shape)}"
             )
             return after
-        theirs = ((codes.float() - grid.zero_point) * float(grid.scale)).to(after.dtype)
+        theirs = ((integers.float() - grid.zero_point) * float(grid.scale)).to(after.dtype)
         same = after == theirs
         exact, ours = (part.double() / float(grid.scale) + grid.zero_point for part in (before, after))
         exact = exact.clamp(grid.low, grid.high)
-        away = ((exact - codes.double()).abs() - rounding.slack).maximum((exact - ours).abs()).masked_fill_(same, 0)
-        self.values, self.equal = self.values + codes.numel(), self.equal + int(same.sum())
+        away = ((exact - integers.double()).abs() - mapped.slack).maximum((exact - ours).abs()).masked_fill_(same, 0)
+        self.values, self.equal = self.values + integers.numel(), self.equal + int(same.sum())
         far = ~(away <= 0.5 + LEEWAY)  # what is not a number is far too
         if far.any():
             self._note(
-                f"{rounding.quantizer}: {int(far.sum())} of {far.numel()} integers are not what PyTorch computes from "
-                f"the same input, by up to {float(away.max()):.3g} steps"
+                f"{mapped.quantizer}: {int(far.sum())} of {far.numel()} integers are not what PyTorch computes from "
+                f"the same input, by up to {float(away.max()):.3g}"
             )
         return theirs
 
@@ -119,11 +123,11 @@ class _Forced(fx.Interpreter):
         self.wrong = self.wrong or wrong
 
 
-def _codes(emitted: Emitted, images: np.ndarray) -> dict[str, np.ndarray]:
+def _integers_in_file(emitted: Emitted, images: np.ndarray) -> dict[str, np.ndarray]:
     """The integers of every quantizer's result in onnxruntime."""
     made = {output for node in emitted.model.graph.node for output in node.output}
-    names = sorted({rounding.codes for rounding in emitted.roundings.values()} & made)
-    if not names:  # asked for no outputs, onnxruntime gives all
+    names = sorted({mapped.integers for mapped in emitted.quantizers.values()} & made)
+    if not names:  # without names of outputs onnxruntime computes all
         return {}
     model = onnx.ModelProto()
     model.CopyFrom(emitted.model)

@@ -1,4 +1,4 @@
-"""Onnxruntime's own static quantization of a float file: what a student has to be better than."""
+"""Post-training quantization: onnxruntime's own static quantization of a float file, to compare students with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qkd.errors import ExportError
-from qkd.export.onnx_graph import load
+from qkd.export.onnx_graph import first_line, load
+from qkd.storage.atomic import replaced_on_success
 
 Setting = Literal["u8s8", "default"]
 SETTINGS: dict[Setting, dict[str, Any]] = {
@@ -28,7 +29,7 @@ SETTINGS: dict[Setting, dict[str, Any]] = {
     },
     "default": {},
 }
-"""u8s8: uint8 activations and int8 weights with a scale for each channel, its best setting. default: as it comes."""
+"""u8s8: uint8 activations and int8 weights with a scale for each channel, its best setting. default: no settings."""
 BATCH = 16
 
 
@@ -52,25 +53,22 @@ def quantize_file(source: str | Path, output: str | Path, images: np.ndarray, se
     """
     name = load(source).graph.input[0].name
     output = Path(output)
-    beside = output.with_name(f".{output.name}.unfinished")
     try:
-        with tempfile.TemporaryDirectory(prefix="qkd-") as folder, _quiet():
+        with tempfile.TemporaryDirectory(prefix="qkd-") as folder, _quiet(), replaced_on_success(output) as unfinished:
             prepared = Path(folder) / "prepared.onnx"
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             reader = Reader(name, np.ascontiguousarray(images, np.float32))
-            quantize_static(str(prepared), str(beside), reader, **SETTINGS[setting])
-        beside.replace(output)
+            quantize_static(str(prepared), str(unfinished), reader, **SETTINGS[setting])
     except Exception as error:  # its exceptions share no base class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{source}: onnxruntime's own quantization failed: {reason}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+        raise ExportError(
+            f"{source}: onnxruntime's own quantization failed: {first_line(error)}", key="quantize.failed"
+        ) from error
     return output
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """It prints and logs advice for people who call it by hand."""
+    """Suppresses the advice that onnxruntime prints and logs meanwhile."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Where the quantizers of a network are in its file, and how far rounding the biases may have moved what they read."""
+"""Where the quantizers of a network are in its file, and how far rounding the biases may have moved their inputs."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ from qkd.export.grid import Grid
 
 @dataclass(frozen=True)
 class MappedQuantizer:
-    """A quantizer of the network and the uint8 tensor that stands for its result in the file.
+    """A quantizer of the network, by its module path, and the 8-bit tensor of the file that holds its result.
 
-    slack: how far, in steps, rounding the bias of the layer in front of it may move its input.
+    slack: how far rounding the bias of the layer in front of it may move its input, in units of the grid's scale.
     """
 
     quantizer: str
-    codes: str
+    integers: str
     grid: Grid
     slack: float
 
 
 @final
 class QuantizerMap:
-    """What is written down of one emission. ``found``: by the names of the traced network's nodes, its quantizers.
+    """The quantizers of one conversion. ``found`` holds them by the names of the traced network's nodes.
 
-    ``weights`` are the integer layers, by the names of their results; they may be added to later.
+    ``weights`` are the integer layers, by the names of their results; entries may be added to it later.
     """
 
     def __init__(self, weights: Mapping[str, IntegerWeight]) -> None:
         self.weights = weights
         self.found: dict[str, MappedQuantizer] = {}
         self._slack: dict[str, float] = {}
-        self._followed: set[str] = set()
+        self._rounded: set[str] = set()
 
-    def follow(self, result: str, codes: str, grid: Grid) -> None:
-        """A result, perhaps an integer layer's, was rounded to codes."""
+    def rounded(self, result: str, integers: str, grid: Grid) -> None:
+        """Records that a result, perhaps an integer layer's, was rounded to a tensor of integers."""
         if result in self.weights:
-            self._followed.add(result)
-            self._slack[codes] = _error(self.weights[result]) / float(grid.scale)
+            self._rounded.add(result)
+            self._slack[integers] = _bias_error(self.weights[result]) / float(grid.scale)
 
-    def move(self, codes: str, moved: str) -> None:
-        """Codes stand elsewhere now, under another name."""
-        self._slack[moved] = self._slack.get(codes, 0.0)
+    def moved(self, integers: str, behind: str) -> None:
+        """Records that integers were moved, and the name of the result."""
+        self._slack[behind] = self._slack.get(integers, 0.0)
 
-    def record(self, node: str, quantizer: str, codes: str, grid: Grid) -> None:
-        self.found[node] = MappedQuantizer(quantizer, codes, grid, self._slack.get(codes, 0.0))
+    def record(self, node: str, quantizer: str, integers: str, grid: Grid) -> None:
+        """Records which tensor holds the result of a quantizer."""
+        self.found[node] = MappedQuantizer(quantizer, integers, grid, self._slack.get(integers, 0.0))
 
     @property
-    def unfollowed(self) -> float:
-        """How far rounding moved a bias at most, of the integer layers whose result no quantizer reads: the logits'."""
-        return max((_error(w) for name, w in self.weights.items() if name not in self._followed), default=0.0)
+    def unrounded(self) -> float:
+        """How far rounding moved a bias at most, of the integer layers that no quantizer follows: those of the logits."""
+        return max((_bias_error(w) for name, w in self.weights.items() if name not in self._rounded), default=0.0)
 
 
-def _error(weight: IntegerWeight) -> float:
+def _bias_error(weight: IntegerWeight) -> float:
     return float(weight.bias_errors.max(initial=0))

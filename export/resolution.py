@@ -1,4 +1,4 @@
-"""How finely each integer layer counts: the step of its bias beside the step of its output, and the headroom it used."""
+"""The resolution of each integer layer: the unit of its bias beside the scale of its output, and the headroom it used."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from onnx import numpy_helper
 from qkd.export.fold import IntegerWeight, across
 
 COARSE = 0.05
-"""Above this share of an output step, rounding the bias moves outputs onto neighbouring codes now and then."""
+"""Above this share of the output's scale, rounding the bias moves outputs onto neighbouring integers now and then."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """One layer. weight_bits: what its trained codes need. headroom: the largest code in the file, of 127.
+    """One layer.
 
-    factors: smallest and largest number its codes were multiplied with. bias_step: the coarsest channel's unit of the
-    bias (input scale * weight scale) over the step of the layer's output, and bias_error: how far rounding moved a bias
-    at most, in output steps; both None where the output is not rounded.
+    weight_bits: what its trained integers need. headroom: the largest integer weight in the file, of 127. factors:
+    smallest and largest number that its integers were multiplied by. bias_step: the coarsest channel's unit of the bias
+    (input scale * weight scale) over the scale of the layer's output, and bias_error: how far rounding moved a bias at
+    most, in units of that scale; both None where the output is not rounded. The names are the keys of ``export.json``.
     """
 
     layer: str
@@ -35,29 +36,31 @@ class Resolution:
 
     @property
     def coarse(self) -> bool:
+        """Whether rounding the bias may change outputs."""
         return self.bias_step is not None and self.bias_step > COARSE
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
         return dataclasses.asdict(self)
 
 
 def resolutions(model: onnx.ModelProto, weights: Mapping[str, IntegerWeight]) -> tuple[Resolution, ...]:
-    """One entry for each integer layer of an emitted model, in the order of the graph; ``weights`` by the layers' names."""
-    steps = _output_steps(model)
-    return tuple(_of(layer, weight, steps.get(layer)) for layer, weight in weights.items())
+    """One entry for each integer layer of an exported model, in the order of the graph; ``weights`` by the layers' names."""
+    scales = _output_scales(model)
+    return tuple(_of(layer, weight, scales.get(layer)) for layer, weight in weights.items())
 
 
-def _of(layer: str, weight: IntegerWeight, step: float | None) -> Resolution:
-    trained = weight.codes.astype(np.int64) // across(weight.factors.astype(np.int64), weight.codes)
-    used = weight.bias != 0  # a bias of zero is exact at any step
+def _of(layer: str, weight: IntegerWeight, scale: float | None) -> Resolution:
+    trained = weight.integers.astype(np.int64) // across(weight.factors.astype(np.int64), weight.integers)
+    used = weight.bias != 0  # a bias of zero is exact at any scale
     coarsest = float(weight.bias_scales[used].max(initial=0))
     return Resolution(
         layer=layer,
         weight_bits=_bits(int(trained.min(initial=0)), int(trained.max(initial=0))),
-        headroom=int(np.abs(weight.codes.astype(np.int64)).max(initial=0)),
+        headroom=int(np.abs(weight.integers.astype(np.int64)).max(initial=0)),
         factors=(int(weight.factors.min()), int(weight.factors.max())),
-        bias_step=None if step is None else coarsest / step,
-        bias_error=None if step is None else float(weight.bias_errors.max(initial=0)) / step,
+        bias_step=None if scale is None else coarsest / scale,
+        bias_error=None if scale is None else float(weight.bias_errors.max(initial=0)) / scale,
     )
 
 
@@ -66,7 +69,7 @@ def _bits(low: int, high: int) -> int:
     return next(bits for bits in range(1, 10) if low >= -(2 ** (bits - 1)) and high <= 2 ** (bits - 1) - 1)
 
 
-def _output_steps(model: onnx.ModelProto) -> dict[str, float]:
+def _output_scales(model: onnx.ModelProto) -> dict[str, float]:
     """The scale of the quantizer directly behind each node that has one."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     return {

@@ -1,81 +1,82 @@
-"""Files timed in turns, over several openings; what else the machine does falls on all of them alike."""
+"""Interleaved timing of files over several openings, so that other load on the machine slows down all of them alike."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from qkd.export.openvino import OpenVino
-from qkd.export.session import open_session
+from qkd.export.contender import Contender
 
 WARM_UP = 3
 LEAST_ROUNDS = 5
 OPENINGS = 3
-"""How often files are opened anew where time is given: where memory happens to lie can slow one opening down threefold."""
+"""How often files are opened anew where time is given: an unlucky placement in memory can slow one opening threefold."""
 Clock = Callable[[], float]
-"""Seconds from any beginning."""
+"""Seconds since any moment."""
+Feed = Mapping[str, np.ndarray]
+"""The inputs of one call, by name."""
 
 
 class Session(Protocol):
-    """What runs a file: onnxruntime's sessions, and `OpenVino`."""
+    """What runs a file: onnxruntime's sessions, and files opened in another runtime."""
 
     def run(self, outputs: None, feed: Any, /) -> Any: ...
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A file that is timed, and what is the same at every batch size and number of threads."""
+class Timed(NamedTuple):
+    """Seconds of each call of a file, and seconds of opening it."""
 
-    path: Path
-    top1: float | None
-    integer_convs: int
-    convs: int
-    runtime: str = "onnxruntime"
-    agreement: float | None = None
+    calls: list[float]
+    load: float
+
+    @property
+    def median(self) -> float:
+        """Of the calls, in seconds."""
+        return float(np.median(self.calls))
 
 
 def time_over_openings(
-    subjects: Sequence[Subject],
+    contenders: Sequence[Contender],
     threads: int,
-    feeds: Sequence[dict[str, np.ndarray]],
+    feeds: Sequence[Feed],
     seconds: float,
     repeats: int | None,
     clock: Clock,
-) -> tuple[list[list[float]], list[float]]:
-    """Seconds of each call and of opening, for every file those of the opening whose median is the median."""
+) -> list[Timed]:
+    """The times of every file, from that one of its openings whose median is the median.
+
+    seconds: for each file, over all openings; or repeats: calls of each file, in one opening.
+    """
     count = OPENINGS if repeats is None else 1
-    trials: list[list[tuple[list[float], float]]] = []
+    trials: list[list[Timed]] = []
     for _ in range(count):
-        opened = [_opened(subject, threads) for subject in subjects]
-        times = interleave([session for session, _ in opened], feeds, seconds / count, repeats, clock)
-        trials.append([(taken, load) for taken, (_, load) in zip(times, opened, strict=True)])
-    chosen = [
-        sorted(trial, key=lambda each: float(np.median(each[0])))[count // 2] for trial in zip(*trials, strict=True)
-    ]
-    return [taken for taken, _ in chosen], [load for _, load in chosen]
+        opened = [_opened(contender, threads) for contender in contenders]
+        calls = interleave([session for session, _ in opened], feeds, seconds / count, repeats, clock)
+        trials.append([Timed(taken, load) for taken, (_, load) in zip(calls, opened, strict=True)])
+    return [sorted(trial, key=lambda each: each.median)[count // 2] for trial in zip(*trials, strict=True)]
 
 
-def _opened(subject: Subject, threads: int) -> tuple[Session, float]:
-    """What runs the file, and the seconds it took to open."""
+def _opened(contender: Contender, threads: int) -> tuple[Session, float]:
+    """A file, opened, and the seconds that took."""
     start = time.perf_counter()
-    elsewhere = subject.runtime != "onnxruntime"
-    session = OpenVino(subject.path, threads) if elsewhere else open_session(subject.path, threads=threads)
+    session = contender.open(threads)
     return session, time.perf_counter() - start
 
 
 def interleave(
     sessions: Sequence[Session],
-    feeds: Sequence[dict[str, np.ndarray]],
+    feeds: Sequence[Feed],
     seconds: float,
     repeats: int | None,
     clock: Clock = time.perf_counter,
 ) -> list[list[float]]:
-    """Seconds of each call, a list for each session; the order turns by one in every round."""
+    """Seconds of each call, a list for each session; each session runs once in a round, and each round begins one later.
+
+    Rounds go on for ``seconds`` per session, or ``repeats`` times. ``clock`` measures the calls.
+    """
     for session, feed in zip(sessions, feeds, strict=True):
         for _ in range(WARM_UP):
             session.run(None, feed)
@@ -83,8 +84,8 @@ def interleave(
     end = time.perf_counter() + seconds * len(sessions)
     done = 0
     while done < (repeats or LEAST_ROUNDS) or (repeats is None and time.perf_counter() < end):
-        for turn in range(len(sessions)):
-            which = (turn + done) % len(sessions)
+        for position in range(len(sessions)):
+            which = (position + done) % len(sessions)
             start = clock()
             sessions[which].run(None, feeds[which])
             times[which].append(clock() - start)

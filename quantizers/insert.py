@@ -18,7 +18,8 @@ from qkd.quantizers.fake_quant import FakeQuant
 from qkd.quantizers.fused_batch_norm import pair_batch_norms
 from qkd.quantizers.hessian import prepare_deltas
 from qkd.quantizers.layers import identity_quantizer, quantized_layer, relu_quantizer
-from qkd.quantizers.node_kinds import Kind, ends, function_name, kinds, never_negative, readers
+from qkd.quantizers.node_kinds import ends, function_name, kinds, never_negative, readers
+from qkd.quantizers.operators import Kind
 from qkd.quantizers.progressive import prepare_bit_schedule
 from qkd.quantizers.scheme import Scheme, bits_of
 

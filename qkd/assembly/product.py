@@ -20,10 +20,12 @@ from qkd.errors import SchemeError
 from qkd.networks.batch_norm import replace_batch_norms
 from qkd.networks.tracing import is_leaf, trace
 from qkd.quantizers import Scheme, insert, nearest_layer, quantizers
+from qkd.quantizers.operators import modules_where
 
 HEADS = "heads."
 """Prefix of the names of the heads' layers, in the product, in its exported file and in a scheme's overrides."""
-PASSING = (nn.MaxPool2d, nn.Dropout, nn.Identity, nn.Flatten)
+PASSING = modules_where(lambda each: each.moves or each.passes)
+"""Layers whose output holds no values but those of their input, so that it lies on the same grid."""
 
 
 class Deployed(nn.Module):

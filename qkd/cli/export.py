@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
+
+from qkd.export.targets import TARGETS, InputKind, Layout, Storage
 
 
 @click.command()
@@ -19,28 +21,28 @@ import click
 )
 @click.option(
     "--storage",
-    type=click.Choice(["int8", "packed"]),
+    type=click.Choice(get_args(Storage)),
     default="int8",
     show_default=True,
     help="packed: weights of 4 and 2 bits take 4 and 2 bits; needs a newer onnxruntime, which is printed.",
 )
 @click.option(
     "--input",
-    type=click.Choice(["float", "uint8"]),
+    type=click.Choice(get_args(InputKind)),
     default="float",
     show_default=True,
     help="uint8: the file takes raw images and normalises them itself, to the same logits.",
 )
 @click.option(
     "--layout",
-    type=click.Choice(["nchw", "nhwc"]),
+    type=click.Choice(get_args(Layout)),
     default="nchw",
     show_default=True,
     help="Where the channels of raw images lie.",
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "litert"]),
+    type=click.Choice(list(TARGETS)),
     default="onnxruntime",
     show_default=True,
     help="openvino: run there too, if it is installed. tensorrt, litert: a file of its own, as their documents ask.",
@@ -65,7 +67,7 @@ def export(
     report = export_run(Run.open(run), output=output, storage=storage, input=input, layout=layout, target=target)
     if as_json:
         click.echo(json.dumps(report))
-    elif target in ("tensorrt", "litert"):
+    elif not TARGETS[target].proven:
         show_trial(report)
     else:
         show(report)

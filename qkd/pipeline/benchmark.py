@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.errors import ExportError, GateError, UsageError, nearest
-from qkd.export import SETTINGS, bench, quantize_file, require_openvino
+from qkd.export import SETTINGS, Images, bench, contenders, load_openvino, quantize_file
 from qkd.pipeline.evaluate import test_images
 from qkd.storage.artifacts import BENCH, FLOAT_ONNX, RECIPE, STUDENT_ONNX, file_beside
 from qkd.storage.environment import processor
@@ -53,8 +53,7 @@ def benchmark_files(
     quantizations that onnxruntime makes of the first float file itself. What was found of a run's own file is kept as its
     ``bench.json``. Raises ExportError for a missing file.
     """
-    if openvino:
-        require_openvino()
+    also_in = load_openvino() if openvino else None
     paths = [_file(path) for path in files]
     beside = _counterparts(paths, against)
     runs = {path: Run(path.parent) for path in [*paths, *beside.values()] if (path.parent / RECIPE).is_file()}
@@ -64,8 +63,9 @@ def benchmark_files(
     first = samples.get(paths[0].parent)
     given = {path: samples.get(path.parent, first) for path in [*paths, *rivals, *beside.values()]}
     settings: dict[str, Any] = {"batches": batches, "threads": threads, "seconds": seconds, "memory": memory}
-    own = {path: sample for path, sample in given.items() if sample is not None}
-    rows = [row.as_dict() for row in bench([*paths, *rivals], against=beside, own=own, openvino=openvino, **settings)]
+    images = {path: Images(*sample) for path, sample in given.items() if sample is not None}
+    timed = contenders([*paths, *rivals], against=beside, images=images, also_in=also_in)
+    rows = [row.as_dict() for row in bench(timed, **settings)]
     report = {"processor": processor(), "rows": rows, "judged": [str(path) for path in paths]}
     for run in (runs[path] for path in paths if path in runs and path.name == STUDENT_ONNX):
         _keep(run, report, {other.folder for other in runs.values()} - {run.folder})

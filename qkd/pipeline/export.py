@@ -16,7 +16,7 @@ from qkd.export import (
     INPUT,
     Emitted,
     Layout,
-    OpenVino,
+    Runtime,
     Target,
     Uint8Input,
     Verdict,
@@ -25,7 +25,6 @@ from qkd.export import (
     float_parity,
     predict,
     require,
-    require_openvino,
     require_parity,
     save,
     target_of,
@@ -64,7 +63,7 @@ def export_run(
         from qkd.pipeline.export_targets import export_for_target
 
         return export_for_target(run, chosen, output=output, storage=storage, raw_input=input == "uint8", layout=layout)
-    second = require_openvino() if target == "openvino" else None
+    second = None if chosen.runtime is None else chosen.runtime()
     finished = reload_product(run)
     data = load_data(finished.recipe).at_hand()
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
@@ -76,7 +75,7 @@ def export_run(
         like = _like(finished, emitted, path, data, given)
         verdict = _verify(finished, beside, data, given)
         if second is not None:
-            verdict["openvino"] = {"version": second.__version__, **_on_openvino(beside, data, given)}
+            verdict[second.name] = {"version": second.version, **_in_second_runtime(second, beside, data, given)}
         if input == "uint8":
             _require_same(finished, storage, beside, data, raw)
         floating = save(_float_model(finished, path, data), file_beside(path, FLOAT_ONNX))
@@ -162,10 +161,10 @@ def _given(data: Data, raw: Uint8Input | None) -> np.ndarray:
     return images if raw is None else raw.arranged(data.test.images[:].numpy())
 
 
-def _on_openvino(path: Path, data: Data, raw: Uint8Input | None) -> dict[str, float]:
+def _in_second_runtime(second: Runtime, path: Path, data: Data, raw: Uint8Input | None) -> dict[str, float]:
     """Top-1 there, and how often it is onnxruntime's, in %; its rounding is its own, so bits are not compared."""
     images, labels = _given(data, raw), data.test.labels.numpy()
-    found, expected = OpenVino(path, 1).logits(INPUT, images).argmax(1), predict(path, images).argmax(1)
+    found, expected = second.open(path, 1).logits(INPUT, images).argmax(1), predict(path, images).argmax(1)
     return {"top1": float(100 * (found == labels).mean()), "agreement": float(100 * (found == expected).mean())}
 
 

@@ -49,6 +49,10 @@ def write_atomic(path: Path, write: Callable[[Hashing], object], *, name: Callab
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot write: {error_text(error)}; what was there before is untouched") from error
+    except BaseException:  # an interrupt too leaves nothing behind
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
     return final
 
 

@@ -1,4 +1,4 @@
-"""Facts that a result depends on: versions, processor, cores, memory."""
+"""Facts that a result depends on: versions, processor, cores, memory. Importable without torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from qkd import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 
 def environment(**more: Any) -> dict[str, Any]:
     """Facts that a result depends on: versions, processor, threads."""
+    import torch
+
     return {
         "qkd": __version__,
         "python": platform.python_version(),
@@ -64,16 +67,24 @@ def instructions() -> str:
 
 
 def peak_memory(device: torch.device) -> float:
-    """In MiB."""
+    """The largest memory in use so far, in MiB: of a CUDA device, else of this process."""
     if device.type == "cuda":
+        import torch
+
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    status = Path("/proc/self/status")  # Linux; what getrusage says there is handed down from the parent process
+    return round(peak_of_process() / 2**10, 1)
+
+
+def peak_of_process() -> float:
+    """The largest memory that this process had in use so far, in KiB; 0 where the system does not tell."""
+    status = Path("/proc/self/status")  # Linux, where getrusage starts from the peak of the parent process
     if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return round(int(peak.split()[1]) / 2**10, 1)
+        peak = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+        if peak is not None:
+            return float(peak.split()[1])
     try:
         import resource
     except ImportError:  # Windows
         return 0.0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(used / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    return used / 2**10 if sys.platform == "darwin" else float(used)

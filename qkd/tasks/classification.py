@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Array = np.ndarray | Tensor
 
-def top1(scores: Tensor, labels: Tensor) -> float:
-    """The share of images whose largest logit is the label's, in percent."""
-    return 100 * (scores.argmax(1) == labels.cpu()).double().mean().item()
+
+def top1(scores: Array, labels: Array) -> float:
+    """The share of images whose largest logit is the label's, in percent, for logits (N, classes) and labels (N,).
+
+    Arrays and tensors give the same number.
+    """
+    chosen, wanted = (each.cpu().numpy() if isinstance(each, Tensor) else each for each in (scores.argmax(1), labels))
+    return float(100 * (chosen == np.asarray(wanted)).mean())
 
 
 def ece(scores: Tensor, labels: Tensor, bins: int = 15) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qkd.export import Uint8Input, count_operators, emit, emulate, first_divergence, ops_layers, predict
 from qkd.quantizers import Scheme, calibrate, insert
-from tests.support.tiny_products import Head, block, images, settled
+from tests.support.tiny_products import Head, block, images, with_trained_norms
 
 
 class Wide(nn.Module):
@@ -29,7 +29,7 @@ class Wide(nn.Module):
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_channels_of_zeros_complete_a_four_and_change_nothing(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (channels, 9, 9)
-    network = insert(settled(Wide(channels)), Scheme.parse("w4a4", calibration="minmax"))
+    network = insert(with_trained_norms(Wide(channels)), Scheme.parse("w4a4", calibration="minmax"))
     calibrate(network, [torch.from_numpy(images(8, shape))])
     wide = emit(network.eval(), shape)
     monkeypatch.setattr(ops_layers, "TOGETHER", 1)
@@ -48,7 +48,7 @@ def test_channels_of_zeros_complete_a_four_and_change_nothing(channels: int, mon
 
 def test_a_file_is_its_weights_and_eight_bytes_for_a_channel_and_little_else() -> None:
     """A scale and a bias for each channel; the unit of the bias is multiplied from two scales, names and defaults are few."""
-    network = settled(Wide())
+    network = with_trained_norms(Wide())
     layers_in = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     quantized = insert(network, Scheme.parse("w8a8", calibration="minmax"))
     calibrate(quantized, [torch.from_numpy(images(8))])
@@ -59,13 +59,13 @@ def test_a_file_is_its_weights_and_eight_bytes_for_a_channel_and_little_else() -
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_raw_images_get_them_too(layout: Any) -> None:
-    network = insert(settled(Wide()), Scheme.parse("w4a4", calibration="minmax"))
+def test_files_with_uint8_input_get_them_too(layout: Any) -> None:
+    network = insert(with_trained_norms(Wide()), Scheme.parse("w4a4", calibration="minmax"))
     calibrate(network, [torch.from_numpy(images(8, (3, 9, 9)))])
-    raw = Uint8Input(np.full(3, 0.02, np.float32), np.full(3, -2.5, np.float32), layout)
-    given = np.random.default_rng(0).integers(0, 256, (6, 3, 9, 9), dtype=np.uint8)
-    as_bytes, as_floats = emit(network.eval(), (3, 9, 9), raw=raw).model, emit(network, (3, 9, 9)).model
-    expected = predict(as_floats, raw.normalized(given))
-    assert np.array_equal(predict(as_bytes, raw.arranged(given)), expected)
-    assert np.array_equal(emulate(as_bytes, raw.arranged(given)), expected)
-    assert first_divergence(as_bytes, raw.arranged(given)) is None
+    uint8_input = Uint8Input(np.full(3, 0.02, np.float32), np.full(3, -2.5, np.float32), layout)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 9, 9), dtype=np.uint8)
+    as_bytes, as_floats = emit(network.eval(), (3, 9, 9), raw=uint8_input).model, emit(network, (3, 9, 9)).model
+    expected = predict(as_floats, uint8_input.normalized(pixels))
+    assert np.array_equal(predict(as_bytes, uint8_input.arranged(pixels)), expected)
+    assert np.array_equal(emulate(as_bytes, uint8_input.arranged(pixels)), expected)
+    assert first_divergence(as_bytes, uint8_input.arranged(pixels)) is None

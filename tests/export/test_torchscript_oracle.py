@@ -1,6 +1,6 @@
 """Another road to the same file: PyTorch's own exporter writes the rounded network, a pass behind it makes integers of it.
 
-It shares the reading of grids and of trained codes with the emitter, and nothing else: tracing, operators, their order and
+It shares the reading of grids and of trained integers with the emitter, and nothing else: tracing, operators, their order and
 settings, the folding of batch norms and the biases are another program's.
 """
 
@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from qkd.export import count_operators, emit, predict
-from qkd.export.fold import trained_codes
+from qkd.export.fold import trained_integers
 from qkd.export.grid import Grid, read_grid
 from tests.support.tiny_products import SHAPE, Residual, images, product, stored
 
@@ -96,7 +96,7 @@ class Pass:
         return name
 
     def integer_layer(self, node: onnx.NodeProto, trained: np.ndarray) -> None:
-        """Codes and scales out of float weights, and a bias in units of input scale * weight scale."""
+        """Quantized and scales out of float weights, and a bias in units of input scale * weight scale."""
         grid = self.makers[node.input[0]]
         while grid.op_type in ("MaxPool", "Flatten", "GlobalAveragePool"):
             grid = self.makers[grid.input[0]]
@@ -104,34 +104,34 @@ class Pass:
         flat, whole = weights.reshape(len(weights), -1), trained.reshape(len(trained), -1)
         scales = (np.abs(flat).max(1) / np.abs(whole).max(1)).astype(np.float32)
         units = self.constant(grid.input[1]).astype(np.float32) * scales
-        codes = np.rint(flat / scales[:, None]).reshape(weights.shape).astype(np.int8)
-        self.dequantized(node, 1, codes, scales)
+        integers = np.rint(flat / scales[:, None]).reshape(weights.shape).astype(np.int8)
+        self.dequantized(node, 1, integers, scales)
         self.dequantized(node, 2, np.rint(bias / units).astype(np.int32), units)
 
-    def dequantized(self, node: onnx.NodeProto, position: int, codes: np.ndarray, scales: np.ndarray) -> None:
+    def dequantized(self, node: onnx.NodeProto, position: int, integers: np.ndarray, scales: np.ndarray) -> None:
         made = f"{node.name}.{position}"
-        parts = (codes, scales, np.zeros(len(scales), codes.dtype))
+        parts = (integers, scales, np.zeros(len(scales), integers.dtype))
         read = [self.keep(f"{made}.{i}", part) for i, part in enumerate(parts)]
         self.nodes.insert(self.nodes.index(node), helper.make_node("DequantizeLinear", read, [made], axis=0))
         node.input[position] = made
 
     def grid_behind(self, node: onnx.NodeProto) -> None:
-        """The grid again behind what only moves codes."""
+        """The grid again behind what only moves integers."""
         grid, moved = list(self.makers[node.input[0]].input[1:]), node.output[0]
         node.output[0] = f"{moved}.moved"
         place = self.nodes.index(node) + 1
-        quantize = helper.make_node("QuantizeLinear", [node.output[0], *grid], [f"{moved}.codes"])
-        dequantize = helper.make_node("DequantizeLinear", [f"{moved}.codes", *grid], [moved])
+        quantize = helper.make_node("QuantizeLinear", [node.output[0], *grid], [f"{moved}.integers"])
+        dequantize = helper.make_node("DequantizeLinear", [f"{moved}.integers", *grid], [moved])
         self.nodes[place:place] = [quantize, dequantize]
 
-    def clip_codes(self, node: onnx.NodeProto) -> None:
-        """A Clip of floats before a quantizer becomes one of codes behind it."""
+    def clip_integers(self, node: onnx.NodeProto) -> None:
+        """A Clip of floats before a quantizer becomes one of integers behind it."""
         clip = self.makers.get(node.input[0])
         if clip is None or clip.op_type != "Clip":
             return
         scale, zero, *ends = (self.constant(name) for name in (*node.input[1:], *clip.input[1:]))
-        codes = [np.array(round(float(end) / float(scale)) + int(zero), np.uint8) for end in ends]
-        made, names = node.output[0], [self.keep(f"{node.output[0]}.{i}", code) for i, code in enumerate(codes)]
+        integers = [np.array(round(float(end) / float(scale)) + int(zero), np.uint8) for end in ends]
+        made, names = node.output[0], [self.keep(f"{node.output[0]}.{i}", code) for i, code in enumerate(integers)]
         node.input[0], node.output[0] = clip.input[0], f"{made}.unclipped"
         self.nodes.insert(self.nodes.index(node) + 1, helper.make_node("Clip", [node.output[0], *names], [made]))
         self.nodes.remove(clip)
@@ -141,11 +141,11 @@ def in_integers(model: onnx.ModelProto, trained: Product) -> onnx.ModelProto:
     layers = [module for module in trained.modules() if isinstance(module, (qnn.QuantConv2d, qnn.QuantLinear))]
     run = Pass(model)
     for layer, node in zip(layers, run.of_kind("Conv", "Gemm"), strict=True):
-        run.integer_layer(node, trained_codes(layer, node.name)[0])
+        run.integer_layer(node, trained_integers(layer, node.name)[0])
     for node in run.of_kind("MaxPool", "Flatten"):
         run.grid_behind(node)
     for node in run.of_kind("QuantizeLinear"):
-        run.clip_codes(node)
+        run.clip_integers(node)
     del model.graph.node[:]
     model.graph.node.extend(run.nodes)
     onnx.checker.check_model(model, full_check=True)
@@ -163,7 +163,7 @@ def test_both_roads_lead_to_the_same_integers(scheme: str) -> None:
     weighted = [node for node in theirs.graph.node if node.op_type in ("Conv", "Gemm")]
     for node, name in zip(weighted, named, strict=True):
         held, found = stored(ours, name), stored(theirs, node.name)
-        assert np.array_equal(found.codes, held.codes) and np.allclose(found.scales, held.scales, rtol=1e-5)
+        assert np.array_equal(found.integers, held.integers) and np.allclose(found.scales, held.scales, rtol=1e-5)
         assert np.abs(found.bias.astype(np.int64) - held.bias).max() <= 1 + 1e-5 * np.abs(held.bias).max()
         assert attributes(node) == attributes(named[name])
     a, b = predict(theirs, images(64)), predict(ours, images(64))

@@ -1,4 +1,4 @@
-"""Raw input: a file that takes bytes gives exactly the logits of the one that takes the normalised image."""
+"""uint8 input: a file that takes uint8 images gives exactly the logits of the one that takes normalised images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from onnx import numpy_helper
 from qkd.errors import ExportError, UsageError
 from qkd.export import Uint8Input, emit, emit_float, emulate, first_divergence, predict, require, save, verify
 from qkd.export.uint8_input import FRONT, in_layout, require_exact_floats
+from tests.support.refusals import Refused
 from tests.support.tiny_products import SHAPE, Residual, images, product
 
 SCALE = np.array([0.0171, 0.01750700280112, 0.017429], np.float32)
 SHIFT = np.array([-2.1179, -2.0357142857, -1.8044444], np.float32)
 
 
-def raw(layout: Any = "nchw") -> Uint8Input:
+def uint8_input(layout: Any = "nchw") -> Uint8Input:
     return Uint8Input(SCALE, SHIFT, layout)
 
 
@@ -35,8 +36,8 @@ def bytes_of_all_values(count: int = 12) -> np.ndarray:
 def test_the_same_logits_to_the_last_bit(layout: str, scheme: str, storage: Any) -> None:
     trained, pictures = product(Residual(), scheme), bytes_of_all_values()
     with_floats = emit(trained, SHAPE, storage=storage).model
-    with_bytes = emit(trained, SHAPE, storage=storage, raw=raw(layout)).model
-    expected, given = predict(with_floats, raw().normalized(pictures)), in_layout(pictures, layout)
+    with_bytes = emit(trained, SHAPE, storage=storage, raw=uint8_input(layout)).model
+    expected, given = predict(with_floats, uint8_input().normalized(pictures)), in_layout(pictures, layout)
     assert np.array_equal(predict(with_bytes, given), expected)
     assert np.array_equal(emulate(with_bytes, given), expected)
     assert first_divergence(with_bytes, given) is None
@@ -44,49 +45,49 @@ def test_the_same_logits_to_the_last_bit(layout: str, scheme: str, storage: Any)
 
 def test_the_float_file_too_can_take_bytes() -> None:
     trained, pictures = product(Residual()), bytes_of_all_values(2)
-    expected = predict(emit_float(trained, SHAPE), raw().normalized(pictures))
-    assert np.array_equal(predict(emit_float(trained, SHAPE, raw=raw()), pictures), expected)
+    expected = predict(emit_float(trained, SHAPE), uint8_input().normalized(pictures))
+    assert np.array_equal(predict(emit_float(trained, SHAPE, raw=uint8_input()), pictures), expected)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_a_file_with_raw_input_is_proven(layout: str, tmp_path: Any) -> None:
-    model = emit(product(Residual()), SHAPE, raw=raw(layout)).model
-    verdict = verify(save(model, tmp_path / "raw.onnx"), in_layout(bytes_of_all_values(), layout))
+def test_a_file_with_uint8_input_is_proven(layout: str, tmp_path: Any) -> None:
+    model = emit(product(Residual()), SHAPE, raw=uint8_input(layout)).model
+    verdict = verify(save(model, tmp_path / "bytes.onnx"), in_layout(bytes_of_all_values(), layout))
     require(verdict)
     assert verdict.equal_fraction == 1 and verdict.float_layers == () and verdict.same_in_batches
     assert not set(verdict.integer_layers) & set(FRONT)
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    assert (told["input"], told["layout"], json.loads(told["float_layers"])) == ("uint8", layout, {})
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert (metadata["input"], metadata["layout"], json.loads(metadata["float_layers"])) == ("uint8", layout, {})
 
 
-def test_a_front_that_normalises_otherwise_is_refused() -> None:
-    model = emit(product(Residual()), SHAPE, raw=raw()).model
-    assert require_exact_floats(model, raw(), SHAPE) is None  # type: ignore[func-returns-value]
+def test_a_file_that_normalises_otherwise_is_refused(refused: Refused) -> None:
+    model = emit(product(Residual()), SHAPE, raw=uint8_input()).model
+    assert require_exact_floats(model, uint8_input(), SHAPE) is None  # type: ignore[func-returns-value]
     stored = next(tensor for tensor in model.graph.initializer if tensor.name == "images.shifted.by")
     nudged = np.nextafter(numpy_helper.to_array(stored), np.float32(0))
     stored.CopyFrom(numpy_helper.from_array(nudged, stored.name))
     onnx.checker.check_model(model)
-    with pytest.raises(ExportError, match="normalises the bytes .* otherwise than training"):
-        require_exact_floats(model, raw(), SHAPE)
+    with refused(ExportError, "export.inexact-normalisation"):
+        require_exact_floats(model, uint8_input(), SHAPE)
 
 
-def test_bytes_are_never_taken_for_normalised_images() -> None:
+def test_bytes_are_never_taken_for_normalised_images(refused: Refused) -> None:
     trained = product(Residual())
-    with pytest.raises(ExportError, match="takes normalised float images, not uint8"):
+    with refused(ExportError, "images.type"):
         predict(emit(trained, SHAPE).model, bytes_of_all_values(1))
     for run in (predict, emulate):
-        with pytest.raises(ExportError, match="takes raw uint8 images, not float32"):
-            run(emit(trained, SHAPE, raw=raw()).model, images(1))
+        with refused(ExportError, "images.type"):
+            run(emit(trained, SHAPE, raw=uint8_input()).model, images(1))
 
 
-def test_wrong_settings_are_named() -> None:
-    with pytest.raises(UsageError, match="did you mean 'nhwc'"):
-        emit(product(Residual()), SHAPE, raw=raw("nhcw"))
-    with pytest.raises(ExportError, match="1 scales and 1 shifts for images of 3 channels"):
+def test_wrong_settings_are_named(refused: Refused) -> None:
+    with refused(UsageError, "export.unknown-layout"):
+        emit(product(Residual()), SHAPE, raw=uint8_input("nhcw"))
+    with refused(ExportError, "export.normalisation-channels"):
         emit(product(Residual()), SHAPE, raw=Uint8Input(SCALE[:1], SHIFT[:1]))
 
 
-def test_resolution_tells_where_low_bits_count_coarsely() -> None:
+def test_resolution_names_layers_with_a_coarse_bias() -> None:
     trained = product(Residual(), "w2a2")
     fine, coarse = (emit(trained, SHAPE, headroom=headroom) for headroom in (63, 1))
     assert [each.layer for each in fine.resolution] == [each.layer for each in coarse.resolution]

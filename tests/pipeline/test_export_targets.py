@@ -21,7 +21,6 @@ from qkd.engine.device import Machine
 from qkd.errors import ExportError, GateError, UsageError
 from qkd.export import TARGETS, Target, Uint8Input, emit, emit_float, emulate, reference_logits, save, target_of
 from qkd.export import openvino as second
-from qkd.pipeline import export as shipping
 from qkd.pipeline import export_targets
 from qkd.pipeline.export import export_run
 from qkd.pipeline.train import train_recipe
@@ -223,8 +222,8 @@ class Pretended:
 
 
 def test_a_second_runtime_says_how_often_it_agrees(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "require_openvino", lambda: Pretended)
-    monkeypatch.setattr(shipping, "OpenVino", Pretended)
+    monkeypatch.setattr(second, "require_openvino", lambda: Pretended)
+    monkeypatch.setattr(second, "OpenVino", Pretended)
     report = export_run(run, target="openvino", output=tmp_path / "s.onnx")
     assert report["openvino"] == {"version": "0", "top1": report["top1_onnxruntime"], "agreement": 100.0}
     assert report["target"] == "openvino" and report["equal_fraction"] == 1

@@ -15,7 +15,7 @@ from qkd.errors import SchemeError
 from qkd.export import emit, emulate, predict
 from qkd.quantizers import Scheme, calibrate, disabled, insert
 from qkd.quantizers.exact import round_bias
-from tests.support.tiny_products import Head, Residual, block, images, logits, settled
+from tests.support.tiny_products import Head, Residual, block, images, logits, with_trained_norms
 
 SHAPE_16 = (3, 16, 16)
 """Of a size whose pools average 2^n pixels: a third or a seventh is rounded in float."""
@@ -23,7 +23,7 @@ SHAPE_16 = (3, 16, 16)
 
 def exact(bits: str, network: nn.Module | None = None, **options: Any) -> nn.Module:
     scheme = Scheme.parse(bits, family="pot", exact=True, calibration="minmax", **options)
-    quantized = insert(settled(network or Residual()), scheme)
+    quantized = insert(with_trained_norms(network or Residual()), scheme)
     calibrate(quantized, [torch.from_numpy(images(16, SHAPE_16, seed=2))])
     return quantized.eval()
 
@@ -58,14 +58,14 @@ def test_also_after_training_without_the_batch_norms() -> None:
 
 def test_without_it_they_differ() -> None:
     scheme = Scheme.parse("w4a4", family="pot", calibration="minmax")
-    quantized = insert(settled(Residual()), scheme)
+    quantized = insert(with_trained_norms(Residual()), scheme)
     calibrate(quantized, [torch.from_numpy(images(16, SHAPE_16, seed=2))])
     given = images(16, SHAPE_16)
     assert not np.array_equal(logits(quantized.eval(), given), predict(emit(quantized, SHAPE_16).model, given))
 
 
 def test_folding_changes_no_function() -> None:
-    network = settled(Residual())
+    network = with_trained_norms(Residual())
     folded = insert(network, Scheme.parse("w4a4", family="pot", exact=True))
     given = torch.from_numpy(images(4))
     with torch.no_grad(), disabled(folded):

@@ -26,7 +26,7 @@ def images(count: int = 24, shape: tuple[int, ...] = SHAPE, seed: int = 1) -> np
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
-def settled(network: nn.Module, seed: int = 0) -> nn.Module:
+def with_trained_norms(network: nn.Module, seed: int = 0) -> nn.Module:
     """The network with the batch norms of a trained one: gammas of both signs, statistics that are not 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
@@ -41,8 +41,8 @@ def settled(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def product(network: nn.Module, scheme: str = "w4a4", **options: Any) -> nn.Module:
-    """The network settled, quantized and calibrated, in evaluation mode."""
-    quantized = insert(settled(network), Scheme.parse(scheme, **{"calibration": "minmax", **options}))
+    """The network with the batch norms of a trained one, quantized and calibrated, in evaluation mode."""
+    quantized = insert(with_trained_norms(network), Scheme.parse(scheme, **{"calibration": "minmax", **options}))
     calibrate(quantized, [torch.from_numpy(images(16, seed=2))])
     return quantized.eval()
 
@@ -53,9 +53,9 @@ def logits(network: nn.Module, inputs: np.ndarray) -> np.ndarray:
 
 
 class Stored(NamedTuple):
-    """What a file holds of one layer; ``bias`` counts ``units``."""
+    """A layer as it is in a file; ``bias`` counts ``units``."""
 
-    codes: np.ndarray
+    integers: np.ndarray
     scales: np.ndarray
     bias: np.ndarray
     units: np.ndarray
@@ -85,7 +85,7 @@ def block(inputs: int, outputs: int, size: int = 3, **settings: Any) -> nn.Seque
 
 
 class Residual(nn.Module):
-    """Every shape a small residual network has: strides, max pool, depthwise, a linear bottleneck, an addition, GAP."""
+    """A small residual network: strides, max pool, depthwise, a linear bottleneck, an addition, global average pool."""
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The proof that a file computes in onnxruntime what was trained, and the gate that stops one that does not."""
+"""The comparison of a file in onnxruntime with the integer emulator, and the gate for files that differ."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qkd.errors import ExportError, GateError
+from qkd.errors import GateError
 from qkd.export.emulator import emulate, first_divergence
-from qkd.export.onnx_graph import load, require_ours
+from qkd.export.onnx_graph import invalid, load, require_provable
 from qkd.export.op_counts import count_operators_of, layers_of
 from qkd.export.session import open_session, optimized, read_metadata, run
 from qkd.storage.environment import instructions
+from qkd.tasks.classification import top1
 
 SMALL = 32
 """Images for the comparisons that are slow and need no statistics: one by one, and without the optimizer."""
 AGREEMENT_WITH_FLOAT_LAYERS = 99.0
-"""Least top-1 agreement (%) with the emulator where layers stayed float: their sums have no order to reproduce.
+"""Least top-1 agreement (%) with the emulator where layers stayed float: the order of their sums is not defined.
 
-Their integer layers are then proven one by one, each from the integers onnxruntime gave it."""
+Their integer layers are then proven one by one, each from the integers that onnxruntime gave it."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about one file. Accuracies and agreements in %, None where labels or reference were not given.
+    """The results for one file. Accuracies and agreements in %, None where labels or reference were not given.
 
-    equal_fraction: share of images whose every logit is equal, to the last bit, in onnxruntime and the emulator.
-    first_divergence: the first layer whose integers differ, each layer judged by itself.
-    float_layers: layers onnxruntime runs in float; reasons: why, for those the export announced.
-    optimizer_difference: largest difference of a logit between the optimized and the literal graph, in standard
-    deviations of the logits. agreement: top-1 of onnxruntime against the reference logits. same_as_reference: share of
-    images whose every logit is equal, to the last bit, in onnxruntime and the reference.
-    instructions: the best integer instructions of the processor it was found on.
+    census: how often each operator occurs in the graph that onnxruntime runs. equal_fraction: share of images whose every
+    logit is equal, to the last bit, in onnxruntime and the emulator. largest_difference: of a logit between the two.
+    first_divergence: the first layer whose integers differ, each layer compared by itself. float_layers: layers that
+    onnxruntime runs in float; reasons: why, for those the export announced. same_in_batches: whether images give the same
+    logits alone. optimizer_difference: largest difference of a logit between the optimized and the unoptimised graph, in
+    standard deviations of the logits. agreement: top-1 of onnxruntime against the reference logits. same_as_reference:
+    share of images whose every logit is equal, to the last bit, in onnxruntime and the reference. instructions: the best
+    integer instructions of the processor. The names are the keys of ``export.json``.
     """
 
     file: str
@@ -72,10 +74,11 @@ def verify(
     labels: np.ndarray | None = None,
     reference_logits: np.ndarray | None = None,
 ) -> Verdict:
-    """Runs the file in onnxruntime and in the emulator on float32 images (N, C, H, W) and compares every logit.
+    """Runs the file in onnxruntime and in the emulator on images as it takes them, and compares every logit.
 
-    ``labels`` (N,) add accuracies, ``reference_logits`` (N, classes), the fake-quantized network's, the agreement with
-    training. Raises ExportError for a file that is broken or was not emitted here; ``require`` judges the verdict.
+    images: float32 (N, C, H, W), or uint8 in the file's layout. labels: (N,), for accuracies. reference_logits:
+    (N, classes) of the fake-quantized network, for the agreement with training. Raises ExportError for a file that is
+    broken or was not exported here. `require` decides about the verdict.
     """
     model = _checked(Path(file))
     session = open_session(file)
@@ -85,7 +88,7 @@ def verify(
     layers = layers_of(model, graph)
     equal = _same(found, emulated)
     few = images[:SMALL]
-    literal = run(open_session(file, optimize=False), few)
+    unoptimised = run(open_session(file, optimize=False), few)
     return Verdict(
         file=str(file),
         bytes=Path(file).stat().st_size,
@@ -100,21 +103,21 @@ def verify(
         largest_difference=float(np.abs(found - emulated).max()),
         first_divergence=_divergence(model, images, equal),
         same_in_batches=np.array_equal(run(session, few, batch=1), found[: len(few)]),
-        optimizer_difference=float(np.abs(literal - found[: len(few)]).max() / max(float(found.std()), 1e-12)),
-        emulator_agreement=_agreement(found, emulated),
-        top1_emulator=_top1(emulated, labels),
-        top1_onnxruntime=_top1(found, labels),
-        top1_torch=None if reference_logits is None else _top1(reference_logits, labels),
-        agreement=None if reference_logits is None else _agreement(found, reference_logits),
+        optimizer_difference=float(np.abs(unoptimised - found[: len(few)]).max() / max(float(found.std()), 1e-12)),
+        emulator_agreement=top1(found, emulated.argmax(1)),
+        top1_emulator=None if labels is None else top1(emulated, labels),
+        top1_onnxruntime=None if labels is None else top1(found, labels),
+        top1_torch=None if reference_logits is None or labels is None else top1(reference_logits, labels),
+        agreement=None if reference_logits is None else top1(found, reference_logits.argmax(1)),
         same_as_reference=None if reference_logits is None else float(_same(found, reference_logits).mean()),
     )
 
 
 def require(verdict: Verdict) -> None:
-    """Raises GateError naming everything that keeps a file from being deployed; returns if nothing does."""
+    """Raises GateError naming every reason why a file must not be deployed; returns if there is none."""
     failures = _failures(verdict)
     if failures:
-        raise GateError(f"{verdict.file}: " + "; ".join(failures))
+        raise GateError(f"{verdict.file}: " + "; ".join(failures), key="gate.not-proven")
 
 
 def _failures(verdict: Verdict) -> list[str]:
@@ -142,7 +145,7 @@ def _failures(verdict: Verdict) -> list[str]:
 
 
 def _saturation(verdict: Verdict) -> str:
-    """x86 without VNNI adds two products of 8-bit codes in 16 bits, which overflow beyond 7-bit weights."""
+    """A hint for x86 without VNNI, which adds two products of 8-bit integers in 16 bits: they overflow beyond 7-bit weights."""
     if "vnni" in verdict.instructions or "avx" not in verdict.instructions:
         return ""
     return f"; this processor ({verdict.instructions}) is exact for weights of up to 7 bits only: use first: 7, last: 7"
@@ -150,29 +153,21 @@ def _saturation(verdict: Verdict) -> str:
 
 def _checked(path: Path) -> onnx.ModelProto:
     model = load(path)
-    require_ours(model, str(path))
+    require_provable(model, str(path))
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
-        raise ExportError(f"{path}: not a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
+        raise invalid(path, error) from error
     return model
 
 
 def _divergence(model: onnx.ModelProto, images: np.ndarray, equal: np.ndarray) -> str | None:
-    """The first layer that differs, asked for images whose logits differ; for any images where all logits are equal."""
-    asked = images[~equal] if not equal.all() else images
-    found = first_divergence(model, asked[:SMALL])
+    """The first layer that differs, on images whose logits differ; on any images where all logits are equal."""
+    compared = images[~equal] if not equal.all() else images
+    found = first_divergence(model, compared[:SMALL])
     return None if found is None else str(found)
-
-
-def _top1(logits: np.ndarray, labels: np.ndarray | None) -> float | None:
-    return None if labels is None else float(100 * (logits.argmax(1) == np.asarray(labels)).mean())
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """For each image whether all its logits are equal to the last bit."""
     return np.asarray((one == other).all(axis=tuple(range(1, one.ndim))))
-
-
-def _agreement(one: np.ndarray, other: np.ndarray) -> float:
-    return float(100 * (one.argmax(1) == np.asarray(other).argmax(1)).mean())
