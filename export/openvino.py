@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -10,14 +9,12 @@ from typing import Any, final
 import numpy as np
 
 from qkd.errors import ExportError
+from qkd.extras import require_extra
 
 
 def require_openvino() -> Any:
     """The package; raises ExportError where it is not installed."""
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise ExportError("openvino is not installed; pip install 'qkd[openvino]'") from error
+    return require_extra("openvino", error=ExportError)
 
 
 @final

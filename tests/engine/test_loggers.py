@@ -113,7 +113,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
 
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("lightning_fabric.loggers.TensorBoardLogger", missing)
-    message = rf"--logger {name}: it is not installed; pip install 'qkd\[{name}\]'"
+    message = rf"--logger {name}: {name} is not installed; pip install 'qkd\[{name}\]'"
     with pytest.raises(UsageError, match=message), with_loggers([name], tmp_path, {}, lambda event, values: None):
         pass
 
@@ -139,5 +139,5 @@ def test_a_missing_tool_ends_the_command_before_anything_is_trained(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     done = qkd("train", "tiny.yaml", "--out", "run", "--logger", "wandb", cwd=tmp_path)
     assert done.returncode == 2
-    assert "error: --logger wandb: it is not installed" in done.stderr
+    assert "error: --logger wandb: wandb is not installed" in done.stderr
     assert not (tmp_path / "run").exists()

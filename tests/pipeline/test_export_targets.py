@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from qkd.cli.main import main
 from qkd.engine.device import Machine
 from qkd.errors import ExportError, GateError, UsageError
 from qkd.export import TARGETS, Target, Uint8Input, emit, emit_float, emulate, reference_logits, save, target_of
-from qkd.export import openvino as second
 from qkd.pipeline import export as shipping
 from qkd.pipeline import export_targets
 from qkd.pipeline.export import export_run
@@ -199,10 +199,7 @@ def test_a_file_that_is_another_network_is_not_written(
 
 
 def test_openvino_that_is_missing_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_name: str) -> Any:
-        raise ImportError("openvino")
-
-    monkeypatch.setattr(second.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ExportError, match=r"openvino is not installed; pip install 'qkd\[openvino\]'"):
         export_run(run, target="openvino", output=tmp_path / "s.onnx")
     assert list(tmp_path.iterdir()) == []
