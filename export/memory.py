@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,27 +15,22 @@ from qkd.errors import ExportError
 KILOBYTES = 1024
 """In a megabyte, as the operating system counts them."""
 PROGRAM = """
-import resource, sys
+import sys
 import numpy as np, onnxruntime
-def peak():
-    try:
-        lines = open("/proc/self/status").read().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
+from qkd.storage.environment import peak_process_kib
 path, images, threads = sys.argv[1:]
 given = np.load(images)
 try:  # importing takes more than it keeps; forget that peak
     open("/proc/self/clear_refs", "w").write("5")
 except OSError:
     pass
-before = peak()
+before = peak_process_kib()
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads, options.log_severity_level = int(threads), 4
 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 for _ in range(2):
     session.run(None, {session.get_inputs()[0].name: given})
-print(peak() - before)
+print(peak_process_kib() - before)
 """
 
 
@@ -47,7 +43,11 @@ def peak_megabytes(path: Path, images: np.ndarray, threads: int) -> float:
         given = Path(folder) / "images.npy"
         np.save(given, images)
         words = [sys.executable, "-c", PROGRAM, str(path), str(given), str(threads)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }  # finds what is imported here
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"{path}: its memory cannot be measured: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return int(done.stdout) / KILOBYTES
+    return float(done.stdout) / KILOBYTES
