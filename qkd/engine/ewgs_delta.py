@@ -29,7 +29,7 @@ def update_deltas(training: Training, phase: Phase, cursor: TrainingState) -> No
     if not asking or epochs_done(training, cursor) % EVERY:
         return
     seed = shuffle_seed(training.seed, cursor.phase, cursor.epoch)
-    seen = training.data.batches("train", training.batch, shuffle_seed=seed, device=training.device)
+    seen = training.data.train_batches(training.batch, seed=seed, device=training.device)
     batches = [(batch.images, batch.labels) for _, batch in zip(range(BATCHES), seen, strict=False)]
     for name, network in asking.items():
         found = estimate_deltas(network, batches, training.seed)

@@ -205,12 +205,12 @@ class Loop:
     @property
     def length(self) -> int:
         """Batches of an epoch."""
-        return self.training.data.length(self.training.batch, self.training.fabric.world_size)
+        return self.training.data.num_train_batches(self.training.batch, self.training.fabric.world_size)
 
     def batches_of_epoch(self, begun: int) -> Iterator[Batch]:
         training, cursor = self.training, self.cursor
         seed = shuffle_seed(training.seed, cursor.phase, cursor.epoch)
-        return training.images(seed, views=training.plan.sights, skip=begun)
+        return training.images(seed, num_views=training.plan.sights, skip=begun)
 
     def pause(self, running: EpochProgress, phase: Phase) -> None:
         """Keep the state inside an epoch if it is time to, or end if someone asked for it."""

@@ -63,13 +63,12 @@ class Training:
 
     def images(self, seed: int, **more: Any) -> Iterator[Batch]:
         """This rank's part of the training split once through, in the order of a seed, changed as networks learn it."""
-        return self.data.batches(
-            "train",
+        return self.data.train_batches(
             self.batch,
-            shuffle_seed=seed,
+            seed=seed,
             device=self.device,
             augment=self.settings.augment,
-            changes=self.changes,
+            extra=self.changes,
             shard=shard(self.fabric),
             **more,
         )

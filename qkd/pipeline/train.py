@@ -169,7 +169,7 @@ class _Production:
 
 
 def _require_batches(data: Data, batch: int, ranks: int) -> None:
-    if not data.length(batch, ranks):
+    if not data.num_train_batches(batch, ranks):
         held = f"{len(data.train.labels)} training images in batches of {batch}"
         said = f"data.batch: {held} give {ranks} ranks nothing to learn from; take a larger batch or fewer ranks"
         raise DataError(said)
@@ -187,7 +187,7 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
     """Calibrate everybody on training images. -> top-1 of the product before training, on the test split."""
     torch.manual_seed(training.seed)
     count = max(1, CALIBRATION_IMAGES // training.batch)
-    seen = data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)
+    seen = data.train_batches(training.batch, seed=training.seed, device=training.device)
     images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
     apply_bit_schedule(training, 0, keep_range=False)  # nothing is calibrated yet
     for staged in training.parts.networks.values():
@@ -254,4 +254,4 @@ def _write_facts(run: Run, recipe: Recipe, data: Data, facts: Mapping[str, Any])
     run.write(RECIPE, recipes.dump(recipe))
     run.write_json(ENVIRONMENT, facts)
     images = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
-    run.write_json(DATA, {**data.facts, "images": images})
+    run.write_json(DATA, {**data.metadata, "images": images})

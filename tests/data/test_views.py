@@ -1,4 +1,4 @@
-"""Views: a method may have each network shown an augmentation of its own, and nothing else changes by it."""
+"""Views: a method can give each network an augmentation of its own, which changes nothing else."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.tiny_data import MOVED, ramp, same
 from tests.support.tiny_runs import losses, recipe_in
 
 
-def drawn(views: int, **more: Any) -> list[Batch]:
-    return list(ramp(32).batches("train", 8, shuffle_seed=3, augment=True, views=views, **more))
+def drawn(num_views: int, **more: Any) -> list[Batch]:
+    return list(ramp(32).train_batches(8, seed=3, augment=True, num_views=num_views, **more))
 
 
 def test_further_views_are_other_augmentations_of_the_same_images() -> None:
@@ -41,8 +41,8 @@ def test_further_views_are_other_augmentations_of_the_same_images() -> None:
         assert torch.allclose(levels[0], levels[1], atol=0.15)
     assert same(three, drawn(3))
     assert same(three[2:], drawn(3, skip=2))
-    assert all(not b.others for b in data.batches("train", 8, shuffle_seed=3, views=3))
-    assert all(not b.others for b in data.batches("val", 8, views=3))
+    assert all(not b.others for b in data.train_batches(8, seed=3, num_views=3))
+    assert all(not b.others for b in data.batches("val", 8))
 
 
 def test_ranks_see_the_views_one_process_sees() -> None:
