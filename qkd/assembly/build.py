@@ -125,7 +125,7 @@ def _mismatched(part: str, network: fx.GraphModule, recipe: Recipe) -> list[Prob
         except NetworkError as error:
             written = ("match", stage, part)
             listed = ("match", str(at))  # of a list each entry holds for every network
-            placed = recipe.problem(written if written in recipe.origin.places else listed, str(error))
+            placed = recipe.problem(written if written in recipe.origin.positions else listed, str(error))
             found.append(placed._replace(key=".".join(written)))
     return found
 

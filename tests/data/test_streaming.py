@@ -25,6 +25,7 @@ from qkd.engine.device import Machine
 from qkd.errors import DataError
 from qkd.pipeline.export import export_run
 from qkd.pipeline.train import train_recipe
+from qkd.recipe.yaml_text import to_yaml
 from qkd.storage.run import Run
 from tests.support.refusals import Refused
 from tests.support.tiny_data import noise, same
@@ -156,7 +157,7 @@ def test_a_run_on_files_is_the_run_on_memory(root: Path, tmp_path: Path) -> None
         made = Run.create(tmp_path / name)
         alone = {**ALONE, "train": {"epochs": 1}}
         data = {"name": "folder", "root": str(root), "size": 16, "batch": 6, **options}
-        (tmp_path / "r.yaml").write_text(recipes.source.write({**TINY, **alone, "data": data}))
+        (tmp_path / "r.yaml").write_text(to_yaml({**TINY, **alone, "data": data}))
         train_recipe(recipes.load(tmp_path / "r.yaml"), made, Machine("cpu", threads=1, workers=1))
         return made
 
@@ -237,7 +238,7 @@ def test_ctrl_c_reaches_the_workers_and_breaks_nothing(root: Path, tmp_path: Pat
     """A terminal sends it to every process; the training process saves its step, the workers ignore the signal."""
     recipe = {**ALONE, "data": {"name": "folder", "root": str(root), "size": 16, "batch": 4, "memory": False}}
     recipe["train"] = {"epochs": 300, "rate": 0.01}
-    (tmp_path / "tiny.yaml").write_text(recipes.source.write({**TINY, **recipe}))
+    (tmp_path / "tiny.yaml").write_text(to_yaml({**TINY, **recipe}))
     words = ["train", "tiny.yaml", "--threads", "1", "--workers", "2", "--out", "run"]
     line = [sys.executable, "-m", "qkd", *words]
     trained = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
