@@ -132,7 +132,7 @@ class Loop:
             **self.alarms(epochs),
         }
         if training.run is not None:
-            on_first_rank(training.fabric, partial(training.run.log, values))
+            on_first_rank(training.fabric, partial(training.run.append_metrics, values))
         if cut_short:
             cursor.epoch -= 1  # it was evaluated, but it is not over
         else:

@@ -161,7 +161,7 @@ def restore_training(training: Training, saved: Mapping[str, Any]) -> TrainingSt
     restore_bits(training, cursor, whole=whole)
     if training.fabric.is_global_zero:
         if training.checkpoints is not None:
-            training.checkpoints.forget_after(cursor.steps, whole=whole)
+            training.checkpoints.remove_after(cursor.steps, whole=whole)
         if training.run is not None:
-            training.run.forget_after(cursor.steps, whole=whole)
+            training.run.remove_metrics_after(cursor.steps, whole=whole)
     return cursor

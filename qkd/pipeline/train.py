@@ -122,8 +122,8 @@ class _Production:
     def _begin(self, data: Data) -> tuple[Training, Assembly, TrainingState]:
         """Float starts, quantization, calibration; then a checkpoint, so that none of it is ever done twice."""
         if self.run.writes:
-            self.run.checkpoints.forget_after(-1, whole=True)
-        self.run.write(METRICS, "")
+            self.run.checkpoints.remove_after(-1, whole=True)
+        self.run.write_file(METRICS, "")
         self._foresee(data)
         starts = FloatStarts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
         assembly = assemble(self.recipe, spec_of(data), start=lambda *start: _start(self.run, starts, *start))
@@ -180,7 +180,7 @@ def _start(run: Run, starts: FloatStarts, part: str, entry: Any, network: nn.Mod
     starts(part, entry, network)
     if part == STUDENT and part in starts.top1:
         state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
-        run.write(FLOAT_START, save(state))
+        run.write_file(FLOAT_START, save(state))
 
 
 def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
@@ -200,7 +200,7 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
         desynchronise(training.parts)
     before = test_top1(assembly.product(), data, training.batch, training.device)
     assert training.run is not None
-    training.run.log({"phase": CALIBRATED, "steps": 0, "test/top1": before})
+    training.run.append_metrics({"phase": CALIBRATED, "steps": 0, "test/top1": before})
     training.listen(CALIBRATED, {"top1": before})
     return before
 
@@ -251,7 +251,7 @@ def _report(
 
 
 def _write_facts(run: Run, recipe: Recipe, data: Data, facts: Mapping[str, Any]) -> None:
-    run.write(RECIPE, recipes.dump(recipe))
+    run.write_file(RECIPE, recipes.dump(recipe))
     run.write_json(ENVIRONMENT, facts)
     images = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
     run.write_json(DATA, {**data.metadata, "images": images})
