@@ -21,7 +21,7 @@ def load_data(recipe: Recipe) -> Data:
         return data_sets.load(recipe.data.name, recipe.data.options)
     except DataError as error:
         said = str(error).removeprefix("data: ").removeprefix("data.")
-        raise DataError(str(recipe.problem_within(("data",), said))) from error
+        raise DataError(str(recipe.problem_within(("data",), said)), key=error.key) from error
 
 
 def spec_of(data: Data) -> DataSpec:

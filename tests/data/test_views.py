@@ -62,7 +62,7 @@ def shown(plan: Plan, *parts: str) -> Ensemble:
     return Ensemble({name: staged(seed) for seed, name in enumerate(parts)}, plan).eval()
 
 
-def test_each_network_is_shown_the_view_the_plan_gives_it() -> None:
+def test_each_network_gets_the_view_of_the_plan() -> None:
     plan = Plan((Phase("train", (Step(["student"], [label("student")]),)),), views={"a": 1})
     parts = shown(plan, "student", "a", "b")
     first, second = batch().images, batch().images.flip(3)
@@ -72,12 +72,12 @@ def test_each_network_is_shown_the_view_the_plan_gives_it() -> None:
         assert torch.equal(both[Tap(part)], expected[Tap(part)])
 
 
-def test_kdcl_gives_everybody_an_own_view_unless_told_otherwise() -> None:
+def test_kdcl_gives_each_network_an_own_view_by_default() -> None:
     assert company("kdcl", "a", "b")[1].views == {"student": 0, "a": 1, "b": 2}
     assert company("kdcl", "a", "b", views="same")[1].sights == 1
 
 
-def test_views_that_make_no_sense_are_refused() -> None:
+def test_views_that_do_not_fit_the_plan_are_refused() -> None:
     phases = (Phase("train", (Step(["student"], [label("student")]),)),)
     plan = Plan(phases, views={"studnet": 1})
     with pytest.raises(PlanError, match=r"views: no network 'studnet' \(did you mean 'student'\?\)"):
@@ -87,7 +87,7 @@ def test_views_that_make_no_sense_are_refused() -> None:
         rehearse(shown(plan, "student", "a", "b"), plan, {}, FACTS)
 
 
-def test_own_views_are_learned_from_and_resumed(tmp_path: Path) -> None:
+def test_training_on_own_views_resumes(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(MOVED)
     there = {"data": {"name": f"{tmp_path / 'own.py'}:moved", "batch": 16}, "match": []}
     own, same = (recipe_in(tmp_path, **there, method={"name": "kdcl", "views": views}) for views in ("own", "same"))
