@@ -59,7 +59,7 @@ def prepared(method: str, words: argparse.Namespace, teachers: int = 3) -> tuple
     data = load_data(recipe)
     assembly = assemble(recipe, spec_of(data))
     assembly.ensemble.to(memory_format=torch.channels_last)
-    images = [next(data.batches("train", words.batch, shuffle_seed=0)).images]
+    images = [next(data.train_batches(words.batch, seed=0)).images]
     for network in assembly.ensemble.networks.values():
         calibrate(network.network, images)
     return recipe, assembly, data
@@ -102,7 +102,7 @@ def bare(method: str, words: argparse.Namespace) -> Callable[[], None]:
         return sum(term(outputs, batch) * term.weight_at(0.1) for term in step.terms)
 
     def epoch() -> None:
-        for batch in data.batches("train", words.batch, shuffle_seed=1, augment=True):
+        for batch in data.train_batches(words.batch, seed=1, augment=True):
             set_rate(optimizer, recipe.train.rate * rate_at(0.001, recipe.train, EPOCHS))
             loss = loss_of(batch)
             optimizer.zero_grad()
@@ -167,7 +167,7 @@ def data_path(words: argparse.Namespace) -> dict[str, float]:
     loader = DataLoader(Single(images, torch.zeros(count)), 128, shuffle=True, num_workers=2)
     return _rates(
         {
-            "ours": lambda: data.batches("train", 128, shuffle_seed=0, augment=True),
+            "ours": lambda: data.train_batches(128, seed=0, augment=True),
             "dataloader": lambda: iter(loader),
         }
     )
@@ -199,7 +199,7 @@ def file_path(words: argparse.Namespace) -> dict[str, float]:
         loader = DataLoader(ImageFolder(f"{folder}/train", change), 100, shuffle=True, num_workers=2)
         return _rates(
             {
-                "ours": lambda: data.batches("train", 100, shuffle_seed=0, augment=True),
+                "ours": lambda: data.train_batches(100, seed=0, augment=True),
                 "dataloader": lambda: iter(loader),
             }
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qkd.errors import ExportError
-from qkd.storage.environment import peak_of_process
+from qkd.storage.environment import peak_process_kib
 
 KIB = 1024
 """In a MiB."""
@@ -46,13 +46,13 @@ def _growth(path: str, images: np.ndarray, threads: int) -> float:
         Path("/proc/self/clear_refs").write_text(
             "5"
         )  # importing takes more than it keeps; this resets the peak on Linux
-    before = peak_of_process()
+    before = peak_process_kib()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     for _ in range(WARM):
         session.run(None, {session.get_inputs()[0].name: images})
-    return peak_of_process() - before
+    return peak_process_kib() - before
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -11,16 +10,12 @@ import numpy as np
 
 from qkd.errors import ExportError
 from qkd.export.targets import Runtime
+from qkd.options import require_extra
 
 
 def require_openvino() -> Any:
     """The package ``openvino``. Raises ExportError where it is not installed."""
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise ExportError(
-            "openvino is not installed; pip install 'qkd[openvino]'", key="openvino.not-installed"
-        ) from error
+    return require_extra("openvino", error=ExportError)
 
 
 def load_openvino() -> Runtime:

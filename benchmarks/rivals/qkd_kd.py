@@ -56,7 +56,7 @@ if __name__ == "__main__":
         data = load_data(recipe)
 
         def given() -> list[tuple[torch.Tensor, torch.Tensor]]:
-            seen = data.batches("train", asked.batch, shuffle_seed=1, augment=True)
+            seen = data.train_batches(asked.batch, seed=1, augment=True)
             return [(batch.images, batch.labels) for batch in seen]
 
         cost(asked, {"by hand": by_hand(*networks(), given), "qkd": loop(recipe, data, asked)}, "by hand")

@@ -95,7 +95,7 @@ def arrays(path: str) -> Data:
 
 def calibration(data: Data) -> Tensor:
     """The same images for everybody, (512, C, H, W), normalised, not augmented."""
-    return next(data.batches("train", CALIBRATION, shuffle_seed=0)).images
+    return next(data.train_batches(CALIBRATION, seed=0)).images
 
 
 def network_of(name: str, start: str = "") -> nn.Module:
@@ -122,7 +122,7 @@ def batches(data: Data, asked: Job) -> Iterator[tuple[float, Batch]]:
     steps = -(-len(data.train.labels) // BATCH) * asked.epochs
     done = 0
     for epoch in range(asked.epochs):
-        for batch in data.batches("train", BATCH, shuffle_seed=1000 * asked.seed + epoch, augment=True):
+        for batch in data.train_batches(BATCH, seed=1000 * asked.seed + epoch, augment=True):
             yield done / steps, batch
             done += 1
 

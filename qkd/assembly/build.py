@@ -127,7 +127,7 @@ def _mismatched(part: str, network: fx.GraphModule, recipe: Recipe) -> list[Prob
         except NetworkError as error:
             written = ("match", stage, part)
             listed = ("match", str(at))  # an entry of a list is for every network
-            problem = recipe.problem(written if written in recipe.origin.places else listed, str(error))
+            problem = recipe.problem(written if written in recipe.origin.positions else listed, str(error))
             found.append(problem._replace(key=".".join(written)))
     return found
 

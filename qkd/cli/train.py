@@ -134,7 +134,7 @@ def _produce(
         raise
     except UsageError:
         if run is not None and not resume:
-            run.abandon()
+            run.remove_untrained()
         raise
 
 
@@ -154,8 +154,8 @@ def _run(recipe: str, loaded: Any, out: Path | None, resume: bool) -> Any:
         run = Run.create(wanted)
         if out and run.folder.name != out.name:
             click.echo(f"{out}: there is something in it already; this run is {run.folder}", err=True)
-    run.write(ORIGINAL_RECIPE, recipes.text_of(recipe))
-    run.write(RECIPE, recipes.dump(loaded))
+    run.write_file(ORIGINAL_RECIPE, recipes.text_of(recipe))
+    run.write_file(RECIPE, recipes.dump(loaded))
     return run
 
 

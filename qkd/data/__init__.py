@@ -1,4 +1,4 @@
-"""Data sets by name -> images, in memory or in their files -> batches."""
+"""Image classification data sets: found by name, held in memory or in files, read in batches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ DATASETS: dict[str, Callable[..., Data]] = {
 
 
 def load(name: str, options: Mapping[str, Any]) -> Data:
-    """A data set by its name, or by ``file.py:Name``. Raises DataError, also where a split holds too few images."""
+    """The data set of that name, or of ``file.py:Name``, made with its options.
+
+    Raises DataError for an unknown name, data that are missing or unreadable, and a split that holds too few images.
+    """
     make = look_up(name, DATASETS, what="data set", error=DataError)
     return require_images(name, user_data(name, make, options) if is_user_code(name) else make(**options))
 

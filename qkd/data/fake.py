@@ -1,4 +1,4 @@
-"""Images drawn from nothing: one pattern per class under noise, so that a network can learn them in seconds."""
+"""Synthetic images for tests and benchmarks: a fixed pattern per class with noise added, learned in seconds."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def fake(
     test: Count = 128,
     seed: Seed = 0,
 ) -> Data:
-    """``train`` images to train on, ``test`` to choose with and ``test`` others to test with; the same for one seed."""
+    """Synthetic images: ``train`` / ``test`` / ``test`` training / validation / test images, decided by ``seed``."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(classes, channels, 4, 4, generator=generator)
     patterns = F.interpolate(coarse, (size, size), mode="bilinear")
-    learn, choose, final = (_draw(patterns, count, generator) for count in (train, test, test))
-    mean, std = channel_statistics(learn.images)
-    return Data(learn, choose, final, tuple(f"class{i}" for i in range(classes)), mean, std)
+    train_split, val_split, test_split = (_draw(patterns, count, generator) for count in (train, test, test))
+    mean, std = channel_statistics(train_split.images)
+    return Data(train_split, val_split, test_split, tuple(f"class{i}" for i in range(classes)), mean, std)
 
 
 def _draw(patterns: Tensor, count: int, generator: torch.Generator) -> Split:

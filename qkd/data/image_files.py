@@ -1,10 +1,8 @@
-"""Listing: which image files a folder holds, class by class; everything else in it is clutter or a mistake."""
+"""Listing the image files of a folder by class. Other files in it are refused, except for those of CLUTTER."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,119 +13,120 @@ from qkd.data.decode import first_few
 from qkd.errors import DataError, nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-CLUTTER = ("Thumbs.db", "desktop.ini")
+CLUTTER = ("Thumbs.db", "desktop.ini")  # left behind by file managers
 
-Files = dict[str, list[str]]  # class -> its images
+Files = dict[str, list[str]]
+"""The paths of the images of each class, by the name of the class."""
 
 
-def list_images(place: Path, expected: str = "", *, ignored: str = "") -> Files:
-    """The images of one split, ``place/<class>/...``, in order of name. Raises DataError for whatever else is there.
+def list_images(folder: Path, expected: str = "", *, ignored: str = "") -> Files:
+    """The images of one split, ``folder/<class>/...``, sorted by name. Files that end in ``ignored`` are left out.
 
-    ``expected`` says what should be there where the folder is missing; files that end in ``ignored`` are passed over.
+    Raises DataError for a missing folder (``expected`` is what the message says should be there), for other files in it,
+    and for a class without images.
     """
-    if not place.is_dir():
-        raise _missing(place, expected)
-    found, strays = _walk(place, ignored)
+    if not folder.is_dir():
+        raise _missing_folder(folder, expected)
+    found, strays = _images_by_class(folder, ignored)
     empty = [label for label, files in found.items() if not files]
     wrong = (
         [f"not an image in a folder of its class: {first_few(strays)} (known: {' '.join(SUFFIXES)})"] if strays else []
     )
     wrong += [f"no images of class {first_few(empty)}; remove the folder or fill it"] if empty else []
     if not found and not strays:
-        wrong = [f"no class folders in it; expected: {place}/<class>/ with images"]
+        wrong = [f"no class folders in it; expected: {folder}/<class>/ with images"]
     if wrong:
-        raise DataError(f"{place}: {'; '.join(wrong)}")
+        raise DataError(f"{folder}: {'; '.join(wrong)}", key="data.not-a-class-folder")
     return found
 
 
-def _missing(place: Path, expected: str) -> DataError:
-    root = place.parent
+def _missing_folder(folder: Path, expected: str) -> DataError:
+    root = folder.parent
     found = f"{root} does not exist"
     if root.is_dir():
         there = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        found = f"{root} holds {first_few(there)}{nearest(place.name, there)}"
+        found = f"{root} holds {first_few(there)}{nearest(folder.name, there)}"
     expected = expected or f"{root}/train/<class>/ and {root}/test/<class>/"
-    return DataError(f"{place}: no such folder: {found}; expected: {expected}")
+    return DataError(f"{folder}: no such folder: {found}; expected: {expected}", key="data.missing-folder")
 
 
-def _walk(place: Path, ignored: str) -> tuple[Files, list[str]]:
-    """The images of each class, and what is neither image nor clutter."""
+def _images_by_class(folder: Path, ignored: str) -> tuple[Files, list[str]]:
+    """The images of each class, and the files that are neither images in a class folder nor clutter."""
     found: Files = {}
     strays: list[str] = []
-    for folder, folders, names in os.walk(place, followlinks=True):
+    for here, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(folder).relative_to(place).parts
+        inside = Path(here).relative_to(folder).parts
         if not inside:
             found = {name: [] for name in folders}
         for name in sorted(names):
             if name.startswith(".") or name in CLUTTER or (ignored and name.endswith(ignored)):
                 continue
             if inside and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 - a Path for each takes seconds
-                found[inside[0]].append(os.path.join(folder, name))  # noqa: PTH118
+                found[inside[0]].append(os.path.join(here, name))  # noqa: PTH118
             else:
                 strays.append("/".join((*inside, name)))
     return found, strays
 
 
-def same_classes(root: Path, splits: dict[str, Files]) -> None:
-    """Raises DataError where a split holds other classes than train."""
+def require_same_classes(root: Path, splits: dict[str, Files]) -> None:
+    """Raises DataError for a split whose classes are not those of train."""
     for name, files in splits.items():
         missing = sorted(set(splits["train"]) - set(files))
         extra = sorted(set(files) - set(splits["train"]))
         if missing or extra:
             parts = [f"{name} lacks {first_few(missing)}"] if missing else []
             parts += [f"only {name} has {first_few(extra)}"] if extra else []
-            raise DataError(f"{root}: train and {name} hold different classes: {'; '.join(parts)}")
+            raise DataError(
+                f"{root}: train and {name} hold different classes: {'; '.join(parts)}", key="data.differing-classes"
+            )
 
 
-def at_most(files: Files, limit: int | None) -> Files:
-    """An equal number of each class, so that they are at most ``limit`` together; spread over the sorted names."""
+def limit_per_class(files: Files, limit: int | None) -> Files:
+    """At most ``limit`` images in all (but one of each class), equally many of each class, spread over the sorted names."""
     if limit is None:
         return files
-    each = max(1, limit // len(files))
-    places = {label: np.linspace(0, len(some) - 1, min(each, len(some))).round() for label, some in files.items()}
-    return {label: [some[int(i)] for i in places[label]] for label, some in files.items()}
+    most = max(1, limit // len(files))
+    chosen = {label: np.linspace(0, len(paths) - 1, min(most, len(paths))).round() for label, paths in files.items()}
+    return {label: [paths[int(i)] for i in chosen[label]] for label, paths in files.items()}
 
 
-def keep_listed(files: Files, names: Path, place: Path) -> Files:
-    """Those of the images that a text file names, a line each: ``cat/0001.png`` below ``place``, ``#`` begins a comment.
-
-    Raises DataError for a name that is not there, or there twice, and for a class of which nothing is left.
-    """
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file. Raises DataError if it cannot be read."""
     try:
-        lines = [line.partition("#")[0].strip() for line in names.read_text(encoding="utf-8").splitlines()]
+        return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{names}: {error.strerror if isinstance(error, OSError) else 'is no text'}") from error
-    wanted = [line for line in lines if line]
-    known = {Path(path).relative_to(place).as_posix() for some in files.values() for path in some}
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise DataError(f"{path}: {reason}", key="data.unreadable-list") from error
+
+
+def keep_listed(files: Files, names: Path, folder: Path) -> Files:
+    """The images that a text file names, one a line: ``cat/0001.png`` below ``folder``; ``#`` begins a comment.
+
+    Raises DataError for a name that is not among the images or is listed twice, and for a class without any image left.
+    """
+    wanted = [name for line in read_lines(names) if (name := line.partition("#")[0].strip())]
+    known = {_name_below(folder, path) for paths in files.values() for path in paths}
     unknown = [line for line in wanted if line not in known]
     if unknown:
-        raise DataError(f"{names}: not in {place}: {first_few(unknown)}{nearest(unknown[0], known)}")
+        near = nearest(unknown[0], known)
+        raise DataError(f"{names}: not in {folder}: {first_few(unknown)}{near}", key="data.unknown-name-in-list")
     chosen = set(wanted)
     if len(chosen) < len(wanted):
-        raise DataError(
-            f"{names}: named twice: {first_few(sorted({line for line in wanted if wanted.count(line) > 1}))}"
-        )
-    kept = {c: [p for p in some if Path(p).relative_to(place).as_posix() in chosen] for c, some in files.items()}
-    empty = [label for label, some in kept.items() if not some]
+        twice = sorted({line for line in wanted if wanted.count(line) > 1})
+        raise DataError(f"{names}: listed twice: {first_few(twice)}", key="data.name-listed-twice")
+    kept = {label: [path for path in paths if _name_below(folder, path) in chosen] for label, paths in files.items()}
+    empty = [label for label, paths in kept.items() if not paths]
     if empty:
-        raise DataError(f"{names}: no image of class {first_few(empty)}")
+        raise DataError(f"{names}: no image of class {first_few(empty)}", key="data.class-missing-in-list")
     return kept
 
 
+def _name_below(folder: Path, path: str) -> str:
+    return Path(path).relative_to(folder).as_posix()
+
+
 def paths_and_labels(files: Files) -> tuple[tuple[str, ...], Tensor]:
-    """All paths, class by class, and their labels (N,)."""
-    paths = tuple(path for some in files.values() for path in some)
-    return paths, torch.tensor([label for label, some in enumerate(files.values()) for _ in some])
-
-
-def stamp(paths: Sequence[str], root: Path) -> str:
-    """A hash (hex) of what the files are called below ``root``, how large they are and when they were written."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            facts = os.stat(path)  # noqa: PTH116 - a Path for each takes seconds
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from error
-        digest.update(f"{path.removeprefix(str(root))} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    """All paths, class by class, and the number of the class of each, (N,) int64."""
+    everything = tuple(path for paths in files.values() for path in paths)
+    return everything, torch.tensor([label for label, paths in enumerate(files.values()) for _ in paths])

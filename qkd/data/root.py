@@ -1,4 +1,4 @@
-"""Store: where data sets that are not in the recipe's own folder lie."""
+"""The folder in which data sets with a fixed layout (CIFAR, ImageNet, ...) are looked for."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def data_root(root: Path | None) -> Path:
 
 
 def missing_data(what: str, folder: Path, expected: str) -> DataError:
-    """What to say where nothing lies."""
+    """The error for a data set ``what`` whose folder or file ``expected`` is not in ``folder``."""
     return DataError(
         f"{what}: no {expected} in {folder}; put it there, name its folder with data.root or QKD_DATA, "
-        f"or write `download: true` to fetch it"
+        f"or write `download: true` to fetch it",
+        key="data.missing-files",
     )

@@ -25,7 +25,7 @@ def cost(training: Training) -> dict[str, Any]:
     about them changes.
     """
     size = max(1, training.batch // (training.fabric.world_size * training.settings.accumulate))
-    seen = training.data.batches("train", size, shuffle_seed=0, device=training.device)
+    seen = training.data.train_batches(size, seed=0, device=training.device)
     networks = {name: staged.network for name, staged in training.ensemble.networks.items()}
     images = next((batch.images for batch in seen), torch.zeros(0))
     return {

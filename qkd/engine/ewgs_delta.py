@@ -28,7 +28,7 @@ def update_deltas(training: Training, phase: Phase, state: TrainingState) -> Non
     if not wanting or epochs_done(training, state) % EVERY:
         return
     seed = shuffle_seed(training.seed, state.phase, state.epoch)
-    seen = training.data.batches("train", training.batch, shuffle_seed=seed, device=training.device)
+    seen = training.data.train_batches(training.batch, seed=seed, device=training.device)
     batches = [(batch.images, batch.labels) for _, batch in zip(range(BATCHES), seen, strict=False)]
     for name, network in wanting.items():
         found = estimate_deltas(network, batches, training.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.engine.events import EpochEnded, Event, Listener
-from qkd.errors import UsageError
+from qkd.options import importing_extra, require_extra
 
 Write = Callable[[dict[str, float], int], None]  # (curves, step)
 
@@ -39,7 +38,7 @@ def tensorboard(folder: Path, facts: Mapping[str, Any]) -> Iterator[Write]:
     """Event files in ``folder/tensorboard``."""
     from lightning_fabric.loggers import TensorBoardLogger
 
-    with _extra("tensorboard"):
+    with importing_extra("tensorboard", "--logger tensorboard"):
         logger = TensorBoardLogger(folder, name="", version="tensorboard")
         logger.experiment  # noqa: B018  (opens the file, which needs the package)
     with _fabric(logger) as write:
@@ -59,8 +58,7 @@ def csv(folder: Path, facts: Mapping[str, Any]) -> Iterator[Write]:
 @contextmanager
 def wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Write]:
     """A run of Weights & Biases in ``folder/wandb``; nothing is sent (``wandb sync`` does) unless WANDB_MODE says so."""
-    with _extra("wandb"):
-        library: Any = importlib.import_module("wandb")
+    library = require_extra("wandb", "--logger wandb")
     mode = os.environ.get("WANDB_MODE", "offline")
     run = library.init(project="qkd", name=folder.name, dir=str(folder), config=dict(facts), mode=mode)
     try:
@@ -72,8 +70,7 @@ def wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Write]:
 @contextmanager
 def mlflow(folder: Path, facts: Mapping[str, Any]) -> Iterator[Write]:
     """A run of MLflow at MLFLOW_TRACKING_URI, or in ``folder/mlruns``."""
-    with _extra("mlflow"):
-        library: Any = importlib.import_module("mlflow")
+    library = require_extra("mlflow", "--logger mlflow")
     library.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").resolve().as_uri())
     library.set_experiment("qkd")
     library.start_run(run_name=folder.name)
@@ -102,14 +99,6 @@ def _fabric(logger: Any) -> Iterator[Write]:
         yield write
     finally:
         logger.finalize("success")
-
-
-@contextmanager
-def _extra(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UsageError(f"--logger {name}: it is not installed; pip install 'qkd[{name}]'") from error
 
 
 def curves(values: Mapping[str, Any]) -> dict[str, float]:

@@ -102,7 +102,7 @@ class Loop:
         """Run every step once without effect, so that what cannot be compiled shows now, and stays eager."""
         training = self.training
         seed = shuffle_seed(training.seed, self.state.phase, self.state.epoch)
-        batch = next(iter(training.images(seed, views=training.plan.num_views, skip=0)))
+        batch = next(iter(training.images(seed, num_views=training.plan.num_views, skip=0)))
         why = try_compiled(
             training.ensemble,
             training.compile,
@@ -125,7 +125,7 @@ class Loop:
             self._save(running)
         metrics = self._metrics(phase, epochs, running, means)
         if training.run is not None:
-            on_first_rank(training.fabric, partial(training.run.log, metrics))
+            on_first_rank(training.fabric, partial(training.run.append_metrics, metrics))
         if not cut_short:
             state.epoch += 1
             self._save(None)
@@ -183,7 +183,7 @@ class Loop:
         count, begun, start, images = training.batches_per_epoch, running.batches, time.perf_counter(), 0
         training.ensemble.set_learners(phase.steps[0].learners)
         seed = shuffle_seed(training.seed, state.phase, state.epoch)
-        batches = training.images(seed, views=training.plan.num_views, skip=begun)
+        batches = training.images(seed, num_views=training.plan.num_views, skip=begun)
         for number, batch in enumerate(batches, begun):
             progress = _progress(state.epoch, number, count, epochs)
             self._run_batch(phase, epochs, running, number, batch, progress)

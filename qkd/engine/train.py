@@ -85,7 +85,7 @@ def restore_training(training: Training, saved: Mapping[str, Any]) -> TrainingSt
     restore_bits(training, state, whole=whole)
     if training.fabric.is_global_zero:
         if training.checkpoints is not None:
-            training.checkpoints.forget_after(state.steps, whole=whole)
+            training.checkpoints.remove_after(state.steps, whole=whole)
         if training.run is not None:
-            training.run.forget_after(state.steps, whole=whole)
+            training.run.remove_metrics_after(state.steps, whole=whole)
     return state

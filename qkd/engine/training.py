@@ -62,7 +62,7 @@ class Training:
 
     @property
     def batches_per_epoch(self) -> int:
-        return self.data.length(self.batch, self.fabric.world_size)
+        return self.data.num_train_batches(self.batch, self.fabric.world_size)
 
     @property
     def augmentations(self) -> ExtraAugmentations:
@@ -72,13 +72,12 @@ class Training:
 
     def images(self, seed: int, **more: Any) -> Iterator[Batch]:
         """This rank's part of the training split once through, shuffled by a seed and augmented."""
-        return self.data.batches(
-            "train",
+        return self.data.train_batches(
             self.batch,
-            shuffle_seed=seed,
+            seed=seed,
             device=self.device,
             augment=self.settings.augment,
-            changes=self.augmentations,
+            extra=self.augmentations,
             shard=shard(self.fabric),
             **more,
         )

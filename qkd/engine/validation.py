@@ -76,5 +76,5 @@ def recalibrate_untrained(training: Training, batches: int = 4) -> None:
     under = untrained_quantizers(training.plan, training.ensemble.heads)
     if not any(name.startswith(under) for name, _ in quantizers(product)):
         return
-    seen = training.data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)
+    seen = training.data.train_batches(training.batch, seed=training.seed, device=training.device)
     calibrate(product, (b.images for _, b in zip(range(batches), seen, strict=False)), under=under)

@@ -1,4 +1,4 @@
-"""Float networks by name. `build.build` makes one, also from torchvision, timm or a file of your own."""
+"""Float networks by name. `build.build` builds one, also of torchvision, of timm or of a user's file."""
 
 from __future__ import annotations
 
@@ -7,27 +7,6 @@ from collections.abc import Callable
 from torch import nn
 
 from qkd.networks.alexnet import alexnet
-from qkd.networks.resnet import (
-    resnet8,
-    resnet14,
-    resnet18,
-    resnet20,
-    resnet26,
-    resnet32,
-    resnet44,
-    resnet56,
-    resnet110,
-)
+from qkd.networks.resnet import RESNETS, resnet18
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": resnet8,
-    "resnet14": resnet14,
-    "resnet20": resnet20,
-    "resnet26": resnet26,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-    "resnet18": resnet18,
-    "alexnet": alexnet,
-}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {**RESNETS, "resnet18": resnet18, "alexnet": alexnet}

@@ -1,4 +1,4 @@
-"""AlexNet for small images.
+"""AlexNet for images of about 32 x 32.
 
 Source: Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks". Departures, all usual
 for 32x32 pixels: smaller kernels and strides, BatchNorm behind each convolution instead of response normalisation, and
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from qkd.networks.resnet import start
+from qkd.networks.resnet import init_convolutions
 from qkd.options import Count
 
 
@@ -36,7 +36,7 @@ class AlexNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.classifier = nn.Linear(4 * width, classes)
-        start(self)
+        init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.flatten(self.pool(self.features(images))))

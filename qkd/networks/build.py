@@ -1,4 +1,4 @@
-"""A float network from its name: one of ours, torchvision's, timm's, or a file's."""
+"""Building a float network by name: one of NETWORKS, of torchvision, of timm, or of a user's file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from qkd.errors import NetworkError, QkdError, nearest
 from qkd.networks import NETWORKS
-from qkd.options import Options, is_user_code, load_user_code, options_from, suggestion
+from qkd.options import Options, is_user_code, load_user_code, options_from, require_extra, suggestion
 
-CLASSES = ("classes", "num_classes")
-CHANNELS = ("channels", "in_channels", "in_chans")
-PLAIN = (bool, int, float, str)  # settings; what else torchvision takes are layers and tables
+CLASSES = ("classes", "num_classes")  # names by which a user's network may take the number of classes
+CHANNELS = ("channels", "in_channels", "in_chans")  # and the number of channels
+SCALARS = (bool, int, float, str)  # types of the options offered; others of torchvision are layers and tables
 
 
 def build(name: str, *, classes: int, channels: int = 3, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -30,41 +30,41 @@ def build(name: str, *, classes: int, channels: int = 3, options: Mapping[str, A
     _refuse_unknown(name, options)
     family, _, rest = name.partition(":")
     if is_user_code(name):
-        network = _own(name, classes, channels, options)
+        network = _build_user_network(name, classes, channels, options)
     elif family == "torchvision":
-        network = _torchvision(rest, classes, channels, options)
+        network = _build_torchvision(rest, classes, channels, options)
     elif family == "timm":
         network = _call(name, _timm().create_model, rest, **options, num_classes=classes, in_chans=channels)
-        _separate(network)
+        _use_torch_layers(network)
     else:
         network = _call(name, NETWORKS[name], **options, classes=classes, channels=channels)
     if not isinstance(network, nn.Module):
-        raise NetworkError(f"{name}: gave {type(network).__name__}, not a torch.nn.Module")
+        raise NetworkError(f"{name}: gave {type(network).__name__}, not a torch.nn.Module", key="network.not-a-module")
     return network
 
 
 def options_of(name: str) -> Options:
-    """The options a recipe may give for that network. Raises NetworkError for a name that does not exist."""
+    """The options of a network that a recipe may set. Raises NetworkError for a name that does not exist."""
     family, _, rest = name.partition(":")
     if is_user_code(name):
         return options_from(_callable(name), leave=(*CLASSES, *CHANNELS), keyword_only=False)
     if family == "torchvision":
         return _torchvision_options(_torchvision_builder(rest))
     if family == "timm":
-        _timm_name(rest)
+        _require_timm_name(rest)
         return Options(others=True, complete=False)
     if name not in NETWORKS:
         forms = ("torchvision:<name>", "timm:<name>", "./file.py:Name")
-        raise NetworkError(f"no network {name!r}{suggestion(name, [*NETWORKS, *forms])}")
+        raise NetworkError(f"no network {name!r}{suggestion(name, [*NETWORKS, *forms])}", key="network.unknown-name")
     return options_from(NETWORKS[name], leave=("classes", "channels"))
 
 
 def _refuse_unknown(name: str, options: Mapping[str, Any]) -> None:
     for option, wrong in options_of(name).unknown(options).items():
-        raise NetworkError(f"{name}: no option {option!r}{wrong}")
+        raise NetworkError(f"{name}: no option {option!r}{wrong}", key="network.unknown-option")
 
 
-def _own(name: str, classes: int, channels: int, options: dict[str, Any]) -> Any:
+def _build_user_network(name: str, classes: int, channels: int, options: dict[str, Any]) -> Any:
     function = _callable(name)
     parameters = inspect.signature(function).parameters
     given = {word: classes for word in CLASSES if word in parameters}
@@ -75,28 +75,30 @@ def _own(name: str, classes: int, channels: int, options: dict[str, Any]) -> Any
 def _callable(name: str) -> Callable[..., Any]:
     function = load_user_code(name, error=NetworkError)
     if not callable(function):
-        raise NetworkError(f"{name}: is {type(function).__name__}, not something to call")
+        raise NetworkError(f"{name}: is {type(function).__name__}, not callable", key="network.not-callable")
     return function
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What the function gives; what it does not accept is the user's mistake and named as such."""
+    """The result of the function. Raises NetworkError for any exception in it."""
     try:
         return function(*arguments, **options)
     except QkdError:
         raise
-    except Exception as error:  # it may be code of the user's own, which may do anything
-        raise NetworkError(f"{name}: cannot be built: {type(error).__name__}: {error}") from error
+    except Exception as error:  # it may be the user's code, or reject the options in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise NetworkError(f"{name}: cannot be built: {reason}", key="network.cannot-be-built") from error
 
 
-def _torchvision(name: str, classes: int, channels: int, options: dict[str, Any]) -> Any:
+def _build_torchvision(name: str, classes: int, channels: int, options: dict[str, Any]) -> Any:
     builder = _torchvision_builder(name)
     if channels != 3:
         raise NetworkError(
             f"torchvision:{name}: takes images of 3 channels, the data has {channels}; "
-            f"choose data with 3 channels or a network of {', '.join(NETWORKS)}"
+            f"choose data with 3 channels or a network of {', '.join(NETWORKS)}",
+            key="network.channels",
         )
-    if name in ("inception_v3", "googlenet"):  # one output and no warning about a slow start
+    if name in ("inception_v3", "googlenet"):  # a single output, and no warning about slow initialisation
         options = {"aux_logits": False, "init_weights": True, **options}
     return _call(f"torchvision:{name}", builder, weights=None, **options, num_classes=classes)
 
@@ -106,47 +108,46 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
 
     known = models.list_models(module=models)
     if name not in known:
-        raise NetworkError(f"torchvision has no network {name!r}{nearest(name, known)}; it has {len(known)} others")
+        raise NetworkError(
+            f"torchvision has no network {name!r}{nearest(name, known)}; it has {len(known)} others",
+            key="network.unknown-name",
+        )
     return models.get_model_builder(name)
 
 
 def _torchvision_options(builder: Callable[..., nn.Module]) -> Options:
-    """The plain settings of the class the builder makes: builders pass on what they do not know."""
-    made = typing.get_type_hints(builder).get("return", nn.Module)
-    known = options_from(made, leave=CLASSES, keyword_only=False)
-    plain = {word: p for word, p in known.parameters.items() if isinstance(p.default, PLAIN)}
+    """The scalar options of the class that the builder constructs, to which it passes its keyword arguments on."""
+    network_class = typing.get_type_hints(builder).get("return", nn.Module)
+    known = options_from(network_class, leave=CLASSES, keyword_only=False)
+    plain = {word: p for word, p in known.parameters.items() if isinstance(p.default, SCALARS)}
     return Options(plain, others=known.others, complete=False)
 
 
 def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise NetworkError("timm: is not installed; pip install 'qkd[timm]'") from error
-    return timm
+    return require_extra("timm", error=NetworkError)
 
 
 @final
-class AtLeast(nn.AdaptiveAvgPool2d):
-    """Images of at least this height and width: smaller ones are pooled up to it, others stay as they are."""
+class MinSizePool(nn.AdaptiveAvgPool2d):
+    """Enlarge (batch, C, H, W) to at least ``min_size`` rows and columns by adaptive pooling; larger inputs are unchanged."""
 
     is_leaf = True
 
-    def __init__(self, least: int) -> None:
-        super().__init__(least)
-        self.least = least
+    def __init__(self, min_size: int) -> None:
+        super().__init__(min_size)
+        self.min_size = min_size
 
     def forward(self, images: Tensor) -> Tensor:
-        height, width = (max(self.least, size) for size in images.shape[2:])
+        height, width = (max(self.min_size, size) for size in images.shape[2:])
         small = images.shape[2:] != (height, width)
         return F.adaptive_avg_pool2d(images, (height, width)) if small else images
 
 
-def _separate(network: Any) -> None:
-    """timm's own layers as torch's: batch norm with an activation inside as the two, its Linear as a plain one, VGG's head.
+def _use_torch_layers(network: Any) -> None:
+    """Replace timm's own layers by torch's, in place: BatchNormAct2d by batch norm and activation, Linear, VGG's head.
 
-    So that batch norm is folded into the layer before it as any other, and every layer is seen. Parameters are kept; those
-    of such a batch norm gain ``norm`` in their names.
+    So batch norm is folded into the layer before it as in other networks, and every layer is in the graph. Parameters are
+    kept; those of a BatchNormAct2d get ``norm`` in their names.
     """
     from timm.layers import BatchNormAct2d
     from timm.layers import Linear as Cast
@@ -166,11 +167,12 @@ def _separate(network: Any) -> None:
             pieces = {"norm": norm.train(layer.training), "drop": layer.drop, "act": layer.act}
             network.set_submodule(path, nn.Sequential(OrderedDict(pieces)))
         elif type(layer) is ConvMlp:
-            parts = {"pool": AtLeast(layer.input_kernel_size), **dict(layer.named_children())}
+            parts = {"pool": MinSizePool(layer.input_kernel_size), **dict(layer.named_children())}
             network.set_submodule(path, nn.Sequential(OrderedDict(parts)))
 
 
-def _timm_name(name: str) -> None:
+def _require_timm_name(name: str) -> None:
     timm = _timm()
     if not timm.is_model(name):
-        raise NetworkError(f"timm has no network {name!r}{nearest(name, timm.list_models())}")
+        near = nearest(name, timm.list_models())
+        raise NetworkError(f"timm has no network {name!r}{near}", key="network.unknown-name")

@@ -7,7 +7,7 @@ that every path is made of layers that can be quantized.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from qkd.options import Count
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and what skips them; (batch, inputs, H, W) -> (batch, outputs, H / stride, W / stride)."""
+    """Two 3x3 convolutions and a shortcut; (batch, inputs, H, W) -> (batch, outputs, H / stride, W / stride)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
-        change = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(features)))))
-        return self.relu2(change + self.shortcut(features))
+        residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(features)))))
+        return self.relu2(residual + self.shortcut(features))
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -39,7 +39,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """(batch, channels, H, W) -> (batch, classes); ``layer1``, ``layer2``, ... are the stages, W, 2W, 4W, ... wide.
+    """(batch, channels, H, W) -> (batch, classes); ``layer1``, ``layer2``, ... are the stages of W, 2W, 4W, ... channels.
 
     ``stem`` is the width of the first convolution, by default that of the first stage.
     """
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(inputs, classes)
-        start(self)
+        init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.relu(self.bn1(self.conv1(images)))
@@ -75,7 +75,7 @@ def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
-def start(network: nn.Module) -> None:
+def init_convolutions(network: nn.Module) -> None:
     """Draw the weights of all convolutions so that variance is kept through ReLUs.
 
     Source: He et al. 2015, "Delving deep into rectifiers", eq. 14 (the backward case: fan out).
@@ -87,44 +87,30 @@ def start(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def resnet8(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
-    """One block per stage; 0.08 million parameters at the default width."""
-    return ResNet([1] * 3, classes=classes, channels=channels, width=width, stem=stem)
+def _three_stage_resnet(blocks: int, summary: str) -> Callable[..., ResNet]:
+    """A builder of the network with so many blocks in each of its three stages; ``summary`` becomes its docstring."""
+
+    def build(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
+        return ResNet([blocks] * 3, classes=classes, channels=channels, width=width, stem=stem)
+
+    build.__doc__ = f"{summary} parameters at the default width."
+    return build
 
 
-def resnet14(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
-    """Two blocks per stage; 0.18 million parameters at the default width."""
-    return ResNet([2] * 3, classes=classes, channels=channels, width=width, stem=stem)
-
-
-def resnet20(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
-    """Three blocks per stage; 0.27 million parameters at the default width."""
-    return ResNet([3] * 3, classes=classes, channels=channels, width=width, stem=stem)
-
-
-def resnet26(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
-    """Four blocks per stage; 0.37 million parameters at the default width."""
-    return ResNet([4] * 3, classes=classes, channels=channels, width=width, stem=stem)
-
-
-def resnet32(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
-    """Five blocks per stage; 0.47 million parameters at the default width."""
-    return ResNet([5] * 3, classes=classes, channels=channels, width=width, stem=stem)
-
-
-def resnet44(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
-    """Seven blocks per stage; 0.66 million parameters at the default width."""
-    return ResNet([7] * 3, classes=classes, channels=channels, width=width, stem=stem)
-
-
-def resnet56(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
-    """Nine blocks per stage; 0.86 million parameters at the default width."""
-    return ResNet([9] * 3, classes=classes, channels=channels, width=width, stem=stem)
-
-
-def resnet110(*, classes: int, channels: int = 3, width: Count = 16, stem: Count | None = None) -> ResNet:
-    """Eighteen blocks per stage; 1.73 million parameters at the default width."""
-    return ResNet([18] * 3, classes=classes, channels=channels, width=width, stem=stem)
+RESNETS: dict[str, Callable[..., ResNet]] = {
+    f"resnet{6 * blocks + 2}": _three_stage_resnet(blocks, summary)
+    for blocks, summary in {
+        1: "One block per stage; 0.08 million",
+        2: "Two blocks per stage; 0.18 million",
+        3: "Three blocks per stage; 0.27 million",
+        4: "Four blocks per stage; 0.37 million",
+        5: "Five blocks per stage; 0.47 million",
+        7: "Seven blocks per stage; 0.66 million",
+        9: "Nine blocks per stage; 0.86 million",
+        18: "Eighteen blocks per stage; 1.73 million",
+    }.items()
+}
+"""The networks of 6n + 2 layers by name. ``width`` is that of the first stage, ``stem`` that of the first convolution."""
 
 
 def resnet18(*, classes: int, channels: int = 3, width: Count = 64) -> ResNet:

@@ -101,7 +101,7 @@ def _float_start(recipe: Recipe, data: Data, machine: Machine) -> nn.Module:
 def _some(data: Data, batch: int) -> tuple[Tensor, Tensor]:
     """Images and labels of the validation split, or of training images where nothing is held back."""
     for split in ("val", "train"):
-        batches = data.batches(split, batch, shuffle_seed=0, device="cpu")
+        batches = data.train_batches(batch, seed=0, split=split)
         seen = [each for _, each in zip(range(-(-IMAGES // batch)), batches, strict=False)]
         if seen:
             break
@@ -179,7 +179,7 @@ def reserved(recipe: Recipe, data: Data, scheme: Scheme) -> Mapping[str, str]:
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
     unknown = {"name": "-" * NAME, "commit": "-" * COMMIT}
     return metadata_of_recipe(
-        whole, data.facts, Uint8Input(scale, shift), "float32", text=recipes.dump(whole), **unknown
+        whole, data.metadata, Uint8Input(scale, shift), "float32", text=recipes.dump(whole), **unknown
     )
 
 

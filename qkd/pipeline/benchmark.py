@@ -76,7 +76,7 @@ def _keep(run: Run, report: dict[str, Any], others: set[Path]) -> None:
     """Write what was found into the run, without the files of other runs."""
     rows = [row for row in report["rows"] if Path(row["file"]).parent not in others]
     judged = [file for file in report["judged"] if Path(file).parent not in others]
-    run.write(BENCH, json.dumps({**report, "rows": rows, "judged": judged}, indent=2) + "\n")
+    run.write_file(BENCH, json.dumps({**report, "rows": rows, "judged": judged}, indent=2) + "\n")
 
 
 def _counterparts(paths: Sequence[Path], against: str) -> dict[Path, Path]:

@@ -76,7 +76,7 @@ def _of_product(run: Run, recipe: str | None, machine: Machine) -> dict[str, Any
     wanted, found = (finished.facts.shape, finished.facts.classes), (data.shape, data.classes)
     if wanted != found:
         raise DataError(f"{run.folder}: was trained on {_words(*wanted)}; the data has {_words(*found)}")
-    fabric, data = machine.fabric(), _as_trained(data.at_hand(), finished.data)
+    fabric, data = machine.fabric(), _as_trained(data.with_test_in_memory(), finished.data)
     value = test_top1(finished.product.to(fabric.device), data, finished.recipe.data.batch, fabric.device)
     return {"top1": value, "images": len(data.test.labels)}
 
@@ -100,4 +100,6 @@ def _data_for(path: Path, recipe: str | None) -> Data:
     own = path.parent / RECIPE  # of a run, whose data may be gone by now: load_data says so
     if recipe is None and not own.is_file():
         raise DataError(f"{path}: stands in no run folder; name a recipe whose test data is meant with --data")
-    return load_data(recipes.load(own, paths_exist=False) if recipe is None else recipes.load(recipe)).at_hand()
+    return load_data(
+        recipes.load(own, paths_exist=False) if recipe is None else recipes.load(recipe)
+    ).with_test_in_memory()

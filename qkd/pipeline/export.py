@@ -65,7 +65,7 @@ def export_run(
         return export_for_target(run, chosen, output=output, storage=storage, raw_input=input == "uint8", layout=layout)
     second = None if chosen.runtime is None else chosen.runtime()
     finished = reload_product(run)
-    data = load_data(finished.recipe).at_hand()
+    data = load_data(finished.recipe).with_test_in_memory()
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
     raw = Uint8Input(scale, shift, layout)
     emitted = _emitted(finished, storage, raw, input, chosen)

@@ -51,7 +51,7 @@ def export_for_target(
     """
     path = output or run.folder / f"student.{target.name}.onnx"
     finished = reload_product(run)
-    data = load_data(finished.recipe).at_hand()
+    data = load_data(finished.recipe).with_test_in_memory()
     scale, shift = (part.reshape(-1).numpy() for part in data.affine())
     raw = Uint8Input(scale, shift, layout)
     told = metadata_of_run(finished, raw, "uint8" if raw_input else "float32")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from qkd.errors import UsageError
+from qkd.options import require_extra
 
 Where = Literal["local", "submitit", "ray"]
 Launch = Callable[..., Any]  # (function, *arguments) -> what it returns, once it is done somewhere
@@ -30,7 +30,7 @@ def _local(folder: Path, settings: dict[str, Any]) -> Launch:
 
 def _submitit(folder: Path, settings: dict[str, Any]) -> Launch:
     """Slurm, where there is one; processes of this machine otherwise."""
-    library = _extra("submitit")
+    library = require_extra("submitit", "--launcher submitit")
     executor = library.AutoExecutor(folder=str(folder / "submitit"))
     with_ = {"timeout_min": 24 * 60, **settings}
     try:
@@ -42,7 +42,7 @@ def _submitit(folder: Path, settings: dict[str, Any]) -> Launch:
 
 def _ray(folder: Path, settings: dict[str, Any]) -> Launch:
     """The Ray cluster that RAY_ADDRESS names, or one on this machine; ``num_cpus`` and ``num_gpus`` are those of a run."""
-    library = _extra("ray")
+    library = require_extra("ray", "--launcher ray")
     library.init(ignore_reinit_error=True, log_to_driver=False)
 
     def launch(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -53,13 +53,6 @@ def _ray(folder: Path, settings: dict[str, Any]) -> Launch:
 
 
 LAUNCHERS: dict[str, Callable[[Path, dict[str, Any]], Launch]] = {"local": _local, "submitit": _submitit, "ray": _ray}
-
-
-def _extra(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"--launcher {name}: it is not installed; pip install 'qkd[{name}]'") from error
 
 
 def _parsed(settings: Sequence[str]) -> dict[str, Any]:

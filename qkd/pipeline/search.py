@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.errors import UsageError
+from qkd.options import require_extra
 from qkd.pipeline.sweep import Point, folder_name
 
 STUDY, NAME = "search.db", "qkd"
@@ -110,10 +110,7 @@ class _Study:
     """Optuna's memory of a folder."""
 
     def __init__(self, out: Path, ranges: Sequence[Range]) -> None:
-        try:
-            self.optuna: Any = importlib.import_module("optuna")
-        except ImportError as error:
-            raise UsageError("--search: Optuna is not installed; pip install 'qkd[optuna]'") from error
+        self.optuna = require_extra("optuna", "--search")
         self.out, self.ranges = out, ranges
         self.space = {each.key: self._distribution(each) for each in ranges}
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)

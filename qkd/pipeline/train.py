@@ -122,8 +122,8 @@ class _TrainingJob:
     def _begin(self, data: Data) -> tuple[Training, Assembly, TrainingState]:
         """Float weights, quantization, calibration; then a checkpoint, so that none of it is done twice."""
         if self.run.writes:
-            self.run.checkpoints.forget_after(-1, whole=True)
-        self.run.write(METRICS, "")
+            self.run.checkpoints.remove_after(-1, whole=True)
+        self.run.write_file(METRICS, "")
         self._check_plan(data)
         starts = FloatStarts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
         assembly = assemble(self.recipe, spec_of(data), start=lambda *start: _start(self.run, starts, *start))
@@ -170,7 +170,7 @@ class _TrainingJob:
 
 def _require_batches(data: Data, batch: int, ranks: int) -> None:
     """Raises DataError where an epoch has no batch for every rank."""
-    if not data.length(batch, ranks):
+    if not data.num_train_batches(batch, ranks):
         images = len(data.train.labels)
         raise DataError(
             f"data.batch: {images} training images in batches of {batch} make no batch for {ranks} ranks; take a larger batch "
@@ -184,14 +184,14 @@ def _start(run: Run, starts: FloatStarts, part: str, entry: Any, network: nn.Mod
     starts(part, entry, network)
     if part == STUDENT and part in starts.top1:
         state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
-        run.write(FLOAT_START, save(state))
+        run.write_file(FLOAT_START, save(state))
 
 
 def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
     """Calibrate all networks on training images. -> top-1 of the product before training, on the test split, in percent"""
     torch.manual_seed(training.seed)
     count = max(1, CALIBRATION_IMAGES // training.batch)
-    seen = data.batches("train", training.batch, shuffle_seed=training.seed, device=training.device)
+    seen = data.train_batches(training.batch, seed=training.seed, device=training.device)
     images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
     apply_bit_schedule(training, 0, keep_range=False)  # there is no range to keep yet
     for staged in training.ensemble.networks.values():
@@ -204,7 +204,7 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
         desynchronise(training.ensemble)
     before = test_top1(assembly.product(), data, training.batch, training.device)
     assert training.run is not None
-    training.run.log({"phase": CALIBRATED, "steps": 0, "test/top1": before})
+    training.run.append_metrics({"phase": CALIBRATED, "steps": 0, "test/top1": before})
     training.listen(Calibrated(before))
     return before
 
@@ -255,7 +255,7 @@ def _report(
 
 
 def _write_facts(run: Run, recipe: Recipe, data: Data, facts: Mapping[str, Any]) -> None:
-    run.write(RECIPE, recipes.dump(recipe))
+    run.write_file(RECIPE, recipes.dump(recipe))
     run.write_json(ENVIRONMENT, facts)
     images = {name: len(getattr(data, name).labels) for name in ("train", "val", "test")}
-    run.write_json(DATA, {**data.facts, "images": images})
+    run.write_json(DATA, {**data.metadata, "images": images})

@@ -1,4 +1,4 @@
-"""Recipes: YAML -> Recipe, with every mistake at its line before anything is built."""
+"""Recipes: reading and checking them, with the file and line of every mistake, before anything is built."""
 
 from __future__ import annotations
 

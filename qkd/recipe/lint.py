@@ -1,4 +1,4 @@
-"""Settings that are valid and hardly meant."""
+"""Warnings about settings of a recipe that are valid but suspicious."""
 
 from __future__ import annotations
 
@@ -15,50 +15,49 @@ READ_WITH: OnlyWith = {
     "momentum": ("optimizer", ("sgd",)),
     "nesterov": ("optimizer", ("sgd",)),
 }
-"""Settings of training that count only where another one has that value."""
+"""Settings of a training that are used only if another one has one of these values."""
 
 
 def warnings(recipe: Recipe) -> list[Problem]:
-    """What is allowed and yet is hardly meant."""
+    """The suspicious but valid settings of a recipe."""
     found = []
     student = recipe.student.quantize
     for name, teacher in recipe.teachers.items():
         scheme = teacher.quantize
         if scheme is not None and (student is None or _fewer(scheme, student)):
-            said = f"{_bits(scheme)} teaches a student of {_bits(student) if student else 'float'}: fewer bits than it"
-            found.append(recipe.problem(f"teachers.{name}.quantize", said))
+            message = f"the teacher has fewer bits ({_bits(scheme)}) than the student ({_bits(student)})"
+            found.append(recipe.problem(f"teachers.{name}.quantize", message))
     for section in ("pretrain", "train"):
         settings = getattr(recipe, section)
         if settings.warmup >= settings.epochs:
-            said = f"{settings.warmup:g} of {settings.epochs} epochs: the rate is never at its full height"
-            found.append(recipe.problem(f"{section}.warmup", said))
-        found += _unused(recipe, section, settings)
+            message = f"{settings.warmup:g} of {settings.epochs} epochs: the learning rate never reaches its peak"
+            found.append(recipe.problem(f"{section}.warmup", message))
+        found += _unused_settings(recipe, section, settings)
     return [*found, *_unused_options(recipe)]
 
 
-def _unused(recipe: Recipe, section: str, settings: Train) -> list[Problem]:
-    """Settings of a section that are not at their defaults and that its optimizer or its schedule never reads."""
+def _unused_settings(recipe: Recipe, section: str, settings: Train) -> list[Problem]:
+    """Settings of a section that are not at their defaults and that its optimizer or schedule does not use."""
     defaults = {name: known.default for name, known in type(settings).model_fields.items()}
-    return _idle(recipe, section, READ_WITH, dict(settings), defaults)
+    return _without_effect(recipe, section, READ_WITH, dict(settings), defaults)
 
 
 def _unused_options(recipe: Recipe) -> list[Problem]:
-    """Options of the method that are not at their defaults and do nothing beside the others."""
+    """Options of the method that are not at their defaults and have no effect with the other options."""
     from qkd.methods import METHODS
 
     method = look_up(recipe.method.name, METHODS, what="method")
     known = method_info(method)
     defaults = {name: parameter.default for name, parameter in options_from(method).parameters.items()}
-    return _idle(recipe, "method", known.only_with if known else {}, recipe.method.options, defaults)
+    return _without_effect(recipe, "method", known.only_with if known else {}, recipe.method.options, defaults)
 
 
-def _idle(
+def _without_effect(
     recipe: Recipe, section: str, only_with: OnlyWith, options: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> list[Problem]:
     found = unused_options(only_with, options)
-    return [
-        recipe.problem(f"{section}.{name}", said) for name, said in found.items() if options[name] != defaults[name]
-    ]
+    changed = [name for name in found if options[name] != defaults[name]]
+    return [recipe.problem(f"{section}.{name}", found[name]) for name in changed]
 
 
 def _fewer(teacher: Any, student: Any) -> bool:
@@ -66,4 +65,4 @@ def _fewer(teacher: Any, student: Any) -> bool:
 
 
 def _bits(scheme: Any) -> str:
-    return f"w{scheme.weights}a{scheme.activations}"
+    return "float" if scheme is None else f"w{scheme.weights}a{scheme.activations}"

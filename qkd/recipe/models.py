@@ -1,4 +1,4 @@
-"""What a recipe holds once it is checked: frozen, complete, with no name left open."""
+"""The content of a recipe after it was checked: frozen models in which every default is filled in."""
 
 from __future__ import annotations
 
@@ -11,85 +11,93 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qkd.errors import Problem
 from qkd.options import Bounds, Count, NotNegative, Positive, Seed, Share
-from qkd.recipe.source import Key, Place, problem_at, split_key
+from qkd.recipe.source import Key, Position, problem_at, split_key
 
 if TYPE_CHECKING:
     from qkd.quantizers import Scheme
 else:
-    Scheme = Any  # checked by Scheme itself; a recipe can be read without the weight of Brevitas
+    Scheme = Any  # it checks itself; so a recipe can be read without importing Brevitas
 
 STUDENT = "student"
 FLOAT, SCRATCH = "float", "scratch"
 
 
 class Section(BaseModel):
-    """A part of a recipe; the text below a field is its help in editors."""
+    """A part of a recipe. The docstring of a field is its help text in editors, by way of the JSON Schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Train(Section):
-    """How long and how fast everybody learns."""
+    """Optimizer, schedule, regularisation and augmentation of a training."""
 
     epochs: Count
-    """Times through the training data, all phases together."""
+    """Number of passes over the training split, all phases together."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The optimizer: SGD with momentum, or AdamW."""
     rate: Positive = 0.05
-    """The learning rate at its highest."""
+    """The peak learning rate."""
     momentum: Share = 0.9
-    """Of sgd."""
+    """Momentum of the optimizer `sgd`."""
     nesterov: bool = True
-    """Whether this momentum is Nesterov's."""
+    """Use Nesterov momentum (optimizer `sgd`)."""
     weight_decay: NotNegative = 1e-4
-    """On weights of two and more dimensions; never on scales, batch norm or importance."""
+    """Weight decay (L2 penalty) on weights of two or more dimensions; never on scales, batch norm or importance weights."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How the rate falls: as a cosine to zero, by ten at every milestone, or not at all."""
+    """Learning-rate schedule: cosine decay to zero, a tenth at each milestone, or constant."""
     milestones: tuple[Share, ...] = (0.5, 0.75)
-    """Of the schedule `step`: the shares of the epochs at which the rate falls to a tenth."""
+    """Milestones of the schedule `step`, as fractions of a phase; the learning rate is divided by ten at each."""
     warmup: NotNegative = 0.0
-    """Epochs in which the rate rises from zero."""
+    """Number of epochs at the start of a phase over which the learning rate rises linearly from zero."""
     clip: Positive | None = 5.0
-    """The largest norm of the gradient of all that one optimizer step moves, of all networks that learn together; null
-    leaves it as it is. At 2 bits one large step can cost the run."""
+    """The largest norm of the gradient, taken over all networks that an optimizer step trains together; null: no clipping. At 2
+    bits a single large step can ruin a run."""
     accumulate: Count = 1
-    """Pieces a batch is computed in, one after another, to need less memory; batch norm sees a piece at a time."""
+    """Number of gradient-accumulation steps per batch, to need less memory; batch norm sees one part of the batch at a time."""
     ema: Annotated[float, Bounds(above=0, below=1)] | None = None
-    """Deploy the product's weights averaged over steps with this decay (0.999); null: as they are."""
+    """Decay per step of an exponential moving average of the deployed model's weights (0.999 is usual), which is deployed
+    instead of them; null: no average."""
     scale_rate: NotNegative = 0.1
-    """What the scales of quantizers learn with, as a share of the rate; at 1, scales of 8-bit layers are carried away."""
+    """Learning rate of the quantizers' scales, as a fraction of the learning rate; at 1, the scales of 8-bit layers diverge."""
     augment: bool = True
-    """Shift (and mirror) images, as far as the data set allows."""
+    """Apply the augmentation the data set prescribes: random shifts or crops, and flips where they keep the class."""
     cutout: Count | None = None
-    """The side in pixels of a square painted over in each training image; null: none."""
+    """Side in pixels of the square that cutout fills with the mean colour in each training image; null: no cutout."""
     randaugment: Annotated[int, Bounds(at_least=0, at_most=30)] | None = None
-    """Two random operations of torchvision's RandAugment on each training image, in this magnitude (9); null: none."""
+    """Magnitude of torchvision's RandAugment with two operations per training image (9 is usual); null: no RandAugment."""
     mixup: Positive | None = None
-    """Mix each training image and its label with another one; the share is drawn from Beta(a, a) of this a (0.2)."""
+    """Alpha of the Beta(alpha, alpha) distribution of mixup's mixing weights (0.2 is usual); null: no mixup."""
     cutmix: Positive | None = None
-    """Paste a box of another image into each training image, and of its label as much; the share as for mixup (1)."""
+    """Alpha of the Beta(alpha, alpha) distribution of the image share that cutmix keeps (1 is usual); null: no cutmix."""
     recompute: bool | tuple[str, ...] = False
-    """Networks (or true: all) that compute activations again for the gradient instead of keeping them: less memory, more time."""
+    """Activation checkpointing, which needs less memory and more time: the names of the networks, or true for all."""
     reestimate: Literal["auto", True, False] = "auto"
-    """Estimate batch-norm statistics anew with rounding on, before each evaluation; auto: at 4 bits and below."""
+    """Re-estimate batch-norm statistics with quantization on before each evaluation; auto: for networks of 4 bits or fewer."""
 
 
 class Pretrain(Train):
-    """How a network that starts from float learns before it is quantized."""
+    """The training of a float network before it is quantized, where a network starts from float."""
 
     epochs: Count = 10
+    """Number of passes over the training split."""
     rate: Positive = 0.1
+    """The peak learning rate."""
     weight_decay: NotNegative = 5e-4
+    """Weight decay (L2 penalty) on weights of two or more dimensions; never on batch norm."""
 
 
 class MethodEntry(Section):
+    """``name`` is a key of METHODS or ``file.py:Name``, ``options`` are the method's, all defaults filled in."""
+
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class NetworkEntry(Section):
-    """``build`` and ``options`` are what `qkd.networks.build.build` takes. ``quantize`` None: it stays in float.
+    """``build`` and ``options`` are the name and the options for `qkd.networks.build.build`.
 
-    ``start_from`` is ``float`` (train the float network first), ``scratch``, or the path of a checkpoint.
+    ``quantize`` is the quantization scheme, None for a float network. ``start_from`` is ``float`` (train the float network
+    first), ``scratch`` (random weights), or the path of a checkpoint.
     """
 
     build: str
@@ -99,21 +107,24 @@ class NetworkEntry(Section):
 
 
 class DataEntry(Section):
+    """``name`` is a key of DATASETS or ``file.py:Name``, ``batch`` the batch size over all ranks."""
+
     name: str
     batch: Count = 128
+    """Number of images per batch, over all ranks together."""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The file a recipe came from and where its keys stand there. Recipes that differ only in that are equal."""
+    """The file a recipe was read from and the positions of its keys there. Recipes that differ only in these are equal."""
 
     file: str = field(default="recipe", compare=False)
-    places: Mapping[Key, Place] = field(default_factory=dict, compare=False, repr=False)
+    positions: Mapping[Key, Position] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Recipe(Section):
-    """A whole recipe. ``match`` maps each stage to the module path it ends at in every network."""
+    """A whole recipe. ``match`` maps each stage to the path of the module at which it ends, for every network."""
 
     method: MethodEntry
     student: NetworkEntry
@@ -127,7 +138,7 @@ class Recipe(Section):
 
     @property
     def name(self) -> str:
-        """The file's name without its ending."""
+        """The name of the recipe's file without its suffix."""
         return Path(self.origin.file).stem
 
     @property
@@ -136,11 +147,14 @@ class Recipe(Section):
         return {STUDENT: self.student, **self.teachers}
 
     def problem(self, key: str | Key, message: str) -> Problem:
-        """A mistake at a key (``teachers.four.build``), at the line it was written in."""
+        """A mistake at a key (``teachers.four.build``) and the line on which that stands."""
         words = tuple(key.split(".")) if isinstance(key, str) else key
-        return problem_at(self.origin.file, dict(self.origin.places), words, message)
+        return problem_at(self.origin.file, dict(self.origin.positions), words, message)
 
     def problem_within(self, key: Key, message: str, *, other: str = "recipe") -> Problem:
-        """A mistake at the key below ``key`` that the message names in front; at ``other`` where that is none at all."""
-        found, said = split_key(self.origin.places, key, message)
-        return self.problem(found or other, said)
+        """A mistake whose message may begin with names of keys below ``key`` (``first: 9 is ...``), which are split off.
+
+        If the key is empty then, the mistake is reported at ``other``.
+        """
+        found, rest = split_key(self.origin.positions, key, message)
+        return self.problem(found or other, rest)

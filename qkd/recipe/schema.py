@@ -1,4 +1,4 @@
-"""The recipe as JSON Schema, for editors: what keys there are, their types, ranges, defaults and help."""
+"""The JSON Schema of recipes, for editors: keys, types, ranges, defaults and help texts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from qkd.options import options_from
 from qkd.recipe.models import DataEntry, NetworkEntry, Pretrain, Train
-from qkd.recipe.validate import model_of
+from qkd.recipe.validate import options_model
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a recipe, with the options of everything that comes with qkd."""
+    """JSON Schema (draft 2020-12) of a recipe, with the options of all methods, networks and data sets of qkd."""
     from qkd.data import DATASETS
     from qkd.methods import METHODS
 
@@ -45,13 +45,13 @@ def _model(model: Any) -> dict[str, Any]:
 
 
 def _options(function: Callable[..., Any], leave: tuple[str, ...]) -> dict[str, Any]:
-    return _model(model_of("options", options_from(function, leave=leave)))
+    return _model(options_model("options", options_from(function, leave=leave)))
 
 
 def _one_of(
     key: str, functions: Mapping[str, Callable[..., Any]], *, leave: tuple[str, ...], **more: Any
 ) -> dict[str, Any]:
-    """An object per function, told apart by ``key``; and one for code in a file, whose options are its own."""
+    """Alternatives: an object for each function, which ``key`` names, and one for other code, whose options are not known."""
     alternatives = []
     for name, function in functions.items():
         made = _options(function, leave)
@@ -60,10 +60,10 @@ def _one_of(
         made["properties"] = {key: {"const": name}, **more, **made.get("properties", {})}
         made["required"] = [key, *made.get("required", [])]
         alternatives.append(made)
-    return {"anyOf": [*alternatives, _elsewhere(key, **more)]}
+    return {"anyOf": [*alternatives, _other_code(key, **more)]}
 
 
-def _elsewhere(key: str, **more: Any) -> dict[str, Any]:
+def _other_code(key: str, **more: Any) -> dict[str, Any]:
     named = {"type": "string", "pattern": r"\.py:|^(torchvision|timm):"}
     return {"type": "object", "required": [key], "properties": {key: named, **more}}
 
@@ -78,11 +78,11 @@ def _network() -> dict[str, Any]:
 def _scheme() -> dict[str, Any]:
     from qkd.quantizers import Scheme
 
-    mapping = _model(model_of("scheme", options_from(Scheme, keyword_only=False)))
+    mapping = _model(options_model("scheme", options_from(Scheme, keyword_only=False)))
     return {"anyOf": [{"const": "off"}, {"const": False}, {"type": "string", "pattern": "^w[0-9]+a[0-9]+"}, mapping]}
 
 
 def _match() -> dict[str, Any]:
     paths = {"type": "object", "additionalProperties": {"type": "string"}}
-    listed = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
-    return {"anyOf": [listed, {"type": "object", "additionalProperties": paths}]}
+    stages = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    return {"anyOf": [stages, {"type": "object", "additionalProperties": paths}]}

@@ -1,4 +1,4 @@
-"""A recipe as YAML, every default filled in."""
+"""Writing a recipe as YAML with every default filled in."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qkd.recipe.models import NetworkEntry, Recipe
-from qkd.recipe.source import write
+from qkd.recipe.yaml_text import to_yaml
 
 
 def dump(recipe: Recipe) -> str:
-    """The completed recipe as YAML; loaded again it gives an equal recipe."""
+    """The recipe as YAML; loading it again gives an equal recipe."""
     method, data = recipe.method, recipe.data
     content: dict[str, Any] = {
         "method": {"name": method.name, **method.options},
@@ -23,7 +23,7 @@ def dump(recipe: Recipe) -> str:
         "train": recipe.train.model_dump(),
         "seed": recipe.seed,
     }
-    return write(_plain(content))
+    return to_yaml(_plain(content))
 
 
 def _network(entry: NetworkEntry) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _match(recipe: Recipe) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The value in the words of YAML: paths as text, tuples as lists."""
+    """The value in types that YAML has: paths as text, tuples as lists."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

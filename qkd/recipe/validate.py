@@ -1,4 +1,4 @@
-"""Options: the signature of a function as a pydantic model, and what pydantic finds in the words of a recipe."""
+"""Checking values of a recipe with pydantic: options as models, and its errors as messages at recipe keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pydantic_core import ErrorDetails, to_json
 
 from qkd.errors import nearest
 from qkd.options import Options, suggestion
-from qkd.recipe.source import Key, Source, listed, quoted
+from qkd.recipe.source import Key, Source, joined, quoted
 
-SWITCH = {"yes": True, "on": True, "no": False, "off": False}  # words of YAML 1.1, understood where a bool is wanted
-WORDS = {
+BOOLEAN_WORDS = {"yes": True, "on": True, "no": False, "off": False}  # of YAML 1.1, accepted where a bool is expected
+MESSAGES = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
@@ -36,9 +36,9 @@ WORDS = {
 }
 
 
-def model_of(name: str, options: Options) -> type[BaseModel]:
-    """The options as a model: defaults filled in, unknown names forbidden unless passed on unchecked."""
-    how = ConfigDict(
+def options_model(name: str, options: Options) -> type[BaseModel]:
+    """A pydantic model with a field for each option; other names are forbidden unless ``options.others``."""
+    config = ConfigDict(
         extra="allow" if options.others else "forbid",
         frozen=True,
         allow_inf_nan=False,
@@ -50,7 +50,7 @@ def model_of(name: str, options: Options) -> type[BaseModel]:
         warnings.simplefilter(
             "ignore", UserWarning
         )  # an option may be called `copy` or `json`, as pydantic's methods are
-        return create_model(name, __config__=how, **fields)  # type: ignore[call-overload]
+        return create_model(name, __config__=config, **fields)  # type: ignore[call-overload]
 
 
 def _annotation(parameter: Parameter) -> Any:
@@ -61,25 +61,25 @@ def _default(parameter: Parameter) -> Any:
     return ... if parameter.default is Parameter.empty else parameter.default
 
 
-def validated(source: Source, key: Key, model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel | None:
-    """The values as that model, or None with every mistake reported. Paths are made absolute.
+def validate(source: Source, key: Key, model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel | None:
+    """The values as an instance of ``model``, its paths made absolute; None, with every mistake reported, if they do not fit.
 
-    Checked as strictly as JSON is: 8 is a number and no text, '8' is a text and no number.
+    Types are checked strictly: 8 is not a text and '8' is not a number.
     """
-    values = {name: _switched(model, name, value) for name, value in values.items()}
+    values = {name: _without_boolean_words(model, name, value) for name, value in values.items()}
     try:
         made = model.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         _report(source, key, model, values, error.errors())
         return None
-    return _with_paths(source, key, made)
+    return _with_absolute_paths(source, key, made)
 
 
-def _switched(model: type[BaseModel], name: str, value: Any) -> Any:
+def _without_boolean_words(model: type[BaseModel], name: str, value: Any) -> Any:
     known = model.model_fields.get(name)
     if known is None or not isinstance(value, str) or not _takes_bool(known.annotation):
         return value
-    return SWITCH.get(value.lower(), value)
+    return BOOLEAN_WORDS.get(value.lower(), value)
 
 
 def _takes_bool(annotation: Any) -> bool:
@@ -93,21 +93,21 @@ def _takes_bool(annotation: Any) -> bool:
 def _report(
     source: Source, key: Key, model: type[BaseModel], values: Mapping[str, Any], errors: list[ErrorDetails]
 ) -> None:
-    """One message per key; the alternatives of a union are joined."""
+    """Report one message per key; those of the alternatives of a union are joined with "or"."""
     found: dict[Key, dict[str, Any]] = {}
     for error in errors:
-        inside = _written(error["loc"], values)
+        inside = _recipe_key(error["loc"], values)
         messages = found.setdefault((*key, *inside), {})
-        messages[_wording(error, model)] = error
+        messages[_message(error, model)] = error
     for where, messages in found.items():
         error = next(iter(messages.values()))
-        silent = error["type"] in ("missing", "extra_forbidden", "literal_error")
-        got = "" if silent else f", got {quoted(error['input'])}"
-        source.say(where, " or ".join(dict.fromkeys(messages)) + got)
+        complete = error["type"] in ("missing", "extra_forbidden", "literal_error")
+        got = "" if complete else f", got {quoted(error['input'])}"
+        source.report(where, " or ".join(dict.fromkeys(messages)) + got)
 
 
-def _written(location: tuple[int | str, ...], values: Any) -> Key:
-    """The part of pydantic's location that is in the recipe; the rest names alternatives of a union."""
+def _recipe_key(location: tuple[int | str, ...], values: Any) -> Key:
+    """The part of a pydantic location that stands in the recipe; the rest names the alternative of a union."""
     key: Key = ()
     for at, word in enumerate(location):
         if isinstance(values, dict) and (word in values or at == 0):
@@ -120,7 +120,7 @@ def _written(location: tuple[int | str, ...], values: Any) -> Key:
     return key
 
 
-def _wording(error: ErrorDetails, model: type[BaseModel]) -> str:
+def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
         return "required"
@@ -130,12 +130,13 @@ def _wording(error: ErrorDetails, model: type[BaseModel]) -> str:
         near = nearest(error["input"], _literals(model, str(error["loc"][0])))
         expected = context["expected"].replace("True", "true").replace("False", "false")
         return f"must be {expected}, got {quoted(error['input'])}{near}"
-    if kind in WORDS:
-        return WORDS[kind].format(**context)
+    if kind in MESSAGES:
+        return MESSAGES[kind].format(**context)
     return error["msg"][:1].lower() + error["msg"][1:]
 
 
 def _literals(model: type[BaseModel], name: str) -> list[str]:
+    """The texts that a field of the model allows."""
     field = model.model_fields.get(name)
     pending, found = [field.annotation if field else None], []
     while pending:
@@ -147,12 +148,13 @@ def _literals(model: type[BaseModel], name: str) -> list[str]:
     return found
 
 
-def _with_paths(source: Source, key: Key, made: BaseModel) -> BaseModel:
-    places = {name: value for name, value in made if isinstance(value, Path)}
+def _with_absolute_paths(source: Source, key: Key, made: BaseModel) -> BaseModel:
     found = {}
-    for name, value in places.items():
-        path, tried = source.find(str(value))
+    for name, value in made:
+        if not isinstance(value, Path):
+            continue
+        path, tried = source.find_path(str(value))
         if path is None and source.paths_exist:
-            source.say((*key, name), f"no such file or folder: {value} (tried {listed(tried)})")
+            source.report((*key, name), f"no such file or folder: {value} (tried {joined(tried)})")
         found[name] = path or value
     return made.model_copy(update=found)

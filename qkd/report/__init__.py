@@ -13,4 +13,4 @@ __all__ = ["REPORT", "read_run", "write"]
 
 def write(evidence: RunData) -> Path:
     """Write ``report.html`` into the folder of a run. -> its path. Raises RunError if it cannot be written."""
-    return evidence.run.write(REPORT, render(evidence))
+    return evidence.run.write_file(REPORT, render(evidence))

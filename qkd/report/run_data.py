@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qkd.errors import RunError
-from qkd.recipe.source import read
+from qkd.recipe.yaml_text import read_source
 from qkd.storage.artifacts import (
     BENCH,
     CALIBRATED,
@@ -108,7 +108,7 @@ def read_run(run: Run) -> RunData:
         bench=_json(run, BENCH),
         environment=_json(run, ENVIRONMENT),
         data=_json(run, DATA),
-        recipe=mapping(read(text, RECIPE).data),
+        recipe=mapping(read_source(text, RECIPE).data),
         recipe_text=text,
         original_text=_text(run, ORIGINAL_RECIPE),
         lines=tuple(_lines(run)),

@@ -1,1 +1,1 @@
-"""What is kept on disk: run folders, checkpoints, caches; every write is atomic."""
+"""Files on disk: run folders, checkpoints and caches, written atomically; and facts about the machine."""

@@ -1,4 +1,4 @@
-"""The names of the files of a run, and of what stands beside an exported file."""
+"""The names of the files in a run folder, and of those that belong to an exported file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ STUDENT_ONNX, FLOAT_ONNX, EXPORT, BENCH, INFER = "student.onnx", "float.onnx", "
 REPORT = "report.html"
 
 CALIBRATED = "before"
-"""The phase under which metrics.jsonl holds the accuracy that calibration alone gives."""
+"""The phase under which metrics.jsonl holds the accuracy after calibration and before training."""
 
 
 def file_beside(path: Path, name: str) -> Path:
-    """Where a file that belongs to an exported one stands: ``name`` beside student.onnx, ``x.name`` beside x.onnx.
+    """The path of a file that belongs to the exported file ``path``: ``name`` for student.onnx, ``x.name`` for x.onnx.
 
-    So a second exported file in a folder leaves alone what belongs to the first.
+    So files that belong to several exported files in one folder do not collide.
     """
     return path.with_name(name if path.name == STUDENT_ONNX else f"{path.name.removesuffix('.onnx')}.{name}")

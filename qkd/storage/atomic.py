@@ -1,4 +1,4 @@
-"""Atomic: a file is the old one or the new one, never half of one, whenever the power goes."""
+"""Atomic writes and locks: a reader sees the old file or the new one, never part of one, even after a power failure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import IO, Any
 
 from qkd.errors import RunError
 
-UNFINISHED = ".unfinished"  # the ending of what was being written when a process died
+UNFINISHED = ".unfinished"
+"""The suffix of a file while it is being written; it remains if the process dies."""
 
 
-class Hashing:
-    """A file that is being written, and the sha256 of what went into it."""
+class HashingFile:
+    """A binary file open for writing that also computes the sha256 of what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -29,35 +30,38 @@ class Hashing:
         self.file.flush()
 
 
-def write_atomic(path: Path, write: Callable[[Hashing], object], *, name: Callable[[str], str] | None = None) -> Path:
-    """Write a file beside ``path``, sync it to the disk, rename it into place, sync the folder. -> where it lies
+def write_atomic(
+    path: Path, write: Callable[[HashingFile], object], *, name: Callable[[str], str] | None = None
+) -> Path:
+    """Write a temporary file beside ``path``, sync it to the disk, rename it to ``path``, sync the folder. -> the final path
 
-    ``name`` makes the final name from the sha256 (hex) of the content. Raises RunError where that fails; what was there
-    before is untouched then.
+    ``write`` gets the open file. ``name`` gives the final file name from the sha256 (hex) of the content. Raises RunError if
+    writing fails, and then the file that existed before is unchanged.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
-        with beside.open("wb") as file:
-            hashing = Hashing(file)
+        with temporary.open("wb") as file:
+            hashing = HashingFile(file)
             write(hashing)
             file.flush()
             os.fsync(file.fileno())
         final = path.with_name(name(hashing.digest.hexdigest())) if name else path
-        beside.replace(final)
+        temporary.replace(final)
         _sync(final.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot write: {error_text(error)}; what was there before is untouched") from error
-    except BaseException:  # an interrupt too leaves nothing behind
+            temporary.unlink(missing_ok=True)
+        message = f"{path}: cannot write: {error_text(error)}; what was there before is untouched"
+        raise RunError(message, key="file.cannot-write") from error
+    except BaseException:  # an interrupt leaves no unfinished file either
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
     return final
 
 
 def error_text(error: BaseException) -> str:
-    """Why a write failed, in one line: the operating system's words, wherever in the chain of errors they stand."""
+    """The reason of a failed write in one line: the operating system's message if one is in the chain of causes."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.strerror:
@@ -67,10 +71,10 @@ def error_text(error: BaseException) -> str:
 
 
 def _sync(folder: Path) -> None:
-    """The name of a new file is on the disk only when its folder is."""
+    """Sync a folder, without which the name of a new file may not survive a power failure."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # some systems open no folders
+    except OSError:  # some systems cannot open folders
         return
     try:
         with contextlib.suppress(OSError):
@@ -81,9 +85,9 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Wait until no other process is making ``path``, and let none make it meanwhile."""
+    """Hold the lock for creating ``path`` during the block; waits while another process holds it."""
     descriptor = -1
-    with contextlib.suppress(ImportError, OSError):  # without locks work may be done twice, but never wrongly
+    with contextlib.suppress(ImportError, OSError):  # without locks, work may be done twice, but not wrongly
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +101,7 @@ def wait_for_lock(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that died left half written."""
+    """Remove the partly written files that processes which died left in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
@@ -105,9 +109,9 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the operating system lets go of it when the process ends, however it ends.
+    """Lock a folder for this process during the block; the operating system unlocks it when the process ends, in any way.
 
-    Raises RunError if another process holds it. Where a file system knows no locks, nothing is held.
+    Raises RunError if another process holds the lock. On file systems without locks nothing is locked.
     """
     descriptor = -1
     with contextlib.suppress(ImportError, OSError):
@@ -118,7 +122,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise RunError(f"{folder}: another process is writing here; wait for it, or start a new run") from error
+            message = f"{folder}: another process is writing here; wait for it, or start a new run"
+            raise RunError(message, key="run.locked") from error
     try:
         yield
     finally:
@@ -128,18 +133,19 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def replaced_on_success(path: Path) -> Iterator[Path]:
-    """A file beside ``path``, to be written and examined: it takes the place when the block ends well, else it is removed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """The path of a temporary file beside ``path``, to be written and checked in the block.
+
+    It replaces ``path`` if the block ends normally and is removed if it raises.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        with contextlib.suppress(
-            NotADirectoryError
-        ):  # as with a file that is not there: why it is not was raised already
-            beside.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # then the block has raised what is wrong with the folder
+            temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex. Raises OSError where it cannot be read."""
+    """The sha256 of a file's bytes, in hex. Raises OSError if it cannot be read."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where what can be made again is kept."""
+"""The folder for files that can be computed again."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/qkd``, by default ``~/.cache/qkd``."""
+    """``$XDG_CACHE_HOME/qkd``, by default ``~/.cache/qkd``; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())) / "qkd"

@@ -1,4 +1,7 @@
-"""Facts that a result depends on: versions, processor, cores, memory. Importable without torch."""
+"""Facts about this machine and process that a result depends on: versions, processor, cores, memory.
+
+Importing this module does not import torch, so that short-lived processes can measure their memory with it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,13 @@ from qkd import __version__
 if TYPE_CHECKING:
     import torch
 
+CPU_INFO, PROCESS_STATUS = Path("/proc/cpuinfo"), Path("/proc/self/status")  # Linux only
+DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "avx512bw", "avx2", "i8mm", "asimddp", "asimd")
+"""The instruction sets with which onnxruntime multiplies 8-bit integers, fastest first."""
+
 
 def environment(**more: Any) -> dict[str, Any]:
-    """Facts that a result depends on: versions, processor, threads."""
+    """The versions of qkd and its dependencies, processor, threads, GPU and command line, with ``more`` added."""
     import torch
 
     return {
@@ -41,50 +48,48 @@ def _version(package: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name, and whether it has the 8-bit dot product that integer inference lives on."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
+    """The processor's name, and whether it has VNNI, the 8-bit dot product that fast integer inference needs."""
+    if not CPU_INFO.is_file():
         return platform.processor() or platform.machine()
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in lines.items()}
-    vnni = "vnni" in facts.get("flags", "")
-    return f"{facts.get('model name', platform.machine())} ({'VNNI' if vnni else 'no VNNI'})"
+    lines = dict(line.split(":", 1) for line in CPU_INFO.read_text().splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in lines.items()}
+    vnni = "vnni" in fields.get("flags", "")
+    return f"{fields.get('model name', platform.machine())} ({'VNNI' if vnni else 'no VNNI'})"
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def instructions() -> str:
-    """The best integer dot product of this processor, as onnxruntime would use it, or its architecture."""
+    """The fastest instruction set for integer dot products that this processor has, or else its architecture."""
     try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
+        flags = set(CPU_INFO.read_text().split())
     except OSError:
         return platform.machine()
-    order = ("avx512_vnni", "avx_vnni", "avx512bw", "avx2", "i8mm", "asimddp", "asimd")
-    return next((name for name in order if name in words), platform.machine())
+    return next((name for name in DOT_PRODUCTS if name in flags), platform.machine())
 
 
 def peak_memory(device: torch.device) -> float:
-    """The largest memory in use so far, in MiB: of a CUDA device, else of this process."""
+    """The peak memory in MiB, to one decimal: of the GPU if ``device`` is one, else of this process (0 if unknown)."""
     if device.type == "cuda":
         import torch
 
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return round(peak_of_process() / 2**10, 1)
+    return round(peak_process_kib() / 2**10, 1)
 
 
-def peak_of_process() -> float:
-    """The largest memory that this process had in use so far, in KiB; 0 where the system does not tell."""
-    status = Path("/proc/self/status")  # Linux, where getrusage starts from the peak of the parent process
-    if status.is_file():
-        peak = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
-        if peak is not None:
-            return float(peak.split()[1])
+def peak_process_kib() -> float:
+    """The peak resident memory of this process in KiB; 0 where the operating system does not report it (Windows)."""
+    # on Linux, what getrusage reports includes the peak of the parent process before exec
+    lines = PROCESS_STATUS.read_text().splitlines() if PROCESS_STATUS.is_file() else []
+    for line in lines:
+        if line.startswith("VmHWM"):
+            return int(line.split()[1])
     try:
         import resource
-    except ImportError:  # Windows
-        return 0.0
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 2**10 if sys.platform == "darwin" else float(used)
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if sys.platform == "darwin" else peak

@@ -1,4 +1,4 @@
-"""Data: what a batch holds, what decides its order, and that each data set is what it says."""
+"""Data: what a batch holds, what decides its order and augmentation, and the built-in data sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_batch_holds_normalised_images_in_channels_last() -> None:
     assert torch.allclose(batch.images.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5)
 
 
-def test_normalising_is_one_scale_and_one_shift_of_the_bytes() -> None:
+def test_normalising_is_one_scale_and_one_shift_of_the_uint8_values() -> None:
     data = ramp()
     mean, std = (torch.tensor(each)[:, None, None] for each in (data.mean, data.std))
     expected = (data.test.images.double() / 255 - mean) / std
@@ -43,14 +43,14 @@ def test_evaluation_sees_every_image_once_in_order() -> None:
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(11, [4, 4, 3]), (9, [4, 4]), (8, [4, 4])])
-def test_training_leaves_out_no_more_than_a_last_lone_image(count: int, sizes: list[int]) -> None:
-    batches = list(ramp(count).batches("train", 4, shuffle_seed=0))
+def test_training_leaves_out_no_more_than_a_final_batch_of_size_1(count: int, sizes: list[int]) -> None:
+    batches = list(ramp(count).train_batches(4, seed=0))
     assert [len(b.ids) for b in batches] == sizes
     assert len({i for b in batches for i in b.ids.tolist()}) == sum(sizes)
 
 
 def test_a_batch_size_of_one_is_kept() -> None:
-    assert len(list(ramp(3).batches("train", 1, shuffle_seed=0))) == 3
+    assert len(list(ramp(3).train_batches(1, seed=0))) == 3
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -58,19 +58,19 @@ def test_the_number_of_batches_is_known_before_they_are_made(ranks: int) -> None
     for count in range(2, 14):
         data = ramp(count)
         for size in range(1, 8):
-            made = [len(list(data.batches("train", size, shuffle_seed=0, shard=(r, ranks)))) for r in range(ranks)]
-            assert made == [data.length(size, ranks)] * ranks, (count, size)
+            made = [len(list(data.train_batches(size, seed=0, shard=(r, ranks)))) for r in range(ranks)]
+            assert made == [data.num_train_batches(size, ranks)] * ranks, (count, size)
 
 
 def test_order_and_augmentation_depend_on_the_seed_alone() -> None:
     data = ramp(count=32)
-    first = list(data.batches("train", 8, shuffle_seed=5, augment=True))
-    torch.randn(100)  # whoever else draws random numbers changes nothing here, and the other way round
+    first = list(data.train_batches(8, seed=5, augment=True))
+    torch.randn(100)  # random numbers drawn elsewhere change nothing here, and the other way round
     state = torch.get_rng_state()
-    again = list(data.batches("train", 8, shuffle_seed=5, augment=True))
+    again = list(data.train_batches(8, seed=5, augment=True))
     assert torch.equal(torch.get_rng_state(), state)
-    other = list(data.batches("train", 8, shuffle_seed=6, augment=True))
-    plain = list(data.batches("train", 8, shuffle_seed=5))
+    other = list(data.train_batches(8, seed=6, augment=True))
+    plain = list(data.train_batches(8, seed=5))
     assert same(first, again)
     assert not same(first, other)
     assert [b.ids.tolist() for b in first] == [b.ids.tolist() for b in plain]
@@ -79,16 +79,14 @@ def test_order_and_augmentation_depend_on_the_seed_alone() -> None:
 
 def test_an_image_is_augmented_alike_whatever_batch_it_is_in() -> None:
     data = ramp(count=32)
-    small, large = (
-        torch.cat([b.images for b in data.batches("train", n, shuffle_seed=1, augment=True)]) for n in (4, 16)
-    )
+    small, large = (torch.cat([b.images for b in data.train_batches(n, seed=1, augment=True)]) for n in (4, 16))
     assert torch.equal(small, large)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_share_each_batch_without_overlap(ranks: int) -> None:
     data = ramp(count=20)
-    parts = [list(data.batches("train", 8, shuffle_seed=0, shard=(rank, ranks))) for rank in range(ranks)]
+    parts = [list(data.train_batches(8, seed=0, shard=(rank, ranks))) for rank in range(ranks)]
     assert len({tuple(len(b.ids) for b in part) for part in parts}) == 1
     seen = [i for part in parts for b in part for i in b.ids.tolist()]
     assert len(seen) == len(set(seen))
@@ -119,14 +117,14 @@ def test_digits_are_never_mirrored_and_their_split_never_changes() -> None:
         assert torch.bincount(split.labels).min() > 0.9 * len(split.labels) / 10
 
 
-def test_dividing_loses_nothing_and_keeps_the_proportions() -> None:
+def test_a_stratified_split_loses_nothing_and_keeps_the_proportions() -> None:
     labels = torch.tensor([0] * 50 + [1] * 10 + [2])
     parts = stratified_split(labels, (0.6, 0.2, 0.2), seed=3)
     assert sorted(torch.cat(parts).tolist()) == list(range(61))
     assert [torch.bincount(labels[p], minlength=3).tolist()[:2] for p in parts] == [[30, 6], [10, 2], [10, 2]]
 
 
-def test_measure_agrees_with_torch() -> None:
+def test_channel_statistics_agree_with_torch() -> None:
     images = ramp().test.images
     mean, std = channel_statistics(images)
     assert torch.allclose(torch.tensor(mean), (images.double() / 255).mean((0, 2, 3)).float())
@@ -141,7 +139,7 @@ def test_fake_images_can_be_learned() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     for epoch in range(5):
-        for batch in data.batches("train", 32, shuffle_seed=epoch):
+        for batch in data.train_batches(32, seed=epoch):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(batch.images), batch.labels).backward()
             optimizer.step()
@@ -162,8 +160,8 @@ def test_options_are_keywords_with_types(name: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_are_the_same_on_a_gpu() -> None:
     data = ramp(count=32)
-    here = list(data.batches("train", 8, shuffle_seed=5, augment=True))
-    there = list(data.batches("train", 8, shuffle_seed=5, augment=True, device="cuda"))
+    here = list(data.train_batches(8, seed=5, augment=True))
+    there = list(data.train_batches(8, seed=5, augment=True, device="cuda"))
     for ours, theirs in zip(here, there, strict=True):
         assert theirs.images.is_cuda
         assert torch.allclose(ours.images, theirs.images.cpu(), atol=1e-6)

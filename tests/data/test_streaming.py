@@ -1,4 +1,4 @@
-"""Images that stay in files: batches as from memory, resumable, sharded; parts cut at random; a store of decoded images."""
+"""Images in files: the same batches as from memory, resumable and sharded; random resized crops; the decode cache."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from PIL import Image
 
 from qkd import recipe as recipes
 from qkd.data import Batch, Data, decode_cache
-from qkd.data.decode import random_crop, read
-from qkd.data.folder import LIMIT, folder
+from qkd.data.decode import random_crop, read_image
+from qkd.data.folder import MEMORY_LIMIT, folder
 from qkd.data.streaming import ImageFiles, default_workers
 from qkd.engine.device import Machine
 from qkd.errors import DataError
 from qkd.pipeline.export import export_run
 from qkd.pipeline.train import train_recipe
+from qkd.recipe.yaml_text import to_yaml
 from qkd.storage.run import Run
+from tests.support.refusals import Refused
 from tests.support.tiny_data import noise, same
 from tests.support.tiny_runs import TINY, losses
 
@@ -52,7 +54,7 @@ def streamed(root: Path, workers: int = 2, **options: Any) -> Data:
 
 
 def training(data: Data, **more: Any) -> list[Batch]:
-    return list(data.batches("train", 6, **{"shuffle_seed": 4, "augment": True, **more}))
+    return list(data.train_batches(6, **{"seed": 4, "augment": True, **more}))
 
 
 def test_from_files_come_the_batches_that_come_from_memory(root: Path) -> None:
@@ -62,19 +64,19 @@ def test_from_files_come_the_batches_that_come_from_memory(root: Path) -> None:
     assert files.shape == memory.shape == (3, 16, 16)
     assert (files.mean, files.std) == (memory.mean, memory.std)
     assert same(training(files), training(memory))
-    assert same(training(files, views=2), training(memory, views=2))
+    assert same(training(files, num_views=2), training(memory, num_views=2))
     for split in ("train", "val", "test"):
         assert same(list(files.batches(split, 4)), list(memory.batches(split, 4)))
     assert torch.equal(files.normalize(files.test.images), memory.normalize(memory.test.images))
-    assert torch.equal(files.at_hand().test.images, memory.test.images)
-    assert memory.at_hand() is memory
+    assert torch.equal(files.with_test_in_memory().test.images, memory.test.images)
+    assert memory.with_test_in_memory() is memory
     assert torch.equal(files.test.images[torch.tensor([2, 0])], memory.test.images[torch.tensor([2, 0])])
 
 
-def test_a_part_of_many_files_is_at_hand(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qkd.data.batches.AT_HAND", 3)
+def test_of_many_files_a_part_is_decoded_into_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qkd.data.batches.TEST_IMAGES", 3)
     data = streamed(root)
-    small = data.at_hand()
+    small = data.with_test_in_memory()
     assert small.test.labels.tolist() == [0, 0, 1]
     assert torch.equal(small.test.images, data.test.images[torch.tensor([0, 2, 5])])
 
@@ -95,17 +97,17 @@ def test_batches_from_files_are_skipped_and_shared_like_others(root: Path, crop:
     parts = [training(data, shard=(rank, 2)) for rank in (0, 1)]
     for one, first, second in zip(whole, *parts, strict=True):
         assert torch.equal(one.images, torch.cat([first.images, second.images]))
-    assert not same(training(data, shuffle_seed=5), whole)
+    assert not same(training(data, seed=5), whole)
 
 
 def test_resized_parts_are_drawn_anew_each_time_and_for_each_view(root: Path) -> None:
     data = streamed(root, 0, crop="resized")
     assert data.augment == "resized+flip"
-    one, plain = training(data, views=2), training(data, augment=False)
+    one, plain = training(data, num_views=2), training(data, augment=False)
     assert all(not torch.equal(batch.images, batch.others[0]) for batch in one)
     assert same([batch._replace(others=()) for batch in one], training(data))
     path = data.train.images.paths[plain[0].ids[0]]
-    assert torch.equal(plain[0].images[0], data.normalize(torch.from_numpy(read(path, 16, "resized").copy())))
+    assert torch.equal(plain[0].images[0], data.normalize(torch.from_numpy(read_image(path, 16, "resized").copy())))
     assert not one[0].images.isnan().any()
 
 
@@ -124,21 +126,22 @@ def test_a_part_is_where_its_numbers_say(tmp_path: Path) -> None:
     assert int(wide.max()) > int(high.max())
 
 
-def test_auto_keeps_in_memory_what_fits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_keeps_in_memory_what_fits(root: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     assert isinstance(folder(root=root, size=16).train.images, torch.Tensor)
     assert isinstance(folder(root=root, size=16, crop="resized").train.images, ImageFiles)
-    monkeypatch.setattr(sys.modules["qkd.data.folder"], "LIMIT", 30 * 3 * 16 * 16 - 1)
+    monkeypatch.setattr(sys.modules["qkd.data.folder"], "MEMORY_LIMIT", 30 * 3 * 16 * 16 - 1)
     assert isinstance(folder(root=root, size=16).train.images, ImageFiles)
-    assert LIMIT == 4 * 2**30
-    with pytest.raises(DataError, match="data.memory: true .*write `memory: false` or `crop: shift`"):
+    assert MEMORY_LIMIT == 4 * 2**30
+    with refused(DataError, "data.resized-in-memory"):
         folder(root=root, memory=True, crop="resized")
 
 
 def test_a_file_that_breaks_on_the_way_is_named(root: Path) -> None:
     data = streamed(root)
     Path(data.train.images.paths[3]).write_text("no image")
-    with pytest.raises(DataError, match=r"^1 unreadable image\(s\): .*\.png \(UnidentifiedImageError"):
-        training(data)
+    with pytest.raises(DataError, match=r"^1 unreadable image\(s\): .*\.png \(UnidentifiedImageError") as error:
+        training(data)  # the rest of the message is Pillow's
+    assert error.value.key == "data.unreadable-images"
 
 
 def test_the_fingerprint_follows_the_files(root: Path) -> None:
@@ -154,7 +157,7 @@ def test_a_run_on_files_is_the_run_on_memory(root: Path, tmp_path: Path) -> None
         made = Run.create(tmp_path / name)
         alone = {**ALONE, "train": {"epochs": 1}}
         data = {"name": "folder", "root": str(root), "size": 16, "batch": 6, **options}
-        (tmp_path / "r.yaml").write_text(recipes.source.write({**TINY, **alone, "data": data}))
+        (tmp_path / "r.yaml").write_text(to_yaml({**TINY, **alone, "data": data}))
         train_recipe(recipes.load(tmp_path / "r.yaml"), made, Machine("cpu", threads=1, workers=1))
         return made
 
@@ -167,10 +170,12 @@ def test_a_run_on_files_is_the_run_on_memory(root: Path, tmp_path: Path) -> None
 
 def test_what_was_decoded_once_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "cache"))
-    monkeypatch.setattr(decode_cache, "WORTH", 1)
+    monkeypatch.setattr(decode_cache, "MIN_BYTES", 1)
     counted: list[int] = []
-    real = decode_cache.decode
-    monkeypatch.setattr(decode_cache, "decode", lambda paths, *rest: counted.append(len(paths)) or real(paths, *rest))
+    real = decode_cache.decode_images
+    monkeypatch.setattr(
+        decode_cache, "decode_images", lambda paths, *rest: counted.append(len(paths)) or real(paths, *rest)
+    )
     first, again = folder(root=root, size=16), folder(root=root, size=16)
     assert counted == [24, 6]
     assert first.fingerprint() == again.fingerprint()
@@ -192,48 +197,48 @@ def test_what_was_decoded_once_is_kept(root: Path, monkeypatch: pytest.MonkeyPat
 def test_where_nothing_can_be_kept_it_goes_on_without(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root.parent / "cache").write_text("a file, not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent / "cache"))
-    monkeypatch.setattr(decode_cache, "WORTH", 1)
+    monkeypatch.setattr(decode_cache, "MIN_BYTES", 1)
     assert len(folder(root=root, size=16).train.labels) == 22
 
 
-def test_a_list_says_which_images_to_train_on(root: Path) -> None:
+def test_a_list_names_the_images_to_train_on(root: Path, refused: Refused) -> None:
     chosen = [f"{name}/{at:02}.png" for name in ("cat", "dog") for at in range(0, 12, 2)]
     text = root.parent / "chosen.txt"
     text.write_text("# half of them\n" + "\n".join(chosen) + "  # the last\n\n")
     data = folder(root=root, size=16, only=text, val=0.0, memory=False)
     assert [str(Path(path).relative_to(root / "train")) for path in data.train.images.paths] == chosen
     assert len(data.test.labels) == 6
-    for wrong, message in (
-        ("cat/99.png", r"not in .*train: cat/99.png \(did you mean 'cat/0"),
-        ("cat/00.png\ncat/00.png\ndog/01.png", "named twice: cat/00.png"),
-        ("cat/00.png", "no image of class dog"),
+    for wrong, key in (
+        ("cat/99.png", "data.unknown-name-in-list"),
+        ("cat/00.png\ncat/00.png\ndog/01.png", "data.name-listed-twice"),
+        ("cat/00.png", "data.class-missing-in-list"),
     ):
         text.write_text(wrong)
-        with pytest.raises(DataError, match=message):
+        with refused(DataError, key):
             folder(root=root, only=text)
-    with pytest.raises(DataError, match="nothing.txt: No such file"):
+    with refused(DataError, "data.unreadable-list"):
         folder(root=root, only=root / "nothing.txt")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_workers_do_not_notice_a_signal(root: Path, sent: signal.Signals) -> None:
-    """Terminals and schedulers send it to every process; when to end is for the one that trains to say."""
+    """Terminals and schedulers send it to every process; only the training process decides when to stop."""
     data, before = streamed(root), set(multiprocessing.active_children())
-    batches = data.batches("train", 2, shuffle_seed=0)
+    batches = data.train_batches(2, seed=0)
     seen = [next(batches), next(batches)]  # one of each worker: both have begun
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for worker in workers:
         assert worker.pid is not None
         os.kill(worker.pid, sent)
-    assert len([*seen, *batches]) == data.length(2)
+    assert len([*seen, *batches]) == data.num_train_batches(2)
 
 
 def test_ctrl_c_reaches_the_workers_and_breaks_nothing(root: Path, tmp_path: Path) -> None:
-    """A terminal sends it to every process; the one that trains keeps its step, those that decode do not notice."""
+    """A terminal sends it to every process; the training process saves its step, the workers ignore the signal."""
     recipe = {**ALONE, "data": {"name": "folder", "root": str(root), "size": 16, "batch": 4, "memory": False}}
     recipe["train"] = {"epochs": 300, "rate": 0.01}
-    (tmp_path / "tiny.yaml").write_text(recipes.source.write({**TINY, **recipe}))
+    (tmp_path / "tiny.yaml").write_text(to_yaml({**TINY, **recipe}))
     words = ["train", "tiny.yaml", "--threads", "1", "--workers", "2", "--out", "run"]
     line = [sys.executable, "-m", "qkd", *words]
     trained = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)

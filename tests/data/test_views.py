@@ -1,4 +1,4 @@
-"""Views: a method may have each network shown an augmentation of its own, and nothing else changes by it."""
+"""Views: a method can give each network an augmentation of its own, which changes nothing else."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.tiny_data import MOVED, ramp, same
 from tests.support.tiny_runs import losses, recipe_in
 
 
-def drawn(views: int, **more: Any) -> list[Batch]:
-    return list(ramp(32).batches("train", 8, shuffle_seed=3, augment=True, views=views, **more))
+def drawn(num_views: int, **more: Any) -> list[Batch]:
+    return list(ramp(32).train_batches(8, seed=3, augment=True, num_views=num_views, **more))
 
 
 def test_further_views_are_other_augmentations_of_the_same_images() -> None:
@@ -41,8 +41,8 @@ def test_further_views_are_other_augmentations_of_the_same_images() -> None:
         assert torch.allclose(levels[0], levels[1], atol=0.15)
     assert same(three, drawn(3))
     assert same(three[2:], drawn(3, skip=2))
-    assert all(not b.others for b in data.batches("train", 8, shuffle_seed=3, views=3))
-    assert all(not b.others for b in data.batches("val", 8, views=3))
+    assert all(not b.others for b in data.train_batches(8, seed=3, num_views=3))
+    assert all(not b.others for b in data.batches("val", 8))
 
 
 def test_ranks_see_the_views_one_process_sees() -> None:
@@ -62,7 +62,7 @@ def shown(plan: Plan, *parts: str) -> Ensemble:
     return Ensemble({name: staged(seed) for seed, name in enumerate(parts)}, plan).eval()
 
 
-def test_each_network_is_shown_the_view_the_plan_gives_it() -> None:
+def test_each_network_gets_the_view_of_the_plan() -> None:
     plan = Plan((Phase("train", (Step(["student"], [label("student")]),)),), views={"a": 1})
     parts = shown(plan, "student", "a", "b")
     first, second = batch().images, batch().images.flip(3)
@@ -72,12 +72,12 @@ def test_each_network_is_shown_the_view_the_plan_gives_it() -> None:
         assert torch.equal(both[Tap(part)], expected[Tap(part)])
 
 
-def test_kdcl_gives_everybody_an_own_view_unless_told_otherwise() -> None:
+def test_kdcl_gives_each_network_an_own_view_by_default() -> None:
     assert company("kdcl", "a", "b")[1].views == {"student": 0, "a": 1, "b": 2}
     assert company("kdcl", "a", "b", views="same")[1].sights == 1
 
 
-def test_views_that_make_no_sense_are_refused() -> None:
+def test_views_that_do_not_fit_the_plan_are_refused() -> None:
     phases = (Phase("train", (Step(["student"], [label("student")]),)),)
     plan = Plan(phases, views={"studnet": 1})
     with pytest.raises(PlanError, match=r"views: no network 'studnet' \(did you mean 'student'\?\)"):
@@ -87,7 +87,7 @@ def test_views_that_make_no_sense_are_refused() -> None:
         rehearse(shown(plan, "student", "a", "b"), plan, {}, FACTS)
 
 
-def test_own_views_are_learned_from_and_resumed(tmp_path: Path) -> None:
+def test_training_on_own_views_resumes(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(MOVED)
     there = {"data": {"name": f"{tmp_path / 'own.py'}:moved", "batch": 16}, "match": []}
     own, same = (recipe_in(tmp_path, **there, method={"name": "kdcl", "views": views}) for views in ("own", "same"))

@@ -106,14 +106,14 @@ from qkd.storage import atomic
 from qkd.cli.main import main
 from tests.support.pairing import ranks
 
-real = atomic.Hashing.write
+real = atomic.HashingFile.write
 
 def full(self, data):
     if "best" in str(self.file.name):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return real(self, data)
 
-atomic.Hashing.write = full
+atomic.HashingFile.write = full
 print(*ranks(lambda: main({list(TRAIN)}), Path()))
 """
 

@@ -142,5 +142,5 @@ def test_a_missing_tool_ends_the_command_before_anything_is_trained(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     done = qkd("train", "tiny.yaml", "--out", "run", "--logger", "wandb", cwd=tmp_path)
     assert done.returncode == 2
-    assert "error: --logger wandb: it is not installed" in done.stderr
+    assert "error: --logger wandb: wandb is not installed" in done.stderr
     assert not (tmp_path / "run").exists()

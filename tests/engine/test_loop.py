@@ -171,7 +171,7 @@ def test_teachers_are_asked_once_only_where_images_stay_the_same(
         found = build_teacher_cache(training, assembly.ensemble, assembly.plan.phases[0], 2)
         assert (found is not None) == known
         if found is not None:
-            batch = next(images.batches("train", 16, shuffle_seed=5))
+            batch = next(images.train_batches(16, seed=5))
             said = assembly.ensemble.eval()(batch.images, ["four", "eight"])
             assert all(torch.allclose(tensor, said[tap], atol=1e-5) for tap, tensor in found.of(batch.ids).items())
 

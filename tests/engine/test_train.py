@@ -122,18 +122,18 @@ def test_a_folder_with_anything_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     run = Run.create(tmp_path / "mine")
     assert run.folder == tmp_path / "mine-2"
-    run.write("recipe.yaml", "seed: 0")
+    run.write_file("recipe.yaml", "seed: 0")
     (run.folder / "notes.txt").write_text("of somebody else")
-    run.abandon()
+    run.remove_untrained()
     assert [path.name for path in run.folder.iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
     run = Run.create(tmp_path / "empty")
     assert run.folder == tmp_path / "empty"
-    run.write("metrics.jsonl", "")  # begun, and then the plan was refused
-    run.abandon()
+    run.write_file("metrics.jsonl", "")  # begun, and then the plan was refused
+    run.remove_untrained()
     assert not run.folder.exists()
     run = Run.create(tmp_path / "learned")
-    run.log({"phase": "before"})
-    run.abandon()
+    run.append_metrics({"phase": "before"})
+    run.remove_untrained()
     assert (run.folder / "metrics.jsonl").exists()
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"

@@ -29,7 +29,7 @@ def test_statistics_are_those_of_images_changed_as_in_training(tmp_path: Path, a
     product = assembly.product().eval()
 
     def mean_behind_stem(changed: bool) -> Tensor:
-        seen = list(images.batches("train", 16, shuffle_seed=3, augment=changed))
+        seen = list(images.train_batches(16, seed=3, augment=changed))
         with torch.no_grad():
             return torch.stack([product.conv1(b.images).mean((0, 2, 3)) for b in seen[:20]]).mean(0)
 

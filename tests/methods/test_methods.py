@@ -71,7 +71,7 @@ def steps(stage: Stage, phase: Phase, count: int) -> Iterator[float]:
     """Train by hand, without the loop, in the middle of a phase: losses of unequal weights say nothing. -> total losses"""
     parts, plan = stage.assembly.ensemble, stage.assembly.plan
     optimizers = [optimizer_for(step, parts, plan, stage.recipe.train) for step in phase.steps]
-    batches: list[Batch] = list(stage.data.batches("train", 16, shuffle_seed=0))
+    batches: list[Batch] = list(stage.data.train_batches(16, seed=0))
     for number in range(count):
         batch, total = batches[number % len(batches)], 0.0
         for step, optimizer in zip(phase.steps, optimizers, strict=True):

@@ -29,7 +29,7 @@ from qkd.pipeline.resume import latest_run, resumable_run
 from qkd.pipeline.train import train_recipe
 from qkd.storage import atomic
 from qkd.storage.artifacts import ORIGINAL_RECIPE
-from qkd.storage.checkpoints import BEST, KEPT, LAST, Checkpoints, Name, is_intact
+from qkd.storage.checkpoints import BEST, KEPT, LAST, CheckpointName, Checkpoints, is_intact
 from qkd.storage.run import Run
 from tests.support.command_line import qkd
 from tests.support.tiny_runs import TINY, losses, recipe_in
@@ -212,10 +212,10 @@ def test_generations_are_kept_in_the_order_of_training(tmp_path: Path) -> None:
     for steps, whole in ((0, True), (4, False), (8, False), (8, True)):
         kept.save(LAST, {"at": (steps, whole)}, steps=steps, whole=whole)
     kept.prune()
-    assert [Name.parse(path.name)[:2] for path in kept.files(LAST)] == [(8, "whole"), (8, "part")]
+    assert [CheckpointName.parse(path.name)[:2] for path in kept.files(LAST)] == [(8, "whole"), (8, "part")]
     assert len(kept.files(LAST)) == KEPT
     assert kept.load(LAST) == {"at": (8, True)}
-    kept.forget_after(8, whole=False)
+    kept.remove_after(8, whole=False)
     assert kept.load(LAST) == {"at": (8, False)}
 
 
@@ -223,14 +223,14 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_state(
     tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, broken = recipe_in(tmp_path), Run.create(tmp_path / "broken")
-    real = atomic.Hashing.write
+    real = atomic.HashingFile.write
 
-    def full(self: atomic.Hashing, data: Any) -> int:
+    def full(self: atomic.HashingFile, data: Any) -> int:
         if "last" in str(self.file.name) and len(broken.checkpoints.files(LAST)) == KEPT:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(self, data)
 
-    monkeypatch.setattr(atomic.Hashing, "write", full)
+    monkeypatch.setattr(atomic.HashingFile, "write", full)
     with pytest.raises(RunError, match=r"last: cannot write: No space left on device; what was there") as error:
         train_recipe(recipe, broken, ONE)
     assert len(str(error.value).splitlines()) == 1
@@ -248,9 +248,9 @@ def test_a_folder_that_cannot_be_written_ends_in_one_line(tmp_path: Path, monkey
     run = Run.create(tmp_path / "run")
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(RunError, match=r"recipe.yaml: cannot write: Permission denied"):
-        run.write("recipe.yaml", "x")
+        run.write_file("recipe.yaml", "x")
     with pytest.raises(RunError, match=r"metrics.jsonl: cannot write: Permission denied"):
-        run.log({"a": 1})
+        run.append_metrics({"a": 1})
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -273,7 +273,7 @@ def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
 def test_a_run_without_a_recipe_yet_is_begun_again(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "runs" / "tiny")
     assert resumable_run(run.folder).folder == run.folder
-    run.write(ORIGINAL_RECIPE, "what the user wrote")
+    run.write_file(ORIGINAL_RECIPE, "what the user wrote")
     assert resumable_run(run.folder).folder == run.folder
     assert latest_run(tmp_path / "runs", "tiny").folder == run.folder
     (run.folder / "thesis.txt").write_text("not a run")
@@ -285,12 +285,12 @@ def test_a_run_without_a_recipe_yet_is_begun_again(tmp_path: Path) -> None:
 
 def test_half_a_line_of_metrics_is_none(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.log({"steps": 4})
-    run.log({"steps": 8})
+    run.append_metrics({"steps": 4})
+    run.append_metrics({"steps": 8})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"steps": 12, "pha')
     assert [line["steps"] for line in run.metrics()] == [4, 8]
-    run.forget_after(8, whole=False)
+    run.remove_metrics_after(8, whole=False)
     assert run.metrics() == [{"steps": 4}]
 
 

@@ -149,7 +149,7 @@ def test_a_search_is_no_grid(tmp_path: Path, words: list[str], said: str) -> Non
 
 def test_without_optuna_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UsageError, match=r"--search: Optuna is not installed; pip install 'qkd\[optuna\]'"):
+    with pytest.raises(UsageError, match=r"--search: optuna is not installed; pip install 'qkd\[optuna\]'"):
         run_search(tmp_path, RANGES, 1, trained([]), check=nothing_wrong)
 
 

@@ -202,7 +202,9 @@ def test_a_scheduler_runs_every_point(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_no_launcher_can_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("submitit", "ray"):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(UsageError, match=rf"--launcher {name}: it is not installed; pip install 'qkd\[{name}\]'"):
+        with pytest.raises(
+            UsageError, match=rf"--launcher {name}: {name} is not installed; pip install 'qkd\[{name}\]'"
+        ):
             launcher_for(name, tmp_path)
     with pytest.raises(UsageError, match="--launch-with num_gpus: only submitit and ray take settings"):
         launcher_for("local", tmp_path, ["num_gpus=1"])

@@ -1,4 +1,4 @@
-"""Recipes: what a good one becomes, and that a completed one is the same recipe."""
+"""Loading recipes: defaults, paths, warnings, the JSON Schema, and that a completed recipe loads to an equal one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_torchvision_s_own_defaults_are_left_to_torchvision() -> None:
     assert recipe.load("r.yaml").student.options == {}
 
 
-def test_paths_are_seen_from_here_and_then_from_the_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_looked_up_from_here_and_then_from_the_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "images").mkdir()
     method = "{name: ./mine.py:open_ended}"
     (here / "r.yaml").write_text(changed(method=method, data="{name: folder, root: images}"))
@@ -121,7 +121,7 @@ def test_a_finished_run_s_recipe_is_read_without_its_data() -> None:
 
 @pytest.mark.parametrize("name", recipe.bundled())
 def test_bundled_recipes_load_by_name_from_anywhere(name: str) -> None:
-    made = recipe.load(name, paths_exist=False)  # what reads a folder is a recipe without its images, too
+    made = recipe.load(name, paths_exist=False)  # recipes that read a folder load without its images
     assert made.name == name
     assert recipe.warnings(made) == []
     Path("completed.yaml").write_text(recipe.dump(made))
@@ -129,7 +129,7 @@ def test_bundled_recipes_load_by_name_from_anywhere(name: str) -> None:
     assert recipe.text_of(name).startswith("#")
 
 
-def test_a_missing_recipe_is_answered_with_those_there_are() -> None:
+def test_the_message_about_a_missing_recipe_lists_the_bundled_ones() -> None:
     name = recipe.bundled()[0]
     with pytest.raises(
         RecipeError, match=rf"^{name}x.yaml:1: recipe: cannot be read: no such file .*'{name}'\?\); .*: {name}"
@@ -139,7 +139,7 @@ def test_a_missing_recipe_is_answered_with_those_there_are() -> None:
         recipe.load(".")
 
 
-def test_warnings_name_what_is_hardly_meant() -> None:
+def test_warnings_name_suspicious_settings() -> None:
     Path("r.yaml").write_text(
         changed(
             student="{build: resnet8, quantize: w4a4}",
@@ -148,12 +148,12 @@ def test_warnings_name_what_is_hardly_meant() -> None:
         )
     )
     assert [str(problem) for problem in recipe.warnings(recipe.load("r.yaml"))] == [
-        "r.yaml:5: teachers.low.quantize: w4a3 teaches a student of w4a4: fewer bits than it",
-        "r.yaml:4: train.warmup: 2 of 2 epochs: the rate is never at its full height",
+        "r.yaml:5: teachers.low.quantize: the teacher has fewer bits (w4a3) than the student (w4a4)",
+        "r.yaml:4: train.warmup: 2 of 2 epochs: the learning rate never reaches its peak",
     ]
 
 
-def test_options_that_do_nothing_are_named_unless_they_are_as_ever() -> None:
+def test_options_without_effect_are_named_unless_they_are_at_their_defaults() -> None:
     Path("r.yaml").write_text(
         changed(
             method="{name: cmtkd, feature: none, gamma: 50, importance: uniform, importance_rate: 0.9, reduction: mean}"
@@ -169,7 +169,7 @@ def test_options_that_do_nothing_are_named_unless_they_are_as_ever() -> None:
     assert found_again.message == "does nothing with `soft: 0.0`; it counts where `soft` is above zero"
 
 
-def test_settings_that_their_optimizer_or_schedule_never_reads_are_named() -> None:
+def test_settings_that_their_optimizer_or_schedule_does_not_use_are_named() -> None:
     unread = "{epochs: 4, optimizer: adamw, momentum: 0.8, nesterov: false, milestones: [0.3]}"
     Path("r.yaml").write_text(changed(train=unread, pretrain="{optimizer: adamw, momentum: 0.9, nesterov: false}"))
     assert [str(problem) for problem in recipe.warnings(recipe.load("r.yaml"))] == [
@@ -183,7 +183,7 @@ def test_settings_that_their_optimizer_or_schedule_never_reads_are_named() -> No
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_an_option_needs_is_an_option_with_such_values(name: str) -> None:
+def test_what_an_option_requires_is_an_option_with_such_values(name: str) -> None:
     known, options = method_info(METHODS[name]), options_from(METHODS[name]).parameters
     assert known is not None
     for option, (other, values) in known.only_with.items():
@@ -192,7 +192,7 @@ def test_what_an_option_needs_is_an_option_with_such_values(name: str) -> None:
         assert values == (ABOVE_ZERO,) or set(values) < set(choices)
 
 
-def test_later_mistakes_can_be_placed_too() -> None:
+def test_later_mistakes_get_a_line_too() -> None:
     made = recipe.load("good.yaml", ["seed=3"])
     assert str(made.problem("teachers.float.build", "too small")) == "good.yaml:5: teachers.float.build: too small"
     assert str(made.problem(("match", "layer1"), "no")) == "good.yaml:6: match.layer1: no"
@@ -200,7 +200,7 @@ def test_later_mistakes_can_be_placed_too() -> None:
     assert str(made.problem("pretrain.rate", "no")) == "good.yaml:1: pretrain.rate: no"
 
 
-def test_the_schema_knows_what_recipes_know() -> None:
+def test_the_schema_has_the_keys_of_recipes() -> None:
     schema = json.loads(json.dumps(recipe.schema()))
     assert set(schema["properties"]) == set(recipe.Recipe.model_fields) - {"origin"}
     methods = {entry["properties"]["name"].get("const"): entry for entry in schema["properties"]["method"]["anyOf"]}
@@ -211,4 +211,4 @@ def test_the_schema_knows_what_recipes_know() -> None:
     assert digits["properties"]["size"]["minimum"] == 8
     assert digits["properties"]["channels"]["enum"] == [1, 3]
     assert schema["properties"]["train"]["required"] == ["epochs"]
-    assert schema["properties"]["train"]["properties"]["rate"]["description"] == "The learning rate at its highest."
+    assert schema["properties"]["train"]["properties"]["rate"]["description"] == "The peak learning rate."

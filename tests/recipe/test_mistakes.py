@@ -1,4 +1,4 @@
-"""What is said about a bad recipe, word for word."""
+"""The messages about mistakes in recipes, word for word."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
     "teachers": (
         changed(teachers="{student: {build: resnet8}, a b: {build: resnet8}, c: resnet8}"),
         [
-            "5: teachers.a b: 'a b' is no name: use letters, digits and _, and none of student, exchange, shared",
+            "5: teachers.a b: 'a b' is not a valid name: use letters, digits and _, and none of student, exchange, shared",
             "5: teachers.c: must be a mapping of keys to values: write {build: resnet8}",
             "5: teachers.student: 'student' is taken: use letters, digits and _, and none of student, exchange, shared",
         ],
@@ -296,4 +296,4 @@ def test_lines_of_merged_mappings_are_those_of_their_own_keys() -> None:
 
 def test_lines_are_those_of_the_keys() -> None:
     text = GOOD.replace("quantize: off}", "\n           quantize: of,\n           widht: 3}")
-    assert [said.split(":")[0] for said in problems(text)] == ["6", "7"]
+    assert [problem.split(":")[0] for problem in problems(text)] == ["6", "7"]

@@ -1,4 +1,4 @@
-"""Overrides: what they change, and what is said about those that cannot."""
+"""Overrides: what they change, and the messages about those that cannot be applied."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize("text", OVERRIDES)
-def test_mistakes_in_overrides_are_told_as_such(text: str) -> None:
+def test_mistakes_in_overrides_are_reported_as_such(text: str) -> None:
     assert problems(GOOD, text) == [f"<override>:{OVERRIDES[text]}"]
 
 
@@ -75,7 +75,7 @@ def test_overrides_are_typed_as_yaml_is(text: str, key: tuple[str, ...], value: 
     assert type(found) is type(value)
 
 
-def test_overrides_reach_into_lists_and_later_ones_win() -> None:
+def test_overrides_change_list_items_and_later_ones_win() -> None:
     made = recipe.load("good.yaml", ["match.1=layer3", "seed=1", "seed=2"])
     assert list(made.match) == ["layer1", "layer3"]
     assert made.seed == 2

@@ -40,7 +40,7 @@ def run_of(
 ) -> Path:
     """A run folder with just the files a comparison reads."""
     run = Run.create(folder)
-    run.write("recipe.yaml", RECIPE.format(method=method, bits=bits, seed=seed))
+    run.write_file("recipe.yaml", RECIPE.format(method=method, bits=bits, seed=seed))
     result = {
         "method": method,
         "top1": top1,
@@ -89,7 +89,7 @@ def test_a_row_is_what_the_files_say(tmp_path: Path) -> None:
 
 def test_a_run_that_has_not_come_far_has_a_row_too(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "young")
-    run.write("recipe.yaml", RECIPE.format(method="cmtkd", bits=4, seed=1))
+    run.write_file("recipe.yaml", RECIPE.format(method="cmtkd", bits=4, seed=1))
     (row,) = compare_runs([run.folder])
     assert {row[name] for name in ("top1", "bytes", "speedup", "float_top1")} == {None}
     assert (row["method"], row["bits"], row["seed"]) == ("cmtkd", "w4a4", 1)

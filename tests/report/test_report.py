@@ -161,7 +161,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.orig.yaml").write_text(RECIPE)
     recipe = recipes.load(folder / "recipe.orig.yaml")
     run = Run(folder)
-    run.write("recipe.yaml", recipes.dump(recipe))
+    run.write_file("recipe.yaml", recipes.dump(recipe))
     for name, content in (
         ("result", RESULT),
         ("export", EXPORT),
@@ -171,7 +171,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         run.write_json(f"{name}.json", content)
     for line in ({"phase": "before", "steps": 0, "test/top1": 41.25}, *map(epoch_line, (1, 2, 3))):
-        run.log(line)
+        run.append_metrics(line)
     run.save_product(calibrated(assemble(recipe, DataSpec((1, 16, 16), 10))).state_dict())
     return folder
 
@@ -329,8 +329,10 @@ def test_numbers_of_the_files_stand_on_the_page(content: str) -> None:
 def test_what_comes_from_files_stays_text(folder: Path) -> None:
     bad = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
     run = Run(folder)
-    run.log({**epoch_line(3), "epoch": 4, "phase": bad, f"train/loss/{bad}": 1.0, f"importance/layer1/{bad}": 0.1})
-    run.log({**epoch_line(3), "epoch": 5, f"gradient/{bad}/label/{bad}": 1.0})
+    run.append_metrics(
+        {**epoch_line(3), "epoch": 4, "phase": bad, f"train/loss/{bad}": 1.0, f"importance/layer1/{bad}": 0.1}
+    )
+    run.append_metrics({**epoch_line(3), "epoch": 5, f"gradient/{bad}/label/{bad}": 1.0})
     run.write_json("result.json", {**RESULT, "method": bad, "parts": {bad: 50.0}})
     run.write_json("environment.json", {"command": bad, bad: bad})
     run.write_json("export.json", {**EXPORT, "float_layers": [bad], "reasons": {bad: bad}, "census": {bad: 3}})
@@ -608,7 +610,7 @@ def test_phases_are_told_apart() -> None:
 def test_a_long_table_of_numbers_is_shortened_but_keeps_its_end(folder: Path) -> None:
     run = Run(folder)
     for number in range(4, 400):
-        run.log({"phase": "train", "epoch": number, "val/top1": 90.0 + number / 100})
+        run.append_metrics({"phase": "train", "epoch": number, "val/top1": 90.0 + number / 100})
     table = training_curves.numbers(read_run(run), ["val/"])
     assert table is not None
     assert len(table.rows) <= training_curves.MOST_ROWS + 1

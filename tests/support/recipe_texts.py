@@ -1,4 +1,4 @@
-"""Recipes to write down in tests, and a folder to write them in."""
+"""Texts of recipes for tests, and a folder to write them in."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NUMBER = 3
 
 
 def folder_in(tmp_path: Path) -> Path:
-    """A folder with a recipe and a file of own methods in it, and an empty one, ``elsewhere``, beside it."""
+    """A folder ``here`` with a recipe and a file of user methods, and an empty folder ``elsewhere`` beside it."""
     folder = tmp_path / "here"
     folder.mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -45,7 +45,7 @@ def folder_in(tmp_path: Path) -> Path:
 
 
 def problems(text: str | bytes, *overrides: str) -> list[str]:
-    """What is said about a recipe, without the name of the file."""
+    """The messages about a recipe, without the name of its file."""
     Path("r.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(RecipeError) as error:
         recipe.load("r.yaml", overrides)
@@ -56,7 +56,7 @@ def problems(text: str | bytes, *overrides: str) -> list[str]:
 
 
 def changed(**lines: str) -> str:
-    """The good recipe with other entries, on one line each and in the order given here."""
+    """A minimal recipe with ``lines`` changed or added, an entry a line, in the order given."""
     entries = {
         "method": "{name: qat}",
         "student": "{build: resnet8}",

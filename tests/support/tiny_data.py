@@ -1,4 +1,4 @@
-"""Small data sets, images in files, and what makes two lists of batches equal."""
+"""Small data sets, images in files, and the comparison of lists of batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qkd.data.batches import channel_statistics
 
 
 def ramp(count: int = 10, size: int = 16) -> Data:
-    """Images that are told apart by every pixel."""
+    """Random RGB images of two classes, the same every time."""
     images = torch.randint(
         0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
