@@ -10,7 +10,7 @@ from typing import Any
 
 from qkd.errors import ExportError, GateError, UsageError, nearest
 from qkd.export import SETTINGS, bench, quantize_file, require_openvino
-from qkd.pipeline.evaluate import test_images
+from qkd.pipeline.evaluate import eval_images
 from qkd.storage.artifacts import BENCH, FLOAT_ONNX, RECIPE, STUDENT_ONNX, file_beside
 from qkd.storage.environment import processor
 from qkd.storage.run import Run
@@ -58,7 +58,7 @@ def benchmark_files(
     paths = [_file(path) for path in files]
     beside = _counterparts(paths, against)
     runs = {path: Run(path.parent) for path in [*paths, *beside.values()] if (path.parent / RECIPE).is_file()}
-    samples = {run.folder: test_images(run) for run in {run.folder: run for run in runs.values()}.values()}
+    samples = {run.folder: eval_images(run) for run in {run.folder: run for run in runs.values()}.values()}
     rivals = _rivals(runs.get(paths[0]), beside.get(paths[0])) if against == "ptq" else []
     beside |= {rival: beside[paths[0]] for rival in rivals}
     first = samples.get(paths[0].parent)

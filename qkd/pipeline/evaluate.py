@@ -24,7 +24,7 @@ from qkd.storage.run import Run
 from qkd.tasks.classification import top1
 
 
-class TestImages(NamedTuple):
+class EvalImages(NamedTuple):
     """Test images (N, C, H, W), normalised and as bytes, and their labels (N,)."""
 
     images: np.ndarray
@@ -32,7 +32,7 @@ class TestImages(NamedTuple):
     labels: np.ndarray
 
 
-def test_images(run: Run) -> TestImages | None:
+def eval_images(run: Run) -> EvalImages | None:
     """The test images of a run's recipe; None where the data is not there any more."""
     try:
         return _sample(_data_for(run.folder / STUDENT_ONNX, None))
@@ -92,8 +92,8 @@ def _as_trained(data: Data, how: Mapping[str, Any]) -> Data:
     return replace(data, mean=tuple(how["mean"]), std=tuple(how["std"]))
 
 
-def _sample(data: Data) -> TestImages:
-    return TestImages(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())
+def _sample(data: Data) -> EvalImages:
+    return EvalImages(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())
 
 
 def _data_for(path: Path, recipe: str | None) -> Data:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from qkd.pipeline.evaluate import test_images as images_of
+from qkd.pipeline.evaluate import eval_images as images_of
 from qkd.storage.run import Run
 from tests.support.command_line import in_a_process, qkd
 from tests.support.tiny_runs import TINY
@@ -126,7 +126,7 @@ def test_too_little_memory_is_no_bug(tmp_path: Path, error: Exception, monkeypat
     def checked(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("qkd.report.describe.checked", checked)
+    monkeypatch.setattr("qkd.assembly.inputs.load_and_assemble", checked)
     done = qkd("check", "digits_qat_w2a2", cwd=tmp_path)
     assert done.returncode == 1
     assert re.fullmatch(r"error: too little memory: .*; a smaller data.size .*\n", done.stderr)

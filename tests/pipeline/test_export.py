@@ -28,7 +28,7 @@ from qkd.engine.metrics import logits
 from qkd.errors import ExportError, GateError, UsageError
 from qkd.export import emulate, predict
 from qkd.pipeline.benchmark import Gates, benchmark_files, require_gates
-from qkd.pipeline.evaluate import TestImages, evaluate_file_or_run, test_images
+from qkd.pipeline.evaluate import EvalImages, eval_images, evaluate_file_or_run
 from qkd.pipeline.export import export_run
 from qkd.pipeline.onnx_metadata import MARK
 from qkd.pipeline.reload import reload_product
@@ -36,8 +36,6 @@ from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from qkd.tasks.classification import top1
 from tests.support.tiny_runs import TINY
-
-test_images.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +49,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return made
 
 
-def sample(run: Run) -> TestImages:
-    found = test_images(run)
+def sample(run: Run) -> EvalImages:
+    found = eval_images(run)
     assert found is not None
     return found
 

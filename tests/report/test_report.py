@@ -27,7 +27,7 @@ from qkd.distill.taps import Tap
 from qkd.distill.terms import Term, attend, imitate, label
 from qkd.errors import UsageError
 from qkd.methods import METHODS
-from qkd.report import formatting, headline, page, run_data, tables, training_curves, weight_stats, write
+from qkd.report import formatting, headline, page, tables, training_curves, weight_stats, write
 from qkd.report.charts import MOST_POINTS, WIDTH, Bar, Chart, Series, Stack, bar_chart, line_chart, stack_chart, thinned
 from qkd.report.diagram import draw
 from qkd.report.diagram_layout import lay_out
@@ -401,12 +401,6 @@ def test_writing_again_replaces_the_page_and_leaves_nothing_beside_it(folder: Pa
     assert done.output.strip() == str(folder / "report.html")
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
     assert not list(folder.glob(".*"))
-
-
-def test_file_names_are_those_that_export_and_bench_write() -> None:
-    from qkd.pipeline import benchmark, export
-
-    assert (run_data.EXPORT, run_data.BENCH, run_data.FLOAT_FILE) == (export.EXPORT, benchmark.BENCH, export.FLOAT_FILE)
 
 
 def test_picture_shows_everybody_and_every_weight(content: str) -> None:
