@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qkd.pipeline.launchers import LAUNCHERS
+
 if TYPE_CHECKING:
     from qkd.pipeline.sweep import Point
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at the same time.")
 @click.option(
     "--launcher",
-    type=click.Choice(["local", "submitit", "ray"]),
+    type=click.Choice(list(LAUNCHERS)),
     default="local",
     show_default=True,
     help="Where runs are computed: this machine, Slurm through submitit, a Ray cluster.",

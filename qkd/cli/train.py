@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from qkd.engine.device import PRECISIONS
+from qkd.engine.loggers import LOGGERS
+
 DRY_STEPS = 2
 
 machine_options = [
@@ -29,7 +32,7 @@ def on_machine(function: Any) -> Any:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder. [default: runs/<recipe name>[-N]]")
 @click.option("--resume", is_flag=True, help="Go on with the newest run of this recipe (or with --out).")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="fp32", show_default=True)
 @click.option(
     "--compile",
     "compile_",
@@ -53,7 +56,7 @@ def on_machine(function: Any) -> Any:
 @click.option(
     "--logger",
     "loggers",
-    type=click.Choice(["tensorboard", "csv", "wandb", "mlflow"]),
+    type=click.Choice(list(LOGGERS)),
     multiple=True,
     help="Tell the metrics of every epoch to this tool too (if it is installed); repeatable.",
 )
@@ -82,8 +85,7 @@ def train(
     `torchrun --nproc-per-node 2 -m qkd train RECIPE`; data.batch then counts the images of all of them together.
     """
     from qkd import recipe as recipes
-    from qkd.engine.device import Machine
-    from qkd.engine.distributed import is_first
+    from qkd.engine.device import Machine, is_first
     from qkd.errors import UsageError
 
     if dry_run and (out or resume):

@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qkd.engine.train import Listener
 from qkd.errors import UsageError
+
+if TYPE_CHECKING:
+    from qkd.engine.train import Listener
 
 Write = Callable[[dict[str, float], int], None]  # (curves, step)
 
