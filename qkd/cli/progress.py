@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, plain lines elsewhere; always on stderr, so that stdout stays for results."""
+"""Shows the progress of training on stderr: bars on a terminal, lines elsewhere. Results go to stdout."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
-def console() -> Console:
-    """stdout for tables: as wide as the terminal, and never narrower than a table needs where there is none."""
-    found = Console(soft_wrap=True)
-    return found if found.is_terminal else Console(soft_wrap=True, width=max(found.width, 120))
-
-
 class Reporter:
-    """Listens to training and tells a person how it goes."""
+    """A listener of training that prints its events; with ``quiet`` only warnings.
+
+    Every event needs an entry in ``LINES``, except ``step``, which moves the bars.
+    """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
@@ -73,12 +70,16 @@ def _epoch(values: Mapping[str, Any]) -> str:
 
 
 def _resumed(values: Mapping[str, Any]) -> str:
-    line = f"going on behind step {values['steps']}"
+    line = f"resumed after step {values['steps']}"
     changed = "; ".join(values.get("changed", ()))
-    return f"{line}\nwarning: not to the same bits as without a break: {changed}" if changed else line
+    return (
+        f"{line}\nwarning: the result will differ from that of a run without interruption: {changed}"
+        if changed
+        else line
+    )
 
 
-WARNINGS = ("foreseen", "alarms")  # told without progress too
+WARNINGS = ("foreseen", "alarms")  # events that are printed with ``quiet`` too
 LINES = {
     "epoch": _epoch,
     "cached": lambda v: f"{v['part']}: float {v['build']} taken from the cache",

@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qkd.cli.bench import about
 from qkd.errors import ExportError, UsageError
 from qkd.export import Uint8Input, bench, emit, emit_float, predict, save, timing
 from qkd.export.session import open_session
+from qkd.report.bench_table import processor_notes
 from tests.support.tiny_products import SHAPE, Residual, images, product
 
 module_of_bench = importlib.import_module("qkd.export.bench")  # the attribute of this name is the function
@@ -198,6 +198,6 @@ def test_threads_are_those_asked_for_and_never_spin(files: tuple[Path, Path]) ->
 
 
 def test_a_processor_without_vnni_is_told_what_that_means() -> None:
-    assert about("avx512_vnni") == about("asimddp") == []
-    (said,) = about("avx2")
+    assert processor_notes("avx512_vnni") == processor_notes("asimddp") == []
+    (said,) = processor_notes("avx2")
     assert "8-bit weights saturate" in said and "first: 7" in said
