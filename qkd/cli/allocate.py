@@ -54,13 +54,7 @@ def allocate(
     from qkd.pipeline.allocate_bits import allocate_bits as choose
     from qkd.storage.atomic import write_atomic
 
-    given = {"bits": bits, "mac-bits": mac_bits, "kb": kb}
-    budgets = [(unit, value) for unit, value in given.items() if value is not None]
-    if len(budgets) != 1:
-        raise click.UsageError("give one budget: --bits, --mac-bits or --kb")
-    ((unit, budget),) = budgets
-    if not math.isfinite(budget):
-        raise click.UsageError(f"--{unit} {budget}: give a finite number")
+    unit, budget = _budget({"bits": bits, "mac-bits": mac_bits, "kb": kb})
     if out is not None and out.resolve() == Path(recipe).resolve():
         raise click.UsageError(
             f"--out {out}: is the recipe itself, which would be replaced by the block; name another file"
@@ -76,3 +70,14 @@ def allocate(
         size, cost = f"{found.kb:.1f} kB packed", f"cost ({measure}) {found.error:.3g}"
         click.echo(f"# {found.mean_bits} bits on average, {size}; {cost}")
         click.echo(block, nl=False)
+
+
+def _budget(given: dict[str, float | None]) -> tuple[str, float]:
+    """The one budget that was given, with its unit. Raises click.UsageError for none, several or one that is not finite."""
+    budgets = [(unit, value) for unit, value in given.items() if value is not None]
+    if len(budgets) != 1:
+        raise click.UsageError("give one budget: --bits, --mac-bits or --kb")
+    ((unit, budget),) = budgets
+    if not math.isfinite(budget):
+        raise click.UsageError(f"--{unit} {budget}: give a finite number")
+    return unit, budget

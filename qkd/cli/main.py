@@ -75,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _out_of_memory(error: Exception) -> str:
     """A message where the machine, or its device, has too little memory; empty for other errors."""
     words = (str(error) or type(error).__name__).splitlines()[0]
-    known = isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words
+    out_of_memory = isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words
     advice = "a smaller data.size or data.batch, data.memory: false or train.recompute: true take less"
-    return f"too little memory: {words}; {advice}" if known else ""
+    return f"too little memory: {words}; {advice}" if out_of_memory else ""
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:

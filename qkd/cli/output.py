@@ -41,13 +41,14 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]], *, left: 
     console = Console(highlight=False, markup=False)
     whole = _table(header, lines, left)
     if console.is_terminal and _width(whole) > console.width:
-        whole = _table(header, [[str(i), *line[1:]] for i, line in enumerate(lines, 1)], left)
-        names = [f"{i}: {line[0]}" for i, line in enumerate(lines, 1)]
+        numbers = {name: str(i) for i, name in enumerate(dict.fromkeys(line[0] for line in lines), 1)}
+        whole = _table(header, [[numbers[line[0]], *line[1:]] for line in lines], left)
     else:
-        names = []
-    Console(width=_width(whole), highlight=False, markup=False).print(whole)
-    for name in names:
-        click.echo(name)
+        numbers = {}
+    # with a height too, because rich takes a terminal of unknown type to be 80 columns wide otherwise
+    Console(width=_width(whole), height=1000, highlight=False, markup=False).print(whole)
+    for name, number in numbers.items():
+        click.echo(f"{number}: {name}")
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> Table:

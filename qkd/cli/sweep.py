@@ -72,34 +72,36 @@ def sweep(
     folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
     options = [word for name, value in each.items() if value for word in (f"--{name.replace('_', '-')}", str(value))]
 
-    def check(point: Point) -> None:  # every mistake before the first run
+    def check(point: Point) -> None:
         recipes.load(recipe, (*overrides, *point.changes))
+
+    def train(point: Point) -> str | None:
+        return sweeping.train(recipe, point, overrides, options, launch)
 
     _require_grid_or_search(search, trials, over, seeds)
     launch = launcher_for(launcher, folder, launch_with)
     if search:
-        from qkd.pipeline.search import parse_range
-        from qkd.pipeline.search import run_search as find
-
-        def train(point: Point) -> str | None:
-            return sweeping.train(recipe, point, overrides, options, launch)
-
-        ranges = [parse_range(text) for text in search]
-        grid, failures = find(folder, ranges, trials or 1, train, check=check, jobs=jobs, listen=_progress(trials or 1))
-    else:
-        grid = sweeping.points(folder, over, seeds)
-        for point in grid:
-            check(point)
-        failures = sweeping.run_grid(
-            recipe,
-            grid,
-            overrides=overrides,
-            options=options,
-            jobs=jobs,
-            listen=_progress(len(grid)),
-            launch=launch,
-        )
+        _end(*_search(folder, search, trials or 1, train, check, jobs), as_json=as_json)
+        return
+    grid = sweeping.points(folder, over, seeds)
+    for point in grid:  # every mistake is found before the first run
+        check(point)
+    failures = sweeping.run_grid(grid, train, jobs=jobs, listen=_progress(len(grid)))
     _end(grid, failures, as_json=as_json)
+
+
+def _search(
+    folder: Path,
+    search: Sequence[str],
+    trials: int,
+    train: Callable[[Point], str | None],
+    check: Callable[[Point], None],
+    jobs: int,
+) -> tuple[list[Point], dict[str, str]]:
+    from qkd.pipeline.search import parse_range, run_search
+
+    ranges = [parse_range(text) for text in search]
+    return run_search(folder, ranges, trials, train, check=check, jobs=jobs, listen=_progress(trials))
 
 
 def _require_grid_or_search(search: Sequence[str], trials: int | None, over: Sequence[str], seeds: int | None) -> None:

@@ -13,7 +13,10 @@ from qkd.engine.device import PRECISIONS
 from qkd.engine.loggers import LOGGERS
 
 if TYPE_CHECKING:
-    from qkd.storage.results import TrainResult
+    from qkd.engine.device import Machine
+    from qkd.storage.results import ExportReport, TrainResult, UnprovenExportReport
+
+    Exported = ExportReport | UnprovenExportReport
 
 DRY_STEPS = 2
 
@@ -99,32 +102,34 @@ def train(
     first = is_first()
     for warning in recipes.warnings(loaded) if first else ():
         click.echo(f"warning: {warning}", err=True)
-    exported = None
-    with tempfile.TemporaryDirectory() as scratch:
-        if dry_run:
-            out, max_steps = Path(scratch) / "dry", DRY_STEPS
-            loaded = recipes.load(recipe, (*overrides, "pretrain.epochs=1"))
-        run = _run(recipe, loaded, out, resume) if first else None
-        machine["compile"] = machine.pop("compile_")
-        machine["loggers"] += ("tensorboard",) if machine.pop("tensorboard") else ()
-        result = _train(loaded, run, Machine(**machine), resume, max_steps, quiet=quiet or not first)
-        if dry_run and run is not None:
-            from qkd.pipeline.export import export_run
-
-            exported = export_run(run)
-    if not first:
-        return
-    if as_json:
-        dry = {} if exported is None else {"run": None, "export": exported.to_json()}
-        click.echo(json.dumps({**result.to_json(), **dry}))
-    elif exported is not None:
-        images = f"{exported.images} test images"
-        click.echo(f"{recipe}: trained {DRY_STEPS} batches, exported, verified on {images}; nothing is kept")
+    machine["compile"] = machine.pop("compile_")
+    machine["loggers"] += ("tensorboard",) if machine.pop("tensorboard") else ()
+    where, quiet = Machine(**machine), quiet or not first
+    if dry_run:
+        result, exported = _dry_run(recipe, overrides, where, quiet=quiet)
     else:
-        _print(result)
+        run = _run(recipe, loaded, out, resume) if first else None
+        result, exported = _train(loaded, run, where, resume, max_steps, quiet=quiet), None
+    if first:
+        _print(recipe, result, exported, as_json=as_json)
 
 
-def _train(recipe: Any, run: Any, machine: Any, resume: bool, max_steps: int | None, *, quiet: bool) -> TrainResult:
+def _dry_run(
+    recipe: str, overrides: tuple[str, ...], machine: Machine, *, quiet: bool
+) -> tuple[TrainResult, Exported | None]:
+    """Train two batches in a folder that is removed again. -> the result and, in the first process, the export report"""
+    from qkd import recipe as recipes
+    from qkd.engine.device import is_first
+    from qkd.pipeline.export import export_run
+
+    with tempfile.TemporaryDirectory() as scratch:
+        loaded = recipes.load(recipe, (*overrides, "pretrain.epochs=1"))
+        run = _run(recipe, loaded, Path(scratch) / "dry", resume=False) if is_first() else None
+        result = _train(loaded, run, machine, resume=False, max_steps=DRY_STEPS, quiet=quiet)
+        return result, None if run is None else export_run(run)
+
+
+def _train(recipe: Any, run: Any, machine: Machine, resume: bool, max_steps: int | None, *, quiet: bool) -> TrainResult:
     from qkd.cli.progress import Reporter
     from qkd.engine.signals import Interrupted
     from qkd.errors import UsageError
@@ -164,7 +169,19 @@ def _run(recipe: str, loaded: Any, out: Path | None, resume: bool) -> Any:
     return run
 
 
-def _print(result: TrainResult) -> None:
+def _print(recipe: str, result: TrainResult, exported: Exported | None, *, as_json: bool) -> None:
+    """``exported``: the report of a dry run."""
+    if as_json:
+        dry = {} if exported is None else {"run": None, "export": exported.to_json()}
+        click.echo(json.dumps({**result.to_json(), **dry}))
+    elif exported is not None:
+        images = f"{exported.images} test images"
+        click.echo(f"{recipe}: trained {DRY_STEPS} batches, exported, verified on {images}; nothing is kept")
+    else:
+        _print_result(result)
+
+
+def _print_result(result: TrainResult) -> None:
     start = f"float start {result.float_top1:.2f} %, " if result.float_top1 is not None else ""
     before = f"{result.before_top1:.2f} % before training, " if result.before_top1 is not None else ""
     top1 = f"{result.top1:.2f} % on test" if result.top1 is not None else "not measured"

@@ -177,9 +177,9 @@ def _against(first: Path, against: str) -> Path | None:
         return None
     if against not in AGAINST:
         if not Path(against).exists() and not against.endswith(".onnx"):
-            known = ", ".join(AGAINST)
+            possible = ", ".join(AGAINST)
             raise ExportError(
-                f"--against {against}: choose {known} or an ONNX file{nearest(against, AGAINST)}",
+                f"--against {against}: choose {possible} or an ONNX file{nearest(against, AGAINST)}",
                 key="bench.unknown-counterpart",
             )
         return _file(Path(against))

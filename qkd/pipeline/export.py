@@ -173,7 +173,7 @@ class _Export:
         if not same.all():
             share = f"{100 * (1 - same.mean()):.3g} %"
             raise GateError(
-                f"{self.path}: {share} of raw images give other logits than normalised ones",
+                f"{self.path}: {share} of uint8 images give other logits than normalised ones",
                 key="export.uint8-input-differs",
             )
 

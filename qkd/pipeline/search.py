@@ -126,13 +126,17 @@ class _Study:
         self.study = self.optuna.create_study(
             study_name=NAME, storage=storage, load_if_exists=True, direction="maximize"
         )
+        self._continue()
+
+    def _continue(self) -> None:
+        """Take over the trials of an earlier search. Raises UsageError where it had other ranges."""
         before = self.study.trials
-        self.study.sampler = self.optuna.samplers.TPESampler(
-            seed=len(before)
-        )  # so that a continued search proposes something new
+        # another seed than before, so that a continued search proposes something new
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=len(before))
         if any(trial.distributions not in ({}, self.space) for trial in before):
             raise UsageError(
-                f"{out}: holds a search over other ranges; choose another folder with --out", key="search.other-ranges"
+                f"{self.out}: holds a search over other ranges; choose another folder with --out",
+                key="search.other-ranges",
             )
         states = self.optuna.trial.TrialState
         for trial in before:

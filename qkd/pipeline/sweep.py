@@ -110,26 +110,20 @@ def _plain(value: str) -> str:
 
 
 def run_grid(
-    recipe: str,
     grid: Sequence[Point],
+    train: Callable[[Point], str | None],
     *,
-    overrides: Sequence[str] = (),
-    options: Sequence[str] = (),
     jobs: int = 1,
     listen: Listener = lambda point, state: None,
-    launch: Launch = launch_locally,
 ) -> dict[str, str]:
-    """Train every point that is not finished yet, resumed where it stopped. -> the reason of each failure, by name
-
-    ``jobs``: how many at a time. ``launch``: where they are computed, see `qkd.pipeline.launchers.launcher_for`.
-    """
+    """Train every point that is not finished yet, ``jobs`` at a time. -> the reason of each failure, by name"""
 
     def work(point: Point) -> tuple[str, str | None]:
         if point.finished:
             listen(point, "finished already")
             return point.name, None
         damage = point.damage
-        failure = train(recipe, point, overrides, options, launch)
+        failure = train(point)
         state = f"failed: {failure}" if failure else "done"
         listen(point, f"{state} (before, {damage})" if damage else state)
         return point.name, failure
@@ -140,8 +134,17 @@ def run_grid(
     return {name: failure for name, failure in ends.items() if failure is not None}
 
 
-def train(recipe: str, point: Point, overrides: Sequence[str], options: Sequence[str], launch: Launch) -> str | None:
-    """Train one point through ``launch``. -> its last error, or None where it succeeded"""
+def train(
+    recipe: str,
+    point: Point,
+    overrides: Sequence[str] = (),
+    options: Sequence[str] = (),
+    launch: Launch = launch_locally,
+) -> str | None:
+    """Train one point, resumed where it stopped. -> its last error, or None where it succeeded
+
+    ``options`` are those of `qkd train`. ``launch``: where it is computed, see `qkd.pipeline.launchers.launcher_for`.
+    """
     resume = ["--resume"] if point.folder.is_dir() else []
     words = ["train", recipe, *overrides, *point.changes, "--out", str(point.folder), "--quiet", *options, *resume]
     try:
@@ -180,10 +183,10 @@ def rows(grid: Sequence[Point]) -> list[SweptRun]:
     """A row for every point that has a result; points that `--max-steps` stopped early are not ``finished``."""
     from qkd.report.compare import compare_runs
 
-    there = [point for point in grid if not point.damage and point.result().top1 is not None]
+    with_result = [point for point in grid if not point.damage and point.result().top1 is not None]
     return [
         SweptRun(point.changes, point.finished, row)
-        for point, row in zip(there, compare_runs([point.folder for point in there]), strict=True)
+        for point, row in zip(with_result, compare_runs([point.folder for point in with_result]), strict=True)
     ]
 
 

@@ -28,7 +28,7 @@ COLUMNS = (
     Column("95 %", "ms", lambda row: formatting.three_digits(row.p95_ms)),
     Column("images", "per s", lambda row: _written(row.images_per_second, ",.0f")),
     Column("size", "kB", lambda row: _written(None if row.bytes is None else row.bytes / 1000, ".1f")),
-    Column("integer", "convs", lambda row: _integer_convolutions(row)),
+    Column("int", "convs", lambda row: _integer_convolutions(row)),
     Column("speed-up", "", lambda row: _written(row.speedup, ".2f", "x")),
     Column("top-1", "%", lambda row: _written(row.top1, ".2f")),
 )
@@ -57,8 +57,8 @@ def _file(row: BenchRow, names: Names) -> str:
 
 
 def _integer_convolutions(row: BenchRow) -> str:
-    known = row.runtime == "onnxruntime" and row.convs is not None
-    return f"{row.integer_convs}/{row.convs}" if known else MISSING
+    measured = row.runtime == "onnxruntime" and row.convs is not None
+    return f"{row.integer_convs}/{row.convs}" if measured else MISSING
 
 
 def _written(value: float | None, kind: str, behind: str = "") -> str:

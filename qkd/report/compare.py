@@ -80,6 +80,6 @@ def _group(rows: Sequence[ComparedRun]) -> ComparedSeeds:
 
 
 def _spread(values: Sequence[float | None]) -> Spread:
-    known = [value for value in values if value is not None]
-    mean = statistics.fmean(known) if known else None
-    return Spread(mean, statistics.stdev(known) if len(known) > 1 else None, len(known))
+    measured = [value for value in values if value is not None]
+    mean = statistics.fmean(measured) if measured else None
+    return Spread(mean, statistics.stdev(measured) if len(measured) > 1 else None, len(measured))

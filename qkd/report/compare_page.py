@@ -107,11 +107,11 @@ def render(rows: Sequence[ComparedRun], groups: Sequence[ComparedSeeds] = ()) ->
 
 def sentence(rows: Sequence[ComparedRun]) -> str:
     """How many runs there are, and which of them is the most accurate."""
-    known = [row for row in rows if deployed(row) is not None]
+    finished = [row for row in rows if deployed(row) is not None]
     start = f"{formatting.counted(len(rows), 'run')}"
-    if not known:
+    if not finished:
         return f"{start}, none of them finished."
-    best = max(known, key=lambda row: deployed(row) or 0.0)
-    equal = [row for row in known if formatting.percent(deployed(row)) == formatting.percent(deployed(best))]
+    best = max(finished, key=lambda row: deployed(row) or 0.0)
+    equal = [row for row in finished if formatting.percent(deployed(row)) == formatting.percent(deployed(best))]
     others = f" and {formatting.counted(len(equal) - 1, 'other')} are" if len(equal) > 1 else " is"
     return f"{start}; {Path(best.run or '').name}{others} the most accurate with {formatting.percent(deployed(best))}."

@@ -64,10 +64,10 @@ def _accuracy(report: ExportReport) -> Iterator[tuple[str, str]]:
     for name, top1 in ((f"PyTorch{rounded}", report.top1_torch), ("onnxruntime", report.top1_onnxruntime)):
         yield f"top-1 in {name}", "" if top1 is None else formatting.percent(top1, 2)
     if report.openvino is not None:
-        there = _of_test_images(_fraction(report.openvino.agreement), None)
+        share = _of_test_images(_fraction(report.openvino.agreement), None)
         yield (
             "top-1 in openvino",
-            f"{formatting.percent(report.openvino.top1, 2)}, the class of onnxruntime for {there}",
+            f"{formatting.percent(report.openvino.top1, 2)}, the class of onnxruntime for {share}",
         )
 
 
@@ -77,7 +77,7 @@ def _file(report: ExportReport) -> Iterator[tuple[str, str]]:
     yield "takes", _input(report)
     yield "needs onnxruntime", f">= {report.minimum_onnxruntime}" if report.minimum_onnxruntime else ""
     yield "resolution", "\n".join(_resolution(report)) if report.integer_layers else ""
-    if report.input is not None:  # an export that says so much names its program, or that it wrote none
+    if report.input is not None:  # reports of older versions know neither the input nor the program
         yield "classifies image files", report.program or f"nothing: {INFER} beside it is your own and stays as it is"
 
 

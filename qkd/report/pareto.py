@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from qkd.report import formatting
 from qkd.report.diagram_edges import Box, meet
@@ -114,7 +114,7 @@ def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def figure(rows: Sequence[ComparedRun], panels: Sequence[Panel]) -> Figure:
-    """The panels side by side; several panels have titles and a legend of their own, one has those of the page."""
+    """The panels side by side, with titles and a legend; a single panel is for a page, which has its own."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -128,12 +128,19 @@ def figure(rows: Sequence[ComparedRun], panels: Sequence[Panel]) -> Figure:
             _draw(axes, panel, points, kinds)
             if len(panels) > 1:
                 axes.set_title(panel.title)
-                if points:
-                    axes.legend(frameon=False, loc="best")
+        if len(panels) > 1:
+            _add_legend(made)
         made.draw_without_rendering()
         for axes, panel in zip(made.axes, panels, strict=True):
             _add_names(axes, points_of(rows, panel))
     return made
+
+
+def _add_legend(made: Figure) -> None:
+    """One legend below all panels; none where nothing was drawn."""
+    found = {label: line for axes in made.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if found:
+        made.legend(list(found.values()), list(found), loc="outside lower center", ncols=5, frameon=False)
 
 
 def _draw(axes: Axes, panel: Panel, points: Sequence[Point], kinds: Sequence[str]) -> None:
@@ -174,28 +181,41 @@ def _style(axes: Axes, panel: Panel) -> None:
     axes.spines["bottom"].set_color(colours["muted"])
 
 
+class Place(NamedTuple):
+    """Where a name may be: its offset from the point in points, and its horizontal alignment."""
+
+    x: float
+    y: float
+    align: Literal["left", "right", "center"]
+
+    def box(self, at: tuple[float, float], wide: float) -> Box:
+        """The box of a name of this width beside a point at a position."""
+        left = at[0] + self.x - {"left": 0.0, "right": wide, "center": wide / 2}[self.align]
+        return left, at[1] + self.y - LINE / 2, left + wide, at[1] + self.y + LINE / 2
+
+
+PLACES = (
+    Place(8, 0, "left"),
+    Place(-8, 0, "right"),
+    Place(0, 7 + LINE / 2, "center"),
+    Place(0, -7 - LINE / 2, "center"),
+)
+
+
 def _add_names(axes: Axes, points: Sequence[Point]) -> None:
     """The name of each point beside, above or below it; none where all of these places would cover something else."""
     scale = 72 / axes.figure.dpi
-    centres = [scale * axes.transData.transform((point.cost, point.top1)) for point in points]
-    frame = axes.get_window_extent()
-    left, right = scale * frame.x0, scale * frame.x1 + 6
+    centres = [tuple(scale * axes.transData.transform((point.cost, point.top1))) for point in points]
+    left, right = (scale * edge for edge in axes.get_window_extent().intervalx)
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres]
-    for number, (point, (x, y)) in enumerate(zip(points, centres, strict=True)):
+    background = {"facecolor": COLOURS_OF_THE_PAGE["card"], "edgecolor": "none", "boxstyle": "square,pad=0.1"}
+    for number, (point, centre) in enumerate(zip(points, centres, strict=True)):
         others = taken[:number] + taken[number + 1 :]
-        for box in _places(x, y, LETTER * len(point.name)):
-            if left <= box[0] and box[2] <= right and not any(meet(box, other) for other in others):
+        for place in PLACES:
+            box = place.box(centre, LETTER * len(point.name))
+            if left <= box[0] and box[2] <= right + 6 and not any(meet(box, other) for other in others):
                 taken.append(box)
-                offset = (box[0] - x, box[1] - y)
-                axes.annotate(point.name, (point.cost, point.top1), offset, textcoords="offset points", va="bottom")
+                style: dict[str, Any] = {"ha": place.align, "va": "center", "bbox": background}
+                at = (point.cost, point.top1)
+                axes.annotate(point.name, at, (place.x, place.y), textcoords="offset points", **style)
                 break
-
-
-def _places(x: float, y: float, wide: float) -> Iterator[Box]:
-    for left, low in (
-        (x + 7, y - LINE / 2),
-        (x - 7 - wide, y - LINE / 2),
-        (x - wide / 2, y + 7),
-        (x - wide / 2, y - 7 - LINE),
-    ):
-        yield left, low, left + wide, low + LINE

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from tests.support.refusals import Refused
 from tests.support.tiny_runs import TINY
 
 ALONE: dict[str, Any] = {"method": {"name": "qat"}, "teachers": {}, "match": [], "train": {"epochs": 1}}
+
+
+here = partial(sweeping.train, "r.yaml")
 
 
 def test_a_grid_is_every_combination(tmp_path: Path) -> None:
@@ -72,7 +76,7 @@ def test_only_what_is_not_finished_is_run_and_resumed(
     (grid[0].folder / "result.json").write_text(json.dumps({"finished": True}))
     grid[1].folder.mkdir()
     states: dict[str, str] = {}
-    failures = sweeping.run_grid("r.yaml", grid, jobs=2, listen=lambda point, state: states.update({point.name: state}))
+    failures = sweeping.run_grid(grid, here, jobs=2, listen=lambda point, state: states.update({point.name: state}))
     assert states["seed=0"] == "finished already"
     assert states["seed=1"] == "done"
     assert states["seed=2"].startswith("failed: ")
@@ -80,7 +84,7 @@ def test_only_what_is_not_finished_is_run_and_resumed(
     with refused(QkdError, "sweep.failed-runs"):
         sweeping.require(failures)
     calls.clear()
-    sweeping.run_grid("r.yaml", grid)
+    sweeping.run_grid(grid, here)
     assert len(calls) == 1
     assert "seed=2" in calls[0]
 
@@ -143,7 +147,7 @@ def test_a_damaged_result_is_named_and_the_run_trained_again(
 
     monkeypatch.setattr(subprocess, "run", run)
     lines: list[str] = []
-    assert not sweeping.run_grid("r.yaml", [point], listen=lambda point, state: lines.append(state))
+    assert not sweeping.run_grid([point], here, listen=lambda point, state: lines.append(state))
     assert lines[0].startswith(f"done (before, {result}: damaged")
     assert point.finished
 
@@ -197,7 +201,8 @@ def test_a_scheduler_runs_every_point(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(subprocess, "run", run)
     launch = launcher_for(name, tmp_path, ["num_gpus=1", "fraction=0.5", "partition=long"])
-    failures = sweeping.run_grid("r.yaml", points(tmp_path / "s", [], 2), jobs=2, launch=launch)
+    train = partial(sweeping.train, "r.yaml", launch=launch)
+    failures = sweeping.run_grid(points(tmp_path / "s", [], 2), train, jobs=2)
     assert failures == {"seed=1": "OSError: node lost"}
     assert calls.submitted == len(lines) == 2
     assert {"num_gpus": 1, "fraction": 0.5, "partition": "long"}.items() <= calls.settings.items()
