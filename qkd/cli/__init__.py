@@ -1,1 +1,1 @@
-"""The command line: one file per command. Only click is imported at the top: `qkd --help` must answer at once."""
+"""The command line: one file per command. At the top of a file nothing slow is imported, so that `qkd --help` is quick."""

@@ -1,4 +1,4 @@
-"""``qkd check``, ``explain``, ``layers``, ``ls``: look before training."""
+"""``qkd check``, ``explain``, ``layers``: inspect a recipe or a network before training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--print", "complete", is_flag=True, help="Print the recipe with every default filled in.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool) -> None:
-    """Every mistake of RECIPE at once, in seconds; exit code 2 if there is one."""
+    """Report every mistake of RECIPE, in seconds; exit code 2 if there is one."""
     from qkd import recipe as recipes
     from qkd.assembly.inputs import load_and_assemble
     from qkd.assembly.unused import find_unused
@@ -26,7 +26,7 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
 
     try:
         loaded, assembly = load_and_assemble(recipe, overrides)
-        floating = _foreseen(loaded, assembly)
+        float_layers = _export_warnings(loaded, assembly)
     except RecipeError as error:
         if as_json:
             click.echo(json.dumps({"problems": [problem._asdict() for problem in error.problems], "plan": None}))
@@ -36,26 +36,26 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
             problem = {"file": recipe, "line": 0, "key": "", "message": str(error)}
             click.echo(json.dumps({"problems": [problem], "plan": None}))
         raise
-    for warning in (*recipes.warnings(loaded), *find_unused(loaded, assembly), *floating):
+    for warning in (*recipes.warnings(loaded), *find_unused(loaded, assembly), *float_layers):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({"problems": [], "plan": [phase.name for phase in assembly.plan.phases]}))
     elif complete:
         click.echo(recipes.dump(loaded), nl=False)
     else:
-        click.echo(f"{recipe}: nothing wrong; `qkd explain {recipe}` shows what it will do")
+        click.echo(f"{recipe}: no mistakes; `qkd explain {recipe}` describes the training")
 
 
-def _foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
-    """What export will say. Raises RecipeError for a product that has no exported form, or not the one asked for."""
+def _export_warnings(recipe: Recipe, assembly: Assembly) -> list[str]:
+    """Warnings about the later export. Raises RecipeError for a student that has no exported form, or not the one asked for."""
     from qkd.assembly.export_preview import export_preview
     from qkd.errors import ExportError, RecipeError, SchemeError
 
     try:
         return export_preview(recipe, assembly)
     except ExportError as error:
-        said = f"the product will not be exported: {error}"
-        raise RecipeError([recipe.problem("student.build", said)]) from error
+        problem = recipe.problem("student.build", f"the product will not be exported: {error}")
+        raise RecipeError([problem]) from error
     except SchemeError as error:
         raise RecipeError([recipe.problem_within(("student", "quantize"), str(error))]) from error
 
@@ -64,12 +64,13 @@ def _foreseen(recipe: Recipe, assembly: Assembly) -> list[str]:
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def explain(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Who teaches whom in RECIPE, at which layer, with which weight; what it costs."""
+    """Describe the training of RECIPE: who teaches whom, at which layer, with which weight."""
     from qkd.assembly.inputs import load_and_assemble
+    from qkd.cli.output import print_wrapped
     from qkd.report.describe import describe
 
     loaded, assembly = load_and_assemble(recipe, overrides)
-    click.echo(describe(loaded, assembly))
+    print_wrapped(describe(loaded, assembly))
 
 
 @click.command()
@@ -80,7 +81,7 @@ def explain(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option("--channels", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--classes", type=click.IntRange(min=1), default=10, show_default=True)
 def layers(network: str, size: int, channels: int, classes: int) -> None:
-    """The layers of NETWORK: shapes, parameters, and where it can be cut (`match:`)."""
+    """List the layers of NETWORK: shapes, parameters, and the layers it can be matched at (`match:`)."""
     from qkd.networks.summary import layer_table
 
     click.echo(layer_table(network, size=size, channels=channels, classes=classes))

@@ -3,54 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from qkd.storage.results import ComparedRun, ComparedSeeds
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
-    "--seeds", is_flag=True, help="Runs that differ only in their seed as one row: mean ± standard deviation."
+    "--seeds",
+    is_flag=True,
+    help="Put runs that differ only in their seed into one row: mean ± sample standard deviation.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Accuracy against latency and size: .html or .png."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Also write a page (.html) or an image (.png): accuracy against latency and against size.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def compare(runs: tuple[Path, ...], seeds: bool, output: Path | None, as_json: bool) -> None:
-    """Accuracy, size and speed of several runs, side by side."""
+    """Compare accuracy, size and speed of several runs."""
     from qkd.report import compare as comparing
     from qkd.report.compare_page import require_known, write
 
     if output is not None:
         require_known(output)
     found = comparing.read_runs(runs)
-    for warning in (line for evidence in found for line in evidence.warnings):
+    for warning in (line for run_data in found for line in run_data.warnings):
         click.echo(f"warning: {warning}", err=True)
     rows, groups = comparing.rows(found), comparing.by_recipe(found) if seeds else []
     if as_json:
-        click.echo(json.dumps({"rows": rows, **({"groups": groups} if seeds else {})}))
+        printed = {"rows": [row.to_json() for row in rows]}
+        click.echo(json.dumps(printed | ({"groups": [group.to_json() for group in groups]} if seeds else {})))
     else:
         show(groups if seeds else rows)
     if output is not None:
         click.echo(f"{write(output, rows, groups)}: written", err=True)
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows as a table for people."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
+def show(rows: Sequence[ComparedRun | ComparedSeeds]) -> None:
+    """Print the rows as a table."""
+    from qkd.cli.output import print_table
     from qkd.report.compare_page import table_of
 
-    header, lines = table_of(rows)
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number < 3 else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    natural = Console(width=1000).measure(table).maximum  # a number folded into two lines cannot be read
-    Console(width=natural).print(table)
+    print_table(*table_of(rows), left=3)

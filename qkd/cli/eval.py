@@ -1,4 +1,4 @@
-"""``qkd eval``: accuracy on the recipe's test data."""
+"""``qkd eval``: accuracy of a run or an ONNX file on test data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from qkd.cli.train import on_machine
 @click.command("eval")
 @click.argument("run_or_file", type=click.Path(path_type=Path))
 @click.option(
-    "--data", "recipe", help="A recipe whose test data is used instead; needed for an ONNX file outside a run folder."
+    "--data", "recipe", help="Use the test data of this recipe; needed for an ONNX file outside a run folder."
 )
-@click.option("--integer", is_flag=True, help="Evaluate with the integer emulator: the accuracy that is deployed.")
+@click.option(
+    "--integer", is_flag=True, help="Run the ONNX file in the integer emulator: the accuracy of the deployed file."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @on_machine
 def evaluate(
     run_or_file: Path, recipe: str | None, integer: bool, as_json: bool, device: str, threads: int | None
 ) -> None:
-    """Top-1 of a run's product, or of an ONNX file, on the test split."""
+    """Measure top-1 of a run, or of an ONNX file, on the test split."""
     from qkd.pipeline.evaluate import evaluate_file_or_run, file_of
     from qkd.pipeline.export import changed_since_export
 
@@ -30,6 +32,5 @@ def evaluate(
     if warning:
         click.echo(f"warning: {warning}", err=True)
     result = evaluate_file_or_run(run_or_file, recipe=recipe, integer=integer, device=device, threads=threads)
-    click.echo(
-        json.dumps(result) if as_json else f"{run_or_file}: {result['top1']:.2f} % of {result['images']} test images"
-    )
+    sentence = f"{run_or_file}: {result.top1:.2f} % of {result.images} test images"
+    click.echo(json.dumps(result.to_json()) if as_json else sentence)

@@ -1,4 +1,4 @@
-"""``qkd ls``: the methods, networks, schemes, data sets and recipes there are."""
+"""``qkd ls``: list the methods, networks, quantization schemes, data sets and recipes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def listing(what: str) -> list[tuple[str, str]]:
 
 
 def methods() -> list[dict[str, Any]]:
-    """What there is to know of every method before choosing it: name, paper, year, needs, and one line about it."""
+    """Name, paper, year, needs and one line about every method."""
     from qkd.distill.method_info import MethodInfo, method_info
     from qkd.methods import METHODS
 
     rows = []
     for name, summary in listing("methods"):
-        known = method_info(METHODS[name]) or MethodInfo("")
-        rows.append({"name": name, "paper": known.paper, "year": known.year, "needs": known.needs, "about": summary})
+        info = method_info(METHODS[name]) or MethodInfo("")
+        rows.append({"name": name, "paper": info.paper, "year": info.year, "needs": info.needs, "about": summary})
     return rows
 
 
@@ -47,8 +47,8 @@ def _comment(text: str) -> str:
 @click.argument("what", type=click.Choice(["methods", "networks", "schemes", "datasets", "recipes"]))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def ls(what: str, as_json: bool) -> None:
-    """What there is."""
-    from qkd.cli.ls import listing, methods
+    """List what can be chosen in a recipe."""
+    from qkd.cli.output import print_wrapped
 
     if what == "methods":
         found = methods()
@@ -60,5 +60,6 @@ def ls(what: str, as_json: bool) -> None:
         click.echo(json.dumps({what: found}))
         return
     width = max(len(name) for name, _ in rows)
+    indent = " " * (width + 2)
     for name, about in rows:
-        click.echo(f"{name:<{width}}  " + about.replace("\n", "\n" + " " * (width + 2)))
+        print_wrapped(f"{name:<{width}}  " + about.replace("\n", f"\n{indent}"), indent)

@@ -1,4 +1,4 @@
-"""The command line. Thin: each command reads its arguments and calls one function; torch is imported inside them."""
+"""The command ``qkd``: its subcommands, and how errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qkd.errors import QkdError
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="qkd")
-@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the traceback of an error.")
 def commands(verbose: bool) -> None:
-    """Low-bit teachers and a low-bit student learn together; the student leaves as a proven integer ONNX file.
+    """Train a low-bit student together with low-bit teachers; export it as a verified integer ONNX file.
 
     \b
     qkd train recipes/digits_cmtkd_w2a2.yaml
@@ -48,7 +48,7 @@ for command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command; turn every foreseen error into one line on stderr and its exit code."""
+    """Run a command and exit. A known error is one line on stderr and its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbose = any(word in ("-v", "--verbose") for word in words)
     try:
@@ -66,18 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         code = _fail(f"{where}{(error.strerror or str(error)).lower()}", 1, verbose)
     except Exception as error:
-        if found := _beyond_memory(error):
+        if found := _out_of_memory(error):
             sys.exit(_fail(found, 1, verbose))
         code = _fail(f"{type(error).__name__}: {error} (-v shows where; please report it with `qkd env`)", 1, verbose)
     sys.exit(code)
 
 
-def _beyond_memory(error: Exception) -> str:
-    """What to say where the machine, or its device, has too little memory; empty where that is not the matter."""
-    said = (str(error) or type(error).__name__).splitlines()[0]
-    known = isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
+def _out_of_memory(error: Exception) -> str:
+    """A message where the machine, or its device, has too little memory; empty for other errors."""
+    words = (str(error) or type(error).__name__).splitlines()[0]
+    out_of_memory = isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words
     advice = "a smaller data.size or data.batch, data.memory: false or train.recompute: true take less"
-    return f"too little memory: {said}; {advice}" if known else ""
+    return f"too little memory: {words}; {advice}" if out_of_memory else ""
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:

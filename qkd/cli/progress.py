@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, plain lines elsewhere; always on stderr, so that stdout stays for results."""
+"""Shows the progress of training on stderr: bars on a terminal, lines elsewhere. Results go to stdout."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from qkd.engine.events import Event, StepTaken
-
-
-def console() -> Console:
-    """stdout for tables: as wide as the terminal, and never narrower than a table needs where there is none."""
-    found = Console(soft_wrap=True)
-    return found if found.is_terminal else Console(soft_wrap=True, width=max(found.width, 120))
 
 
 class Reporter:

@@ -8,14 +8,21 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
-from qkd.engine.distributed import world_size
 from qkd.errors import UsageError
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 SAVE_EVERY = 10.0
 Compile = Literal["auto", "on", "off"]
+
+
+def world_size() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Machine:
     def fabric(self) -> Any:
         """Fabric on this machine; under `torchrun` connected to the other ranks. Raises UsageError for what is not there."""
         import lightning_fabric
+        import torch
 
         if self.threads:
             torch.set_num_threads(self.threads)

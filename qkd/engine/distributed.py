@@ -12,7 +12,6 @@ what one process computes on the whole batch.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -20,21 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from qkd.engine.device import is_first as is_first
+from qkd.engine.device import world_size as world_size
 from qkd.errors import NetworkError, QkdError, TrainingError
 from qkd.networks.batch_norm import BatchNorm, other_batch_norms
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-
-def world_size() -> int:
-    """How many processes `torchrun` started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes and talks."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def shard(fabric: Fabric) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Allocate: bits of each layer's weights under a budget, by how much worse the network is when only that layer is lowered."""
+"""Chooses the bits of each layer's weights under a budget, by how much worse the network is when only that layer gets fewer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from qkd.pipeline.onnx_metadata import metadata_of_recipe
 from qkd.pipeline.pretrain import FloatStarts
 from qkd.quantizers import Scheme, calibrate, insert
 from qkd.quantizers.sensitivity import CHOICES, Measure, Sensitivity, costs, sensitivity
+from qkd.storage.results import Allocation
 
 if TYPE_CHECKING:
     from qkd.data import Data
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
 IMAGES = 512
 NOTHING: Mapping[str, str] = MappingProxyType({})
 PACKED = (2, 4, 8)
-"""Bits that a packed file keeps; 3 take as much room as 4 there."""
+"""Bits in which a packed file stores weights; 3 take as much room as 4 there."""
 FEW = 16
-"""Images that give the scales of a file of which only the size is asked."""
+"""Images that calibrate a file of which only the size is needed."""
 NAME, COMMIT = 64, 40
-"""Characters kept free in a file for the name of the run and the commit, which are not known yet."""
+"""Characters reserved in a file for the name of the run and the commit, which are not known yet."""
 Unit = Literal["bits", "kb", "mac-bits"]
 
 
 @dataclass(frozen=True)
-class Allocation:
-    """``bits`` of each layer's weights; ``error`` is the sum of what lowering each alone costs."""
+class ChosenBits:
+    """``bits`` of each layer's weights and their mean; ``error``: what lowering each layer alone costs, summed."""
 
     bits: Mapping[str, int]
     mean_bits: float
@@ -47,7 +48,7 @@ class Allocation:
     sensitivity: Sensitivity
 
     def block(self, scheme: Scheme, activations: Mapping[str, int]) -> dict[str, Any]:
-        """What a recipe takes as ``quantize:``; activations keep their bits."""
+        """The block ``quantize:`` for a recipe; activations keep their bits."""
         changed = {name: f"w{bits}a{activations[name]}" for name, bits in self.bits.items() if bits != scheme.weights}
         plain = Scheme(scheme.weights, scheme.activations)
         names = [
@@ -60,8 +61,8 @@ class Allocation:
 
 def allocate_bits(
     recipe: Recipe, budget: float, *, unit: Unit = "bits", measure: Measure = "loss", machine: Machine | None = None
-) -> dict[str, Any]:
-    """Bits for the weights of the student's inner layers. -> what `qkd allocate --json` prints
+) -> Allocation:
+    """Bits for the weights of the student's inner layers.
 
     ``budget`` is the mean number of bits of a weight (``bits``) or of a weight's use (``mac-bits``) in these layers, or the
     size of the packed file (``kb``, of 1000 bytes) with all that export writes into it; first and last layer keep the bits
@@ -72,7 +73,10 @@ def allocate_bits(
 
     scheme, data = recipe.student.quantize, load_data(recipe)
     if scheme is None:
-        raise SchemeError("student: is not quantized; give it a scheme to start from, such as quantize: w4a4")
+        raise SchemeError(
+            "student: is not quantized; give it a scheme to start from, such as quantize: w4a4",
+            key="allocation.float-student",
+        )
     network = _float_start(recipe, data, machine or Machine())
     images, labels = _some(data, recipe.data.batch)
     choices = PACKED if unit == "kb" else CHOICES
@@ -86,8 +90,8 @@ def allocate_bits(
     else:
         chosen = choose_bits(found, costs(network, found, images[:1], "macs" if unit == "mac-bits" else "size"), budget)
     block = chosen.block(scheme, activations)
-    bits = {"bits": dict(chosen.bits), "mean_bits": chosen.mean_bits}
-    return {**bits, "error": chosen.error, "kb": size(Scheme(**block)) / 1000, "quantize": block}
+    kilobytes = size(Scheme(**block)) / 1000
+    return Allocation(dict(chosen.bits), chosen.mean_bits, chosen.error, kilobytes, block)
 
 
 def _float_start(recipe: Recipe, data: Data, machine: Machine) -> nn.Module:
@@ -99,7 +103,7 @@ def _float_start(recipe: Recipe, data: Data, machine: Machine) -> nn.Module:
 
 
 def _some(data: Data, batch: int) -> tuple[Tensor, Tensor]:
-    """Images and labels of the validation split, or of training images where nothing is held back."""
+    """Images and labels of the validation split, or of the training split where there is no validation split."""
     for split in ("val", "train"):
         batches = data.train_batches(batch, seed=0, split=split)
         seen = [each for _, each in zip(range(-(-IMAGES // batch)), batches, strict=False)]
@@ -108,14 +112,17 @@ def _some(data: Data, batch: int) -> tuple[Tensor, Tensor]:
     return torch.cat([each.images for each in seen])[:IMAGES], torch.cat([each.labels for each in seen])[:IMAGES]
 
 
-def choose_bits(found: Sensitivity, cost: Mapping[str, int], budget: float) -> Allocation:
-    """From the most bits down: always the step that costs least for each bit it saves.
+def choose_bits(found: Sensitivity, cost: Mapping[str, int], budget: float) -> ChosenBits:
+    """Greedy, from the most bits down: each time the layer whose next lower bits cost least for each bit saved.
 
     Raises SchemeError for a budget below the fewest bits.
     """
     choices = sorted({bits for each in found.values() for bits in each})
     if not choices or budget < choices[0]:
-        raise SchemeError(f"budget: {budget:g} bits cannot be met; {choices[0] if choices else 0} is the least")
+        least = choices[0] if choices else 0
+        raise SchemeError(
+            f"budget: {budget:g} bits cannot be met; {least} is the least", key="allocation.budget-too-small"
+        )
     bits = dict.fromkeys(found, choices[-1])
     total = sum(cost[name] for name in bits)
     while sum(cost[name] * b for name, b in bits.items()) > budget * total + 1e-9:
@@ -123,7 +130,7 @@ def choose_bits(found: Sensitivity, cost: Mapping[str, int], budget: float) -> A
         name, lower = min(steps, key=lambda step: _price(found, cost, bits, *step))
         bits[name] = lower
     mean = sum(cost[name] * b for name, b in bits.items()) / total
-    return Allocation(bits, round(mean, 3), sum(found[name][b] for name, b in bits.items()), found)
+    return ChosenBits(bits, round(mean, 3), sum(found[name][b] for name, b in bits.items()), found)
 
 
 def _price(
@@ -140,17 +147,20 @@ def under_size(
     activations: Mapping[str, int],
     kilobytes: float,
     bytes_of: Callable[[Scheme], int],
-) -> Allocation:
-    """The allocation whose packed file is no larger, measured on the file itself (``bytes_of``). Raises SchemeError."""
+) -> ChosenBits:
+    """The most bits whose packed file, measured by ``bytes_of``, fits into so many kilobytes. Raises SchemeError."""
     cost = {name: network.get_submodule(name).weight.numel() for name in found}  # type: ignore[operator]
     total = sum(cost.values())
 
-    def size(allocation: Allocation) -> int:
+    def size(allocation: ChosenBits) -> int:
         return bytes_of(Scheme(**allocation.block(scheme, activations)))
 
     most, least = (choose_bits(found, cost, bits) for bits in (max(PACKED), min(PACKED)))
     if size(least) > 1000 * kilobytes:
-        raise SchemeError(f"budget: {kilobytes:g} kB cannot be met; {size(least) / 1000:.1f} kB is the least")
+        raise SchemeError(
+            f"budget: {kilobytes:g} kB cannot be met; {size(least) / 1000:.1f} kB is the least",
+            key="allocation.budget-too-small",
+        )
     allocation, mean = most, float(max(PACKED))
     while (excess := size(allocation) - 1000 * kilobytes) > 0:
         mean = max(min(PACKED), min(mean, allocation.mean_bits) - max(8 * excess / total, 1e-3))
@@ -158,20 +168,20 @@ def under_size(
     return allocation
 
 
-def packed_size(network: nn.Module, scheme: Scheme, images: Tensor, told: Mapping[str, str] = NOTHING) -> int:
-    """Bytes of the packed file of a network with that scheme, and with ``told`` written into it.
+def packed_size(network: nn.Module, scheme: Scheme, images: Tensor, metadata: Mapping[str, str] = NOTHING) -> int:
+    """Bytes of the packed file of a network with that scheme and that metadata.
 
-    The images give every tensor a scale of its own: equal ones would be stored once.
+    It is calibrated on the images, so that scales differ as in a real file: equal tensors would be stored once.
     """
     module = insert(network, scheme_of_network(scheme, network)).eval()
     calibrate(module, [images])
     channels, height, width = images.shape[1:]
     with torch.no_grad():
-        return int(emit(module, (channels, height, width), storage="packed", metadata=told).model.ByteSize())
+        return int(emit(module, (channels, height, width), storage="packed", metadata=metadata).model.ByteSize())
 
 
 def reserved(recipe: Recipe, data: Data, scheme: Scheme) -> Mapping[str, str]:
-    """What export will write into the file of a recipe with that scheme, or as much of it where it is not known yet."""
+    """The metadata of the file of a recipe with that scheme; characters are reserved for what is not known yet."""
     from qkd import recipe as recipes
 
     student = recipe.student.model_copy(update={"quantize": scheme})
@@ -184,7 +194,7 @@ def reserved(recipe: Recipe, data: Data, scheme: Scheme) -> Mapping[str, str]:
 
 
 __all__ = [
-    "Allocation",
+    "ChosenBits",
     "Unit",
     "allocate_bits",
     "choose_bits",

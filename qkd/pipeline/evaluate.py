@@ -1,4 +1,4 @@
-"""Score: the accuracy of a run's product or of a file, on the test images of its own recipe or of another one."""
+"""Measures the accuracy of a run or of an ONNX file on test images: those of its own recipe or of another one."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from qkd.export import emulate, matching_input_of, predict, read_metadata
 from qkd.pipeline.reload import reload_product
 from qkd.pipeline.train import test_top1
 from qkd.storage.artifacts import RECIPE, STUDENT_ONNX
+from qkd.storage.results import EvalResult
 from qkd.storage.run import Run
 from qkd.tasks.classification import top1
 
 
-class TestImages(NamedTuple):
-    """Test images (N, C, H, W), normalised and as bytes, and their labels (N,)."""
+class EvalImages(NamedTuple):
+    """Test images (N, C, H, W), normalised as float32 and as uint8, and their labels (N,)."""
 
     images: np.ndarray
-    raw: np.ndarray
+    uint8: np.ndarray
     labels: np.ndarray
 
 
-def test_images(run: Run) -> TestImages | None:
-    """The test images of a run's recipe; None where the data is not there any more."""
+def eval_images(run: Run) -> EvalImages | None:
+    """The test images of a run's recipe; None where the data is no longer there."""
     try:
         return _sample(_data_for(run.folder / STUDENT_ONNX, None))
     except DataError:
@@ -42,43 +43,47 @@ def test_images(run: Run) -> TestImages | None:
 
 def evaluate_file_or_run(
     run_or_file: Path, *, recipe: str | None, integer: bool, device: str = "auto", threads: int | None = None
-) -> dict[str, Any]:
-    """Accuracy of a run's product or of an ONNX file on test images. -> what `qkd eval --json` prints.
+) -> EvalResult:
+    """Top-1 of a run's trained student, or of an ONNX file, on test images.
 
-    ``recipe`` names whose test images; of a run, or a file in its folder, the run's own by default. They are normalised
-    as those of training were, where the file says how. ``integer`` evaluates the ONNX file with the integer emulator.
-    Raises DataError if no test data is known, or it does not fit; UsageError for a file and a device other than the CPU.
+    ``recipe`` names the recipe whose test images are used; by default that of the run, or of the run whose folder the file is
+    in. They are normalised as in training where the file says how. ``integer``: run the ONNX file in the integer emulator.
+    Raises DataError if no test data is known or it does not fit; UsageError for a file and a device other than the CPU.
     """
     path = file_of(run_or_file, integer)
     if path is None:
-        return _of_product(Run.open(run_or_file), recipe, Machine(device, threads=threads))
+        return _of_run(Run.open(run_or_file), recipe, Machine(device, threads=threads))
     if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device}: an ONNX file runs on the CPU here; leave it out")
+        raise UsageError(
+            f"--device {device}: an ONNX file runs on the CPU here; leave it out", key="eval.file-on-another-device"
+        )
     if not path.is_file():
-        raise DataError(f"{path}: no such file; `qkd export` writes one")
+        raise DataError(f"{path}: no such file; `qkd export` writes one", key="eval.no-such-file")
     data = _as_trained(_data_for(path, recipe), json.loads(read_metadata(path).get("preprocessing", "{}")))
     sample = _sample(data)
-    images = matching_input_of(path, sample.images, sample.raw, data.classes)
+    images = matching_input_of(path, sample.images, sample.uint8, data.classes)
     outputs = emulate(path, images) if integer else predict(path, images, threads=threads)
-    return {"top1": top1(torch.from_numpy(outputs), torch.from_numpy(sample.labels)), "images": len(sample.labels)}
+    return EvalResult(top1(torch.from_numpy(outputs), torch.from_numpy(sample.labels)), len(sample.labels))
 
 
 def file_of(run_or_file: Path, integer: bool) -> Path | None:
-    """The ONNX file that is scored; None where it is a run's product in PyTorch."""
+    """The ONNX file to evaluate; None for the trained student of a run in PyTorch."""
     if not run_or_file.is_dir():
         return run_or_file
     return run_or_file / STUDENT_ONNX if integer else None
 
 
-def _of_product(run: Run, recipe: str | None, machine: Machine) -> dict[str, Any]:
+def _of_run(run: Run, recipe: str | None, machine: Machine) -> EvalResult:
     finished = reload_product(run)
     data = load_data(finished.recipe if recipe is None else recipes.load(recipe))
     wanted, found = (finished.facts.shape, finished.facts.classes), (data.shape, data.classes)
     if wanted != found:
-        raise DataError(f"{run.folder}: was trained on {_words(*wanted)}; the data has {_words(*found)}")
+        raise DataError(
+            f"{run.folder}: was trained on {_words(*wanted)}; the data has {_words(*found)}", key="eval.other-data"
+        )
     fabric, data = machine.fabric(), _as_trained(data.with_test_in_memory(), finished.data)
     value = test_top1(finished.product.to(fabric.device), data, finished.recipe.data.batch, fabric.device)
-    return {"top1": value, "images": len(data.test.labels)}
+    return EvalResult(value, len(data.test.labels))
 
 
 def _words(shape: tuple[int, int, int], classes: int) -> str:
@@ -86,20 +91,22 @@ def _words(shape: tuple[int, int, int], classes: int) -> str:
 
 
 def _as_trained(data: Data, how: Mapping[str, Any]) -> Data:
-    """The data, normalised by the mean and deviation of the images of training, where they are known and fit."""
+    """The data, normalised by mean and standard deviation of the training images where they are known and fit."""
     if len(how.get("mean", ())) != data.shape[0]:
         return data
     return replace(data, mean=tuple(how["mean"]), std=tuple(how["std"]))
 
 
-def _sample(data: Data) -> TestImages:
-    return TestImages(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())
+def _sample(data: Data) -> EvalImages:
+    return EvalImages(data.normalize(data.test.images).numpy(), data.test.images[:].numpy(), data.test.labels.numpy())
 
 
 def _data_for(path: Path, recipe: str | None) -> Data:
-    own = path.parent / RECIPE  # of a run, whose data may be gone by now: load_data says so
+    own = path.parent / RECIPE  # the data of a run may be gone by now; load_data raises then
     if recipe is None and not own.is_file():
-        raise DataError(f"{path}: stands in no run folder; name a recipe whose test data is meant with --data")
+        raise DataError(
+            f"{path}: stands in no run folder; name the recipe whose test data to use with --data", key="eval.no-recipe"
+        )
     return load_data(
         recipes.load(own, paths_exist=False) if recipe is None else recipes.load(recipe)
     ).with_test_in_memory()

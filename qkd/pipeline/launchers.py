@@ -1,30 +1,31 @@
-"""Launchers: where the runs of a sweep are computed. Schedulers that exist already are asked; none is written here."""
+"""Computes the runs of a sweep in this process, on Slurm (submitit) or on a Ray cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qkd.errors import UsageError
 from qkd.options import require_extra
 
-Where = Literal["local", "submitit", "ray"]
-Launch = Callable[..., Any]  # (function, *arguments) -> what it returns, once it is done somewhere
+Launch = Callable[..., Any]  # (function, *arguments) -> what the function returns, once it has run
 
 
-def launcher_for(where: Where, folder: Path, settings: Sequence[str] = ()) -> Launch:
-    """A function that computes ``function(*arguments)`` there and waits for it; many threads may call it.
+def launcher_for(name: str, folder: Path, settings: Sequence[str] = ()) -> Launch:
+    """The launcher of a name of ``LAUNCHERS``: it computes ``function(*arguments)`` and waits for the result.
 
-    ``settings`` are ``key=value`` for the scheduler; ``folder`` is where it may keep its files. Raises UsageError where it
-    is not installed or does not take a setting.
+    Threads may call it at the same time. ``settings`` are ``key=value`` for the scheduler; ``folder`` is where the scheduler
+    may write its files. Raises UsageError where it is not installed or does not accept a setting.
     """
-    return LAUNCHERS[where](folder, _parsed(settings))
+    return LAUNCHERS[name](folder, _parsed(settings))
 
 
 def _local(folder: Path, settings: dict[str, Any]) -> Launch:
     if settings:
-        raise UsageError(f"--launch-with {next(iter(settings))}: only submitit and ray take settings")
+        raise UsageError(
+            f"--launch-with {next(iter(settings))}: only submitit and ray take settings", key="launcher.no-settings"
+        )
     return lambda function, *arguments: function(*arguments)
 
 
@@ -32,11 +33,12 @@ def _submitit(folder: Path, settings: dict[str, Any]) -> Launch:
     """Slurm, where there is one; processes of this machine otherwise."""
     library = require_extra("submitit", "--launcher submitit")
     executor = library.AutoExecutor(folder=str(folder / "submitit"))
-    with_ = {"timeout_min": 24 * 60, **settings}
+    parameters = {"timeout_min": 24 * 60, **settings}
     try:
-        executor.update_parameters(**with_)
+        executor.update_parameters(**parameters)
     except (NameError, TypeError, ValueError) as error:
-        raise UsageError(f"--launch-with: submitit: {next(iter(str(error).splitlines()), '')}") from error
+        words = next(iter(str(error).splitlines()), "")
+        raise UsageError(f"--launch-with: submitit: {words}", key="launcher.refused-setting") from error
     return lambda function, *arguments: executor.submit(function, *arguments).result()
 
 
@@ -60,12 +62,15 @@ def _parsed(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, sign, value = setting.partition("=")
         if not sign or not key.isidentifier():
-            raise UsageError(f"--launch-with {setting}: expected KEY=VALUE, for example num_gpus=1")
+            raise UsageError(
+                f"--launch-with {setting}: expected KEY=VALUE, for example num_gpus=1", key="launcher.no-key-value"
+            )
         found[key] = _value(value)
     return found
 
 
 def _value(text: str) -> Any:
+    """The text as an int or a float where it is one."""
     for kind in (int, float):
         try:
             return kind(text)

@@ -1,4 +1,4 @@
-"""Inscription: what travels inside an exported file, and the program beside it that reads it and classifies images."""
+"""Writes what goes with an exported file: the metadata inside it, its report, and a program that classifies images with it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qkd import __version__
-from qkd.storage.artifacts import RECIPE
+from qkd.storage.artifacts import EXPORT, RECIPE, file_beside
 from qkd.storage.atomic import write_atomic
 
 if TYPE_CHECKING:
     from qkd.export import Uint8Input
     from qkd.pipeline.reload import FinishedRun
     from qkd.recipe import Recipe
+    from qkd.storage.results import ExportReport, UnprovenExportReport
 
 MARK = '"""Written by `qkd export`: classifies image files with the ONNX file beside it.'
 PROGRAM = (
@@ -48,27 +49,28 @@ for path in sys.argv[1:]:
 )
 
 
-def metadata_of_run(finished: FinishedRun, raw: Uint8Input, kind: str) -> Mapping[str, str]:
-    """What an exported file says of itself: labels, preprocessing, bits, scheme, the completed recipe, versions.
+def metadata_of_run(finished: FinishedRun, uint8: Uint8Input, kind: str) -> Mapping[str, str]:
+    """The metadata of an exported file: labels, preprocessing, bits, scheme, the completed recipe, versions.
 
-    ``kind`` is "uint8" or "float32"; ``raw`` says how bytes are normalised, inside the file or before it.
+    ``kind``, "uint8" or "float32", is the type of the file's input; ``uint8``: how uint8 images are normalised, inside the
+    file or before it.
     """
     folder = finished.run.folder
     text = (folder / RECIPE).read_text()
     return metadata_of_recipe(
-        finished.recipe, finished.data, raw, kind, name=folder.name, text=text, commit=commit(folder)
+        finished.recipe, finished.data, uint8, kind, name=folder.name, text=text, commit=commit(folder)
     )
 
 
 def metadata_of_recipe(
-    recipe: Recipe, data: Mapping[str, Any], raw: Uint8Input, kind: str, *, name: str, text: str, commit: str
+    recipe: Recipe, data: Mapping[str, Any], uint8: Uint8Input, kind: str, *, name: str, text: str, commit: str
 ) -> Mapping[str, str]:
-    """``metadata_of_run`` from its parts: ``data`` as a run keeps it, the ``name`` of the run, the ``text`` of its recipe."""
+    """``metadata_of_run`` from its parts: the content of ``data.json``, the ``name`` of the run, the ``text`` of its recipe."""
     scheme = recipe.student.quantize
     found = {
         "name": name,
         "labels": json.dumps(data["labels"]),
-        "preprocessing": json.dumps(preprocessing(data, raw, kind)),
+        "preprocessing": json.dumps(preprocessing(data, uint8, kind)),
         "scheme": "float" if scheme is None else str(scheme),
         "bits": json.dumps(None if scheme is None else bits(scheme)),
         "network": recipe.student.build,
@@ -80,12 +82,12 @@ def metadata_of_recipe(
     return {key: value for key, value in found.items() if value}
 
 
-def preprocessing(data: Mapping[str, Any], raw: Uint8Input, kind: str) -> dict[str, Any]:
-    """From an image file to the file's input; ``multiply`` and ``add`` are float32, written so that they come back exactly."""
+def preprocessing(data: Mapping[str, Any], uint8: Uint8Input, kind: str) -> dict[str, Any]:
+    """How an image becomes the input of the file. ``multiply`` and ``add`` are float32 values, exact when read again."""
     channels, height, width = data["shape"]
     return {
         "input": kind,
-        "layout": raw.layout,
+        "layout": uint8.layout,
         "channels": channels,
         "height": height,
         "width": width,
@@ -93,18 +95,18 @@ def preprocessing(data: Mapping[str, Any], raw: Uint8Input, kind: str) -> dict[s
         "mean": data["mean"],
         "std": data["std"],
         "scale": 255,
-        "multiply": [float(value) for value in raw.scale],
-        "add": [float(value) for value in raw.shift],
+        "multiply": [float(value) for value in uint8.scale],
+        "add": [float(value) for value in uint8.shift],
     }
 
 
 def bits(scheme: Any) -> dict[str, int]:
-    """Bits of weights and activations between the ends, and of the first and last layers."""
+    """Bits of weights and activations of the inner layers, and of the first and last layer."""
     return {name: getattr(scheme, name) for name in ("weights", "activations", "first", "last")}
 
 
 def commit(folder: Path) -> str:
-    """The git commit of the tree a folder stands in; empty where there is none."""
+    """The git commit of the working tree that holds a folder; empty where there is none."""
     try:
         words = ["git", "-C", str(folder), "rev-parse", "HEAD"]
         return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
@@ -113,7 +115,13 @@ def commit(folder: Path) -> str:
 
 
 def write_infer_program(file: Path, path: Path) -> Path | None:
-    """The program for an exported file, beside it. None, and nothing written, where somebody's own stands there."""
+    """Write the program that classifies images with ``file``. None, and nothing written, where another file is at ``path``."""
     if path.is_file() and not path.read_text(errors="replace").startswith(MARK):
         return None
     return write_atomic(path, lambda to: to.write(PROGRAM.replace("(FILE)", f"({json.dumps(file.name)})").encode()))
+
+
+def write_export_report(file: Path, report: ExportReport | UnprovenExportReport) -> None:
+    """Write the report of an exported file beside it. Raises RunError."""
+    text = json.dumps(report.to_json(), indent=2) + "\n"
+    write_atomic(file_beside(file, EXPORT), lambda to: to.write(text.encode()))

@@ -1,4 +1,4 @@
-"""Search: settings that Optuna proposes, one run each, judged on the validation split; resumable."""
+"""Searches settings with Optuna: one run for each proposal, scored on the validation split; a search can be continued."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from qkd.options import require_extra
 from qkd.pipeline.sweep import Point, folder_name
 
 STUDY, NAME = "search.db", "qkd"
-SCORE = "val_top1"  # never the test split: what is chosen by it is not measured by it
-Train = Callable[[Point], str | None]  # -> why it failed
+SCORE = "val_top1"  # not the test split: it must not choose what it measures
+Train = Callable[[Point], str | None]  # -> the reason of a failure, None for none
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values a setting may take: between two numbers, perhaps on a logarithmic scale, or one of several words."""
+    """The values of a setting: numbers from ``low`` to ``high``, or one of several words.
+
+    ``log``: on a logarithmic scale. ``whole``: whole numbers only.
+    """
 
     key: str
     low: float = 0.0
@@ -31,19 +34,20 @@ class Range:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """The values at its ends."""
+        """The first and the last value, or all words."""
         numbers = (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
         return self.words or numbers
 
     def written(self, value: Any) -> str:
-        """A value as an override writes it; six digits are enough for a recipe."""
+        """``key=value`` as an override takes it, with six digits."""
         return f"{self.key}={value:.6g}" if isinstance(value, float) else f"{self.key}={value}"
 
 
 def parse_range(text: str) -> Range:
     """``a.b=0.01:1:log``, ``a.b=1:8`` (whole numbers) or ``a.b=sgd,adamw``. Raises UsageError."""
     key, sign, values = text.partition("=")
-    wrong = UsageError(f"--search {text}: expected KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=VALUE,VALUE")
+    possible = "KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=VALUE,VALUE"
+    wrong = UsageError(f"--search {text}: expected {possible}", key="search.no-range")
     if not sign or not key.strip() or not values.strip():
         raise wrong
     words = values.split(":")
@@ -72,12 +76,11 @@ def run_search(
     jobs: int = 1,
     listen: Callable[[Point, str], None] = lambda point, state: None,
 ) -> tuple[list[Point], dict[str, str]]:
-    """Train so many proposals in all, those of earlier calls on the same folder included. -> all that were made, and why
-    some failed, by name
+    """Train proposals until there are ``trials``, with those of earlier calls on the same folder.
 
-    A proposal whose run was broken off is taken up again first. ``check`` raises what is wrong with a point; it is asked
-    about the ends of every range before anything else. Raises UsageError where Optuna is not installed, or the folder
-    belongs to another search.
+    -> the points that were trained, the best first, and the reason of each failure, by name. A proposal whose run was
+    interrupted is trained first. ``check`` raises what is wrong with a point; it is called with the ends of every range before
+    anything is trained. Raises UsageError where Optuna is not installed, or the folder holds another search.
     """
     for end in (0, -1):
         changes = tuple(each.written(each.ends[end]) for each in ranges)
@@ -95,9 +98,9 @@ def run_search(
         with busy:  # the same values may be proposed twice
             failure = None if point.finished else train(point)
         with turn:
-            score = None if failure else point.result().get(SCORE)
+            score = None if failure else point.result().val_top1
             if score is None:
-                failures[point.name] = failure or f"no {SCORE}: it ended before the product was compared (--max-steps)"
+                failures[point.name] = failure or f"no {SCORE}: it ended before the first validation (--max-steps)"
             study.tell(trial, score)
             listen(point, f"{SCORE} {score:.2f}" if score is not None else f"failed: {failures[point.name]}")
 
@@ -107,7 +110,7 @@ def run_search(
 
 
 class _Study:
-    """Optuna's memory of a folder."""
+    """The study of Optuna that a folder holds."""
 
     def __init__(self, out: Path, ranges: Sequence[Range]) -> None:
         self.optuna = require_extra("optuna", "--search")
@@ -118,13 +121,21 @@ class _Study:
         self.study = self.optuna.create_study(
             study_name=NAME, storage=storage, load_if_exists=True, direction="maximize"
         )
+        self._continue()
+
+    def _continue(self) -> None:
+        """Take over the trials of an earlier search. Raises UsageError where it had other ranges."""
         before = self.study.trials
-        self.study.sampler = self.optuna.samplers.TPESampler(seed=len(before))  # taken up, it proposes something new
+        # another seed than before, so that a continued search proposes something new
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=len(before))
         if any(trial.distributions not in ({}, self.space) for trial in before):
-            raise UsageError(f"{out}: holds a search over other ranges; choose another folder with --out")
+            raise UsageError(
+                f"{self.out}: holds a search over other ranges; choose another folder with --out",
+                key="search.other-ranges",
+            )
         states = self.optuna.trial.TrialState
         for trial in before:
-            if trial.state == states.RUNNING:  # by a process that is no more
+            if trial.state == states.RUNNING:  # its process has ended
                 self.study.tell(trial.number, state=states.FAIL)
                 if trial.params:
                     self.study.enqueue_trial(trial.params, skip_if_exists=False)
@@ -153,7 +164,7 @@ class _Study:
         self.study.tell(trial, score, state=state)
 
     def points(self) -> list[Point]:
-        """Those that were trained, the best first."""
+        """The points that were trained, the best first."""
         ordered = sorted(self._completed(), key=lambda trial: -trial.value)
         return list(dict.fromkeys(self._point(trial.params) for trial in ordered))
 

@@ -1,4 +1,4 @@
-"""Sweep: a grid of runs of one recipe, each a process of its own; what is done already is not done again."""
+"""Trains a grid of runs of one recipe, each in a process of its own; runs that are finished are not trained again."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from qkd.errors import QkdError, RunError, UsageError
 from qkd.pipeline.launchers import Launch
+from qkd.storage.results import ComparedRun, TrainResult
 from qkd.storage.run import Run
 
 Listener = Callable[["Point", str], None]  # (point, "finished already" | "done" | "failed: why")
@@ -26,7 +27,7 @@ def launch_locally(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: its folder, and what it changes in the recipe."""
+    """One run of a sweep: its folder, and its changes of the recipe."""
 
     folder: Path
     changes: tuple[str, ...]
@@ -37,21 +38,21 @@ class Point:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end, and what it says of that can be read."""
-        return not self.damage and bool(self.result().get("finished", True))
+        """Whether training ended, and its result can be read."""
+        return not self.damage and self.result().finished is not False
 
     @property
     def damage(self) -> str:
-        """What is wrong with what the run says of its end; empty where it is sound, or not there yet."""
+        """What is wrong with the result of the run; empty where it can be read, or is not there yet."""
         try:
             self.result()
         except RunError as error:
             return str(error)
         return ""
 
-    def result(self) -> dict[str, Any]:
-        """What the run says of its end, ``{"finished": False}`` before. Raises RunError where that is damaged."""
-        return Run(self.folder).result()
+    def result(self) -> TrainResult:
+        """The result of the run; of a run that is still training, only ``finished`` is known. Raises RunError if damaged."""
+        return TrainResult.from_json(Run(self.folder).result())
 
 
 def axis(text: str) -> tuple[str, tuple[str, ...]]:
@@ -59,9 +60,11 @@ def axis(text: str) -> tuple[str, tuple[str, ...]]:
     key, sign, values = text.partition("=")
     found = tuple(value.strip() for value in _split(values))
     if not sign or not key.strip() or not all(found):
-        raise UsageError(f"--over {text}: expected KEY=VALUE,VALUE,..., for example train.rate=0.1,0.05")
+        raise UsageError(
+            f"--over {text}: expected KEY=VALUE,VALUE,..., for example train.rate=0.1,0.05", key="sweep.no-key-values"
+        )
     if len(set(found)) < len(found):
-        raise UsageError(f"--over {text}: a value stands there twice")
+        raise UsageError(f"--over {text}: a value is given twice", key="sweep.value-twice")
     return key.strip(), found
 
 
@@ -78,15 +81,15 @@ def _split(values: str) -> Iterator[str]:
 
 
 def points(out: Path, over: Sequence[str], seeds: int | None) -> list[Point]:
-    """The grid, the last axis the fastest; ``seeds`` adds one, 0 to ``seeds - 1``. Raises UsageError."""
+    """The grid; the last axis varies fastest. ``seeds`` adds an axis ``seed``, 0 to ``seeds - 1``. Raises UsageError."""
     axes = [axis(text) for text in over]
     if seeds is not None:
         axes.append(("seed", tuple(map(str, range(seeds)))))
     keys = [key for key, _ in axes]
     if not axes:
-        raise UsageError("nothing to sweep over: give --over KEY=VALUE,VALUE or --seeds N")
+        raise UsageError("nothing to sweep over: give --over KEY=VALUE,VALUE or --seeds N", key="sweep.no-axis")
     if len(set(keys)) < len(keys):
-        raise UsageError(f"--over names a key twice: {', '.join(keys)}")
+        raise UsageError(f"--over names a key twice: {', '.join(keys)}", key="sweep.key-twice")
     grid = [tuple(zip(keys, values, strict=True)) for values in itertools.product(*(values for _, values in axes))]
     changes = [tuple(f"{key}={value}" for key, value in each) for each in grid]
     names = [folder_name(each) for each in changes]
@@ -96,37 +99,31 @@ def points(out: Path, over: Sequence[str], seeds: int | None) -> list[Point]:
 
 
 def folder_name(changes: Sequence[str]) -> str:
-    """The folder's name of what changes ``a.b=1``, ``c=2``: ``b=1_c=2``."""
+    """The name of the folder of changes: ``a.b=1`` and ``c=2`` give ``b=1_c=2``."""
     pairs = (change.partition("=") for change in changes)
     return "_".join(f"{key.rpartition('.')[2]}={_plain(value)}" for key, _, value in pairs)
 
 
 def _plain(value: str) -> str:
-    """A value as part of a folder's name."""
+    """A value as part of the name of a folder."""
     return re.sub(r"[^\w.+-]+", "-", value).strip("-")[:60]
 
 
 def run_grid(
-    recipe: str,
     grid: Sequence[Point],
+    train: Callable[[Point], str | None],
     *,
-    overrides: Sequence[str] = (),
-    options: Sequence[str] = (),
     jobs: int = 1,
     listen: Listener = lambda point, state: None,
-    launch: Launch = launch_locally,
 ) -> dict[str, str]:
-    """Train every point that is not finished yet, so many at once, each resumed where it was. -> why some failed, by name
-
-    ``launch`` says where, `qkd.pipeline.launchers.launcher_for`.
-    """
+    """Train every point that is not finished yet, ``jobs`` at a time. -> the reason of each failure, by name"""
 
     def work(point: Point) -> tuple[str, str | None]:
         if point.finished:
             listen(point, "finished already")
             return point.name, None
         damage = point.damage
-        failure = train(recipe, point, overrides, options, launch)
+        failure = train(point)
         state = f"failed: {failure}" if failure else "done"
         listen(point, f"{state} (before, {damage})" if damage else state)
         return point.name, failure
@@ -137,19 +134,28 @@ def run_grid(
     return {name: failure for name, failure in ends.items() if failure is not None}
 
 
-def train(recipe: str, point: Point, overrides: Sequence[str], options: Sequence[str], launch: Launch) -> str | None:
-    """One run, wherever it is launched. -> its last error, if it failed"""
+def train(
+    recipe: str,
+    point: Point,
+    overrides: Sequence[str] = (),
+    options: Sequence[str] = (),
+    launch: Launch = launch_locally,
+) -> str | None:
+    """Train one point, resumed where it stopped. -> its last error, or None where it succeeded
+
+    ``options`` are those of `qkd train`. ``launch``: where it is computed, see `qkd.pipeline.launchers.launcher_for`.
+    """
     resume = ["--resume"] if point.folder.is_dir() else []
     words = ["train", recipe, *overrides, *point.changes, "--out", str(point.folder), "--quiet", *options, *resume]
     try:
         failure = launch(run_in_process, words, str(Path.cwd()))
-    except Exception as error:  # whatever a scheduler may raise about a job that is gone
+    except Exception as error:  # schedulers raise errors of their own about jobs that are gone
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     return None if failure is None else str(failure)
 
 
 def run_in_process(words: Sequence[str], folder: str) -> str | None:
-    """``qkd`` in a process of its own, started in that folder. -> its last error, if it failed"""
+    """``qkd`` in a process of its own, started in a folder. -> its last error, or None where it succeeded"""
     alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     line = [sys.executable, "-m", "qkd", *words]
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=alone, cwd=folder)
@@ -160,22 +166,33 @@ def run_in_process(words: Sequence[str], folder: str) -> str | None:
     return (errors or lines or [f"exit {done.returncode}"])[-1]
 
 
-def rows(grid: Sequence[Point]) -> list[dict[str, Any]]:
-    """What `qkd compare` says of every point that has a result, beside what the point changes.
+@dataclass(frozen=True)
+class SweptRun:
+    """A run of a sweep: its changes of the recipe, whether it is finished, and its row of `qkd compare`."""
 
-    Those that `--max-steps` ended early are among them: ``finished`` tells.
-    """
+    changes: tuple[str, ...]
+    finished: bool
+    run: ComparedRun
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object: the changes, then the row."""
+        return {"changes": list(self.changes), "finished": self.finished, **self.run.to_json()}
+
+
+def rows(grid: Sequence[Point]) -> list[SweptRun]:
+    """A row for every point that has a result; points that `--max-steps` stopped early are not ``finished``."""
     from qkd.report.compare import compare_runs
 
-    there = [point for point in grid if not point.damage and "top1" in point.result()]
+    with_result = [point for point in grid if not point.damage and point.result().top1 is not None]
     return [
-        {"changes": list(point.changes), "finished": point.finished, **row}
-        for point, row in zip(there, compare_runs([point.folder for point in there]), strict=True)
+        SweptRun(point.changes, point.finished, row)
+        for point, row in zip(with_result, compare_runs([point.folder for point in with_result]), strict=True)
     ]
 
 
 def require(failures: Mapping[str, str]) -> None:
-    """Raise QkdError naming the runs that failed."""
+    """Raises QkdError naming the runs that failed, if there are any."""
     if failures:
         listed = "\n".join(f"{name}: {why}" for name, why in failures.items())
-        raise QkdError(f"{listed}\n{len(failures)} failed; the same command does these again, and only these")
+        again = "the same command trains these again, and only these"
+        raise QkdError(f"{listed}\n{len(failures)} failed; {again}", key="sweep.failed-runs")

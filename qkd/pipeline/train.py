@@ -40,6 +40,7 @@ from qkd.storage.artifacts import CALIBRATED, DATA, ENVIRONMENT, FLOAT_START, ME
 from qkd.storage.atomic import lock_folder, remove_unfinished
 from qkd.storage.checkpoints import LAST
 from qkd.storage.environment import environment
+from qkd.storage.results import TrainResult
 from qkd.storage.run import Run
 from qkd.tasks.classification import ece, top1
 
@@ -57,8 +58,8 @@ def train_recipe(
     resume: bool = False,
     max_steps: int | None = None,
     listen: Listener = ignore,
-) -> dict[str, Any]:
-    """Train the recipe's product in a run folder. -> what `qkd train --json` prints.
+) -> TrainResult:
+    """Train the recipe's product in a run folder. -> the result, as ``result.json`` keeps it
 
     With ``resume`` it continues behind the newest readable checkpoint, or from the start where there is none yet. Of several
     ranks only the first is given the run; it alone writes files and reports events. Raises Interrupted, with the state
@@ -73,7 +74,7 @@ def train_recipe(
         assert run is not None
         if resume and fabric.broadcast(run.writes and is_complete(run)):
             listen(AlreadyFinished(str(folder)))
-            return run.read_json(RESULT)
+            return TrainResult.from_json(run.read_json(RESULT))
         if run.writes:
             held.enter_context(lock_folder(folder))
             listen = held.enter_context(with_loggers(machine.loggers, folder, recipe.model_dump(mode="json"), listen))
@@ -90,7 +91,7 @@ class _TrainingJob:
     max_steps: int | None
     listen: Listener
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> TrainResult:
         start, data = time.perf_counter(), load_data(self.recipe)
         if self.machine.workers is not None:
             data = replace(data, workers=self.machine.workers)
@@ -228,13 +229,11 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
     }
 
 
-def _report(
-    run: Run, recipe: Recipe, state: TrainingState, result: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
+def _report(run: Run, recipe: Recipe, state: TrainingState, result: Mapping[str, Any], seconds: float) -> TrainResult:
+    """The result of the run; also written as ``result.json``."""
     values = {
         "run": str(run.folder),
         "method": recipe.method.name,
-        "top1": result["top1"],
         "float_top1": state.facts.get("float_top1"),
         "val_top1": state.best if state.best >= 0 else None,
         "epochs": recipe.train.epochs,
@@ -244,14 +243,10 @@ def _report(
         "training_seconds": round(state.seconds, 1),
         "training_cpu_seconds": round(state.cpu_seconds, 1),
         "steps": state.steps,
-        "parts": result["parts"],
-        "ece": result["ece"],
-        "cost": result["cost"],
-        "alarms": result["alarms"],
-        "finished": result["finished"],
     }
-    run.write_json(RESULT, values)
-    return values
+    report = TrainResult.from_json({**values, **result})
+    run.write_json(RESULT, report.to_json())
+    return report
 
 
 def _write_facts(run: Run, recipe: Recipe, data: Data, facts: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Report: one self-contained HTML page about a run. It loads nothing, runs nothing, and leaves out what is not there."""
+"""The report of a run: one HTML page that loads nothing and runs no scripts. Sections without data are left out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from qkd.storage.artifacts import REPORT
 __all__ = ["REPORT", "read_run", "write"]
 
 
-def write(evidence: RunData) -> Path:
+def write(run_data: RunData) -> Path:
     """Write ``report.html`` into the folder of a run. -> its path. Raises RunError if it cannot be written."""
-    return evidence.run.write_file(REPORT, render(evidence))
+    return run_data.run.write_file(REPORT, render(run_data))

@@ -1,4 +1,8 @@
-"""Charts: series of numbers as small drawings that are legible at the width of a phone."""
+"""Small charts as SVG: lines, stacked columns and horizontal bars, legible at the width of a phone.
+
+They are drawn here and not by matplotlib because they belong to the page: colours and fonts are those of its style sheet, also
+in the dark scheme, and a pointer over a value shows it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from qkd.report.formatting import number
 from qkd.report.svg import COLOURS, Frame, Scale, element, line, path, picture, round_step, text
 
 WIDTH, HEIGHT = 360.0, 208.0
-NAMED, LETTER = 52.0, 7.0  # where bars begin; about the width of a letter behind one
+NAMED, LETTER = 52.0, 7.0  # where bars begin; about the width of a letter of a value
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 12.0, 170.0
-MOST_POINTS = 240  # of one line; more cannot be told apart
+MOST_POINTS = 240  # of one line; more would not be distinguishable
 MOST_MARKERS = 40
 LOG_FROM = 40.0  # a range of more than so many times is drawn on a logarithmic scale
 Point = tuple[float, float]
@@ -23,7 +27,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """Values over x. ``colour`` is the number of a class of the page's style."""
+    """Values over x. ``colour``: the number of a class of the style sheet."""
 
     name: str
     points: tuple[Point, ...]
@@ -36,7 +40,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One drawing. ``borders``: a vertical line at each x, with a name. ``ring`` is drawn around one point."""
+    """A line chart. ``borders``: x -> name of a vertical line there. ``ring``: a point with a circle around it.
+
+    ``show`` writes a value. ``low`` and ``high`` limit the y axis, ``least_span`` is the least it covers; ``reference`` is a
+    horizontal line with a name.
+    """
 
     title: str
     series: tuple[Series, ...]
@@ -51,7 +59,7 @@ class Chart:
 
     @property
     def label(self) -> str:
-        """What the drawing shows, for those who cannot see it."""
+        """The chart in words, for readers who cannot see it."""
         lines = [
             f"{each.name} from {self.show(each.finite[0][1])} to {self.show(each.finite[-1][1])}"
             for each in self.series
@@ -61,7 +69,7 @@ class Chart:
 
 
 def line_chart(chart: Chart) -> Markup:
-    """Lines with markers; a range of many powers of ten gets a logarithmic scale. Empty if there is nothing to draw."""
+    """Lines with markers; the scale is logarithmic for a range of more than ``LOG_FROM``. Empty if there is nothing to draw."""
     points = [point for series in chart.series for point in series.finite]
     if not points:
         return Markup("")
@@ -81,7 +89,7 @@ def _across(xs: Sequence[float]) -> Scale:
 
 
 def whole_ticks(scale: Scale, count: int = 6) -> list[float]:
-    """Whole numbers within a range, about so many."""
+    """About ``count`` whole numbers within a range."""
     step = max(1.0, round_step((scale.high - scale.low) / count))
     first = math.ceil(scale.low / step)
     return [i * step for i in range(first, math.floor(scale.high / step) + 1)]
@@ -146,7 +154,7 @@ def _ring(chart: Chart, frame: Frame) -> list[Markup]:
 
 @dataclass(frozen=True)
 class Stack:
-    """Parts of one, at each x: ``shares[name][x]``."""
+    """The data of stacked columns: ``shares[name][x]``, whose sum over names is one column at x."""
 
     title: str
     shares: Mapping[str, Mapping[float, float]]
@@ -154,7 +162,7 @@ class Stack:
 
 
 def stack_chart(stack: Stack) -> Markup:
-    """Columns divided by share, the first name at the bottom; large shares carry their number."""
+    """Columns of parts that fill 100 %, the first name at the bottom; large parts show their percentage."""
     xs = sorted({x for values in stack.shares.values() for x in values})
     if not xs:
         return Markup("")
@@ -200,7 +208,7 @@ def _column(stack: Stack, x: float, left: float, wide: float, scale: Scale) -> M
 
 @dataclass(frozen=True)
 class Bar:
-    """One horizontal bar. ``kind``: ``ours`` or ``theirs``, what it is compared with."""
+    """A horizontal bar. ``kind``: ``ours``, or ``theirs`` for what it is compared with."""
 
     name: str
     value: float
@@ -209,7 +217,7 @@ class Bar:
 
 
 def bar_chart(title: str, groups: Mapping[str, Sequence[Bar]]) -> Markup:
-    """Horizontal bars from zero, in groups with a heading and a scale of their own; the number stands behind each bar."""
+    """Horizontal bars from zero, in groups with a heading and a scale of their own; the value is written after each bar."""
     parts: list[Markup] = []
     y = 4.0
     written = max((len(bar.shown) for bars in groups.values() for bar in bars), default=0)
@@ -223,8 +231,8 @@ def bar_chart(title: str, groups: Mapping[str, Sequence[Bar]]) -> Markup:
             parts += _bar(bar, y, scale)
             y += 20
         y += 8
-    spoken = "; ".join(f"{heading} {bar.name} {bar.shown}".strip() for heading, bars in groups.items() for bar in bars)
-    return picture(WIDTH, y, f"{title}: {spoken}", *parts) if parts else Markup("")
+    words = "; ".join(f"{heading} {bar.name} {bar.shown}".strip() for heading, bars in groups.items() for bar in bars)
+    return picture(WIDTH, y, f"{title}: {words}", *parts) if parts else Markup("")
 
 
 def _bar(bar: Bar, y: float, scale: Scale) -> list[Markup]:

@@ -1,4 +1,4 @@
-"""Explain: what a recipe will do, in words; what there is to choose from."""
+"""Describes in words what training a recipe will do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def describe(recipe: Recipe, assembly: Assembly) -> str:
-    """Who teaches whom, where, with which weight, per phase. -> text"""
+    """The participants, the exchange, and per phase who learns from whom, at which layer and with which weight. -> text"""
     plan = assembly.plan
     lines = [f"method   {recipe.method.name}", *(_option(*pair) for pair in recipe.method.options.items())]
     lines += ["", "parts"]
@@ -30,7 +30,7 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
     lines += _exchange(recipe, assembly)
     for phase, epochs in zip(plan.phases, epochs_per_phase(plan, recipe.train.epochs), strict=True):
         lines += ["", f"phase {phase.name}: {epochs} epochs", *_phase(phase, assembly)]
-    lines += ["", f"product  {_product(plan)}: exported, everything else is left behind"]
+    lines += ["", f"product  {_product(plan)}: the only part that is exported"]
     return "\n".join(lines)
 
 
@@ -41,7 +41,7 @@ def _head(head: Head, plan: Plan) -> str:
 
 
 def _product(plan: Plan) -> str:
-    """The product's name and what it is made of."""
+    """The name of the product and its parts."""
     heads = plan.deployed()
     if not heads:
         return plan.product
@@ -99,5 +99,5 @@ def _dropout(term: Term) -> str:
 def _weight(weight: float | Callable[[float], float]) -> str:
     if not callable(weight):
         return f"{weight:g}"
-    says = type(weight).__str__ is not object.__str__  # qkd.distill.schedules do, plain functions do not
-    return f"({weight})" if says else f"{weight(0.0):g}..{weight(1.0):g}"
+    described = type(weight).__str__ is not object.__str__  # schedules describe themselves, plain functions do not
+    return f"({weight})" if described else f"{weight(0.0):g}..{weight(1.0):g}"

@@ -1,4 +1,4 @@
-"""Picture: a scene drawn from top to bottom, narrow enough for a phone: one lane per participant, stages from left to right."""
+"""Draws who teaches whom as SVG: one lane per participant from top to bottom, stages from left to right."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from qkd.report.diagram_layout import LANE, NAMES, TRACK, Layout, lay_out
 from qkd.report.diagram_model import Bus, Diagram, Lane, shortened
 from qkd.report.svg import element, line, path, picture, text
 
-SIDE = 13.0  # between what goes into the exchange and what comes back
+SIDE = 13.0  # between the arrow into the exchange and the one back
 
 
-def draw(scene: Diagram) -> Markup:
-    """The scene as SVG."""
-    layout = lay_out(scene)
+def draw(diagram: Diagram) -> Markup:
+    """The diagram as SVG, narrow enough for a phone."""
+    layout = lay_out(diagram)
     parts = [text(x, 12, name, anchor="middle", class_="tick") for name, x in layout.columns.items()]
-    parts += [_box(lane, layout) for lane in scene.lanes]
-    parts += [drawn for bus in scene.buses for drawn in _bus(bus, layout)]
-    parts += [drawn for lane in scene.lanes for drawn in _feeds(lane, layout)]
+    parts += [_box(lane, layout) for lane in diagram.lanes]
+    parts += [drawn for bus in diagram.buses for drawn in _bus(bus, layout)]
+    parts += [drawn for lane in diagram.lanes for drawn in _feeds(lane, layout)]
     parts += links(layout)
-    parts += [drawn for lane in scene.lanes for drawn in _nodes(lane, layout)]
-    legible = f"min-width:{0.88 * layout.width:.0f}px"  # narrower it is scrolled, not shrunk
-    return picture(layout.width, layout.height, scene.label, *parts, style=legible)
+    parts += [drawn for lane in diagram.lanes for drawn in _nodes(lane, layout)]
+    legible = f"min-width:{0.88 * layout.width:.0f}px"  # on a narrower screen the diagram scrolls instead of shrinking
+    return picture(layout.width, layout.height, diagram.label, *parts, style=legible)
 
 
 def _box(lane: Lane, layout: Layout) -> Markup:
@@ -46,7 +46,7 @@ def _box(lane: Lane, layout: Layout) -> Markup:
 
 
 def _nodes(lane: Lane, layout: Layout) -> Iterator[Markup]:
-    """The track of a lane and what happens on it."""
+    """The track of a lane and its stages."""
     y = layout.tops[lane.part] + TRACK
     if lane.kind == "network":
         yield line(NAMES, y, layout.columns[LOGITS], y, "track")
@@ -59,7 +59,7 @@ def _nodes(lane: Lane, layout: Layout) -> Iterator[Markup]:
 
 
 def _feeds(lane: Lane, layout: Layout) -> Iterator[Markup]:
-    """From the taps a head reads to the head."""
+    """Lines from the taps that a head reads to the head."""
     for tap in lane.reads:
         x, y = layout.node(tap)
         out, own = layout.node(Tap(lane.part))
@@ -67,7 +67,7 @@ def _feeds(lane: Lane, layout: Layout) -> Iterator[Markup]:
 
 
 def _bus(bus: Bus, layout: Layout) -> Iterator[Markup]:
-    """Features go down into the exchange; what comes back goes up beside them."""
+    """Arrows of features down into the exchange, and of what it writes back beside them."""
     x = layout.columns[bus.stage]
     end = layout.exchange_y
     ys = [layout.tops[part] + TRACK for part in bus.members]
@@ -82,7 +82,7 @@ def _bus(bus: Bus, layout: Layout) -> Iterator[Markup]:
 
 
 def arrowheads() -> Markup:
-    """The heads that lines refer to by their class, once for a whole page."""
+    """The arrowheads that the style sheet refers to; needed once per page."""
     shapes = (element("path", d="M0 0L8 4L0 8z", class_=name) for name in ("link-head", "bus-head"))
     size = {"viewBox": "0 0 8 8", "refX": 7, "refY": 4, "markerWidth": 8, "markerHeight": 8}
     more = {"orient": "auto-start-reverse", "markerUnits": "userSpaceOnUse"}

@@ -1,4 +1,4 @@
-"""Arrows: the terms of a scene, drawn so that no two lie on each other and no label covers another."""
+"""Draws the terms of a diagram as arrows: no two lie on each other, and no label covers another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass
 class Board:
-    """What is taken already: vertical stretches (x, top, bottom), and boxes of labels."""
+    """The space that is occupied: vertical stretches (x, top, bottom), and boxes of labels."""
 
     width: float
     stretches: list[tuple[float, float, float]] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Board:
         self.stretches.append((x, min(one, other), max(one, other)))
 
     def beside(self, x: float, one: float, other: float, *, aside: bool) -> float:
-        """How far an arrow has to step aside to lie on nothing; with ``aside`` it has to. The place is taken."""
+        """How far an arrow has to move aside to lie on no other, and occupies that place. With ``aside``: at least one step."""
         low, high = min(one, other), max(one, other)
         for shift in (*(() if aside else (0.0,)), -ASIDE, ASIDE, -2 * ASIDE, 2 * ASIDE, -3 * ASIDE):
             if not any(abs(at - x - shift) < 8 and low < end and start < high for at, start, end in self.stretches):
@@ -38,7 +38,7 @@ class Board:
         return shift
 
     def write(self, words: Sequence[str], x: float, ys: Sequence[float], *, left: bool) -> Iterator[Markup]:
-        """Lines of text at the first of some heights, on the wanted side of an arrow or else the other, that is free."""
+        """Lines of text beside an arrow, at the first free one of some heights, on the left or right as asked if free."""
         wide = LETTER * max(map(len, words))
         sides = [x - 7 - wide, x + 7] if left else [x + 7, x - 7 - wide]
         places = [(at, y - 9, at + wide, y + 11 * len(words) - 9) for y in ys for at in sides]
@@ -56,16 +56,16 @@ def meet(one: Box, other: Box) -> bool:
 
 
 def links(layout: Layout) -> list[Markup]:
-    """All terms of a scene: those from the labels, those that share a target, then single arrows."""
+    """All terms of a diagram: those on labels, those with a joint target, then single arrows."""
     board = Board(layout.width)
-    for bus in layout.scene.buses:
+    for bus in layout.diagram.buses:
         ys = [layout.node(Tap(part, bus.stage))[1] for part in bus.members]
         board.take(layout.columns[bus.stage], min(ys), layout.exchange_y)
     drawn = [*_from_labels(layout, board)]
-    joined = [link for link in layout.scene.links if link.joined]
+    joined = [link for link in layout.diagram.links if link.joined]
     for sources, target in dict.fromkeys((link.sources, link.target) for link in joined):
         drawn += _join([link for link in joined if (link.sources, link.target) == (sources, target)], layout, board)
-    single = [link for link in layout.scene.links if link.sources and not link.joined]
+    single = [link for link in layout.diagram.links if link.sources and not link.joined]
     answered: set[tuple[str, str, Tap, tuple[Tap, ...]]] = set()
     for link in sorted(single, key=lambda link: abs(layout.row(link.sources[0].part) - layout.row(link.pupil.part))):
         own = (link.kind, link.weight, link.pupil, link.sources)
@@ -77,9 +77,9 @@ def links(layout: Layout) -> list[Markup]:
 
 
 def _from_labels(layout: Layout, board: Board) -> Iterator[Markup]:
-    """Terms without a source: what a pupil learns from the labels, or from itself, comes from the right."""
+    """Terms without a source, from the labels or from the pupil itself: arrows from the right."""
     pupils: dict[tuple[float, float], list[Link]] = {}
-    for link in layout.scene.links:
+    for link in layout.diagram.links:
         if not link.sources:
             pupils.setdefault(layout.node(link.pupil), []).append(link)
     for (x, y), found in pupils.items():
@@ -89,7 +89,7 @@ def _from_labels(layout: Layout, board: Board) -> Iterator[Markup]:
 
 
 def _arrow(link: Link, layout: Layout, board: Board, *, mutual: bool) -> Iterator[Markup]:
-    """From one source to one pupil, or both ways; the label stands where the arrow arrives."""
+    """An arrow from a source to a pupil, or both ways; its label is at the end of the arrow."""
     (x1, y1), (x2, y2) = layout.node(link.sources[0]), layout.node(link.pupil)
     down = y2 > y1
     start, end = y1 + (8 if down else -8), y2 - (11 if down else -11)
@@ -101,14 +101,14 @@ def _arrow(link: Link, layout: Layout, board: Board, *, mutual: bool) -> Iterato
 
 
 def _label(link: Link, layout: Layout, board: Board, x: float, *, down: bool, left: bool = False) -> Iterator[Markup]:
-    """Kind and weight of a term in the gap before its pupil's lane, or a little further away."""
+    """Kind and weight of a term in the gap beside the lane of its pupil, or a little further away."""
     top = layout.tops[link.pupil.part]
     near, step = (top - 18, -24) if down else (top + LANE + 12, 24)
     yield from board.write([link.kind, f"×{link.weight}"], x, [near + step * i for i in range(4)], left=left)
 
 
 def _join(pair: Sequence[Link], layout: Layout, board: Board) -> Iterator[Markup]:
-    """Sources that make one target together, and everybody who learns from it."""
+    """Sources that form one target, and the pupils that learn from it."""
     sources, name = pair[0].sources, pair[0].target
     pupils = [link.pupil for link in pair]
     taps = list(dict.fromkeys([*sources, *pupils]))
@@ -131,7 +131,7 @@ def _ends(ys: Sequence[float], y: float) -> tuple[float, float]:
 
 
 def _spoke(tap: Tap, hub: tuple[float, float], layout: Layout, *, into: bool, back: bool, but: Sequence[str]) -> Markup:
-    """Between a tap and the target: an arrow into it, one back, or both ways; around whoever stands in between."""
+    """Between a tap and the target: an arrow into it, back, or both ways; it goes around nodes in between."""
     (x, y), (hub_x, hub_y) = layout.node(tap), hub
     toward = 1 if hub_y > y else -1
     ends = [(x, y + 10 * toward), (hub_x, hub_y - 10 * toward)]

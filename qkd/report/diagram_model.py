@@ -1,4 +1,4 @@
-"""Scene: who teaches whom in one optimizer step of a plan, as lanes, links and buses; where they stand is left to the picture."""
+"""Who teaches whom in one optimizer step of a plan, as lanes, links and buses; positions are computed by the layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Kind = Literal["network", "exchange", "head"]
 
 @dataclass(frozen=True)
 class Lane:
-    """A participant: a network, the exchange or a head; ``stages`` are those at which something happens to it."""
+    """A participant: a network, the exchange or a head. ``stages``: those where features are read or exchanged.
+
+    ``about`` and ``state`` are lines of text. ``reads``: the taps of a head. ``product``: whether it is exported.
+    """
 
     part: str
     about: str
@@ -33,7 +36,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Link:
-    """A term: its first tap is the pupil, the others are its sources; none of them: it learns from the labels."""
+    """A term of the loss. The pupil learns from the sources; without sources, from the labels or from itself."""
 
     kind: str
     weight: str
@@ -43,18 +46,18 @@ class Link:
 
     @property
     def mirrored(self) -> tuple[str, str, Tap, tuple[Tap, ...]]:
-        """What a link has to be for its pupil and its source to teach each other alike."""
+        """The link in the other direction with the same kind and weight, as a key."""
         return self.kind, self.weight, self.sources[0], (self.pupil,)
 
     @property
     def joined(self) -> bool:
-        """Whether the sources make one target together."""
+        """Whether the sources form one joint target."""
         return len(self.sources) > 1 or self.pupil in self.sources
 
 
 @dataclass(frozen=True)
 class Bus:
-    """The exchange at one stage: ``members`` hand it their tensors; ``back``: what it makes of them flows on in all of them."""
+    """The exchange at one stage. ``members`` send their features; ``back``: the result replaces them in all members."""
 
     stage: str
     members: tuple[str, ...]
@@ -64,7 +67,7 @@ class Bus:
 
 @dataclass(frozen=True)
 class Diagram:
-    """One picture. ``columns`` are the stages, from the images to the logits."""
+    """A diagram. ``columns``: the stages, from the images to the logits."""
 
     columns: tuple[str, ...]
     lanes: tuple[Lane, ...]
@@ -73,7 +76,7 @@ class Diagram:
 
     @property
     def label(self) -> str:
-        """The scene in words."""
+        """The diagram in words, for readers who cannot see it."""
         parts = ", ".join(f"{lane.part} ({', '.join(filter(None, (lane.about, lane.state)))})" for lane in self.lanes)
         buses = (f"{', '.join(bus.members)} exchange features at {bus.stage}" for bus in self.buses)
         links = (
@@ -84,12 +87,12 @@ class Diagram:
 
 
 def tap_text(tap: Tap) -> str:
-    """A tap as readers know it: a part by its name where its output is meant."""
+    """A tap as text; a part by its name alone where its output is meant."""
     return tap.part if tap.stage == LOGITS else str(tap)
 
 
 def source_of(link: Link) -> str:
-    """Whom a pupil learns from, in words."""
+    """The sources of a pupil, in words."""
     if not link.sources:
         return "the labels" if link.kind == "label" else "itself"
     listed = ", ".join(map(tap_text, link.sources))
@@ -105,7 +108,7 @@ def diagram_of(
     top1: Mapping[str, float] | None = None,
     importance: Mapping[tuple[str, str], float] | None = None,
 ) -> Diagram:
-    """The scene of one step; ``top1`` adds accuracies of parts, ``importance`` (part, stage) the weights they ended with."""
+    """The diagram of one step. ``top1``: accuracies of parts to show; ``importance``: weights by (part, stage) to show."""
     plan, scores = assembly.plan, top1 or {}
     running = networks_needed(plan, step)
     heads = _heads(plan, step, running)
@@ -125,7 +128,7 @@ def diagram_of(
 
 
 def _heads(plan: Plan, step: Step, running: Collection[str]) -> list[Head]:
-    """The heads that terms read, those they read in turn, and the product if it is one that can run."""
+    """The heads that terms read, the heads these read in turn, and the product where it is a head that can run."""
     wanted = {tap.part for term in step.terms for tap in term.reads}
     wanted |= {head.name for head in plan.deployed() if {tap.part for tap in head.reads} <= {*running, *wanted}}
     for head in reversed(plan.heads):
@@ -145,14 +148,14 @@ def _exchanged(
     step: Step,
     columns: Sequence[str],
     buses: Sequence[Bus],
-    known: Collection[str],
+    other_parts: Collection[str],
     read: Collection[Tap],
     top1: Mapping[str, float],
 ) -> list[Lane]:
-    """A lane for each name under which the exchange records something; one for the exchange itself if there is none."""
+    """A lane for each name under which the exchange records features; one for the exchange itself if there is none."""
     if not buses:
         return []
-    names = list(dict.fromkeys(tap.part for tap in sorted(read) if tap.part not in known)) or [SHARED]
+    names = list(dict.fromkeys(tap.part for tap in sorted(read) if tap.part not in other_parts)) or [SHARED]
     at = {name: {tap.stage for tap in read if tap.part == name} for name in names}
     at[names[0]] |= {bus.stage for bus in buses}
     score, pieces = top1.get(names[0]), [each for each in step.learners if each.part == EXCHANGE and each.piece]
@@ -168,7 +171,7 @@ def link_of(term: Term) -> Link:
 
 
 def weight_of(weight: float | Callable[[float], float]) -> str:
-    """A weight, or the first and last value of a schedule."""
+    """A weight as text, or the first and last value of a schedule."""
     return f"{weight(0.0):.2g}..{weight(1.0):.2g}" if callable(weight) else f"{weight:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""Numbers as words: what a person reads, without claiming more than was measured."""
+"""Numbers as text for readers. Shares are rounded down, so that nothing claims more than was measured."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def network(build: object) -> str:
-    """A network by its name, without the folders of the file it is in. ``/home/me/net.py:Net`` -> ``net.py:Net``."""
+    """The name of a network, without the folders of the file it is defined in. ``/home/me/net.py:Net`` -> ``net.py:Net``."""
     return str(build).rpartition("/")[2] if build else MISSING
 
 
 def share(fraction: float) -> str:
-    """A proven share, 0..1, rounded down: ``100 %`` only where it is all of it."""
+    """A share, 0..1, rounded down: ``100 %`` only for 1."""
     if fraction >= 1:
         return "100 %"
     return f"{math.floor(fraction * 1e4) / 100:.2f} %"
 
 
 def times(ratio: float, more: str, less: str) -> str:
-    """A ratio in words: 4.1 -> ``4.1x smaller``, 0.8 -> ``1.2x larger``, about one -> neither."""
+    """A ratio in words: 4.1 -> ``4.1x smaller``, 0.8 -> ``1.2x larger``, about 1 -> neither."""
     if 0.995 <= ratio <= 1.005:
         return f"neither {more} nor {less}"
     word, factor = (more, ratio) if ratio > 1 else (less, 1 / ratio)
@@ -53,14 +53,19 @@ def duration(seconds: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Three significant digits, all of them from a hundred on. 0.03547 -> ``0.0355 ms``, 1234.5 -> ``1,234 ms``."""
+    """0.03547 -> ``0.0355 ms``, 1234.5 -> ``1,234 ms``."""
+    return MISSING if value is None else f"{three_digits(value)} ms"
+
+
+def three_digits(value: float | None) -> str:
+    """Three significant digits, and whole numbers from 100 on. 0.03547 -> ``0.0355``, 1234.5 -> ``1,234``."""
     if value is None:
         return MISSING
-    return f"{value:,.0f} ms" if value >= 99.95 else f"{value:#.3g} ms"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def number(value: float) -> str:
-    """Four significant digits without noise. 0.00022089 -> ``0.0002209``."""
+    """Four significant digits at most. 0.00022089 -> ``0.0002209``."""
     return f"{value:.4g}"
 
 

@@ -1,8 +1,7 @@
-"""Page: the evidence of a run put into the template. Everything that comes from a file is escaped."""
+"""Renders the report of a run from its template. Everything that comes from a file is escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +10,8 @@ from markupsafe import Markup
 
 from qkd import __version__
 from qkd.report import formatting, headline, tables, training_curves
+from qkd.report.bench_table import bench_table
+from qkd.report.export_table import export_rows
 from qkd.report.run_data import RunData, assemble_again
 from qkd.report.svg import COLOURS
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent
 
 
-class Act(NamedTuple):
-    """One optimizer step of a plan: its heading, its picture, and its terms as rows."""
+class TeachingStep(NamedTuple):
+    """One optimizer step of a plan: its heading, its diagram, its terms as rows, and notes."""
 
     title: str
     drawing: Markup
@@ -33,15 +34,15 @@ class Act(NamedTuple):
 
 
 class Teaching(NamedTuple):
-    """Who teaches whom; ``missing`` says why that is not known any more."""
+    """The steps of a plan and what its exchange does; ``missing``: why the plan cannot be built any more."""
 
-    acts: list[Act]
+    steps: list[TeachingStep]
     exchange: str = ""
     missing: str = ""
 
 
 def page(template: str, **content: Any) -> str:
-    """A template of ours, filled in and escaped."""
+    """A template of this folder, filled in and escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -49,63 +50,64 @@ def page(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(words=formatting, version=__version__, colours=COLOURS)
+    environment.globals.update(formatting=formatting, version=__version__, colours=COLOURS)
     return environment.get_template(template).render(**content)
 
 
-def render(evidence: RunData) -> str:
+def render(run_data: RunData) -> str:
     """The report as HTML."""
     from qkd.report.diagram import arrowheads
 
-    found = assemble_again(evidence)
+    rebuilt = assemble_again(run_data)
     return page(
         "report.html",
-        run=evidence.run.folder.resolve().name,
-        evidence=evidence,
-        verdict=headline,
+        run=run_data.run.folder.resolve().name,
+        run_data=run_data,
+        headline=headline,
         tables=tables,
+        export_rows=export_rows(run_data.export, outdated=run_data.outdated),
+        bench=bench_table(run_data.rows) if run_data.rows else None,
         curves=training_curves,
         arrowheads=arrowheads(),
-        teaching=Teaching([], missing=found) if isinstance(found, str) else _teaching(evidence, *found),
-        weights=None if isinstance(found, str) else _weights(evidence, found[1]),
+        teaching=Teaching([], missing=rebuilt) if isinstance(rebuilt, str) else _teaching(run_data, *rebuilt),
+        weights=None if isinstance(rebuilt, str) else _weights(run_data, rebuilt[1]),
     )
 
 
-def _weights(evidence: RunData, assembly: Assembly) -> Weights | None:
+def _weights(run_data: RunData, assembly: Assembly) -> Weights | None:
     from qkd.report.weight_stats import weights
 
-    return weights(evidence, assembly)
+    return weights(run_data, assembly)
 
 
-def _teaching(evidence: RunData, recipe: Recipe, assembly: Assembly) -> Teaching:
+def _teaching(run_data: RunData, recipe: Recipe, assembly: Assembly) -> Teaching:
     from qkd.distill.plan import epochs_per_phase
     from qkd.report.diagram import draw
     from qkd.report.diagram_model import diagram_of
 
-    plan, acts = assembly.plan, []
-    facts = {"top1": _top1(evidence), "importance": training_curves.latest_importance(evidence)}
+    plan, steps = assembly.plan, []
+    facts = {"top1": _top1(run_data), "importance": training_curves.latest_importance(run_data)}
     for phase, epochs in zip(plan.phases, epochs_per_phase(plan, recipe.train.epochs), strict=True):
         for number, step in enumerate(phase.steps, 1):
             title = f"Phase {phase.name}, {formatting.counted(epochs, 'epoch')}"
             title += f", step {number} of each batch" if len(phase.steps) > 1 else ""
-            scene = diagram_of(recipe, assembly, step, **facts)  # type: ignore[arg-type]
-            acts.append(Act(title, draw(scene), _rows(scene), _rates(assembly)))
+            diagram = diagram_of(recipe, assembly, step, **facts)  # type: ignore[arg-type]
+            steps.append(TeachingStep(title, draw(diagram), _rows(diagram), _rates(assembly)))
     summary = (type(plan.exchange).__doc__ or "").strip().splitlines()[:1] if plan.exchange.members else []
-    return Teaching(acts, next(iter(summary), "").replace("``", ""))
+    return Teaching(steps, next(iter(summary), "").replace("``", ""))
 
 
-def _rows(scene: Diagram) -> list[dict[str, str]]:
+def _rows(diagram: Diagram) -> list[dict[str, str]]:
     from qkd.report.diagram_model import source_of, tap_text
 
     return [
         {"kind": link.kind, "weight": link.weight, "pupil": tap_text(link.pupil), "source": source_of(link)}
-        for link in scene.links
+        for link in diagram.links
     ]
 
 
-def _top1(evidence: RunData) -> dict[str, float]:
-    found: Mapping[str, Any] = evidence.result.get("parts") or {}
-    return {name: float(value) for name, value in found.items()}
+def _top1(run_data: RunData) -> dict[str, float]:
+    return {name: float(value) for name, value in (run_data.result.parts or {}).items()}
 
 
 def _rates(assembly: Assembly) -> list[str]:

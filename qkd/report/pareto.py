@@ -1,55 +1,30 @@
-"""Pareto: accuracy against what it costs, for a page (SVG) and for a file (PNG)."""
+"""Plots accuracy against latency and against size with matplotlib, once for the page (SVG) and for an image (PNG)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from qkd.report import formatting
 from qkd.report.diagram_edges import Box, meet
-from qkd.report.svg import COLOURS, Frame, Scale, element, path, picture, text
+from qkd.report.figure_svg import COLOURS_OF_THE_PAGE, FONT_SIZE
+from qkd.report.svg import COLOURS
+from qkd.storage.results import ComparedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 440.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 424.0, 14.0, 256.0
-LETTER = 5.6  # about the width of a letter of a name
-PALETTE = ("#0b63b0", "#c24a00", "#00795a", "#8a3ea8", "#8a6100", "#c2327a", "#3f6f8f", "#5c5c5c")
 MARKERS = "osD^vPX*"
+LETTER, LINE = 0.62 * FONT_SIZE, 1.2 * FONT_SIZE  # about the width of a letter and the height of a line, in points
+SIZE = (4.6, 3.2)  # inches of one panel
 
 
-class Panel(NamedTuple):
-    """What accuracy is set against."""
-
-    title: str
-    key: str
-    float_key: str
-    axis: str
-    scaled: float
-    show: Callable[[float], str]
-
-
-PANELS = (
-    Panel("Accuracy against latency", "p50_ms", "float_p50_ms", "median latency, ms", 1.0, formatting.milliseconds),
-    Panel(
-        "Accuracy against size",
-        "bytes",
-        "float_bytes",
-        "size of the file, kB",
-        1e-3,
-        lambda kilo: formatting.size(1e3 * kilo),
-    ),
-)
-
-
-class Spot(NamedTuple):
-    """One point. ``kind`` is what runs of one colour have in common; None: a float network, to compare with."""
+class Point(NamedTuple):
+    """A network in the plot. ``kind``: runs of one kind have one colour; None for a float network to compare with."""
 
     name: str
     cost: float
@@ -57,30 +32,75 @@ class Spot(NamedTuple):
     kind: str | None
 
 
-def spots(rows: Sequence[Mapping[str, Any]], panel: Panel) -> list[Spot]:
+@dataclass(frozen=True)
+class Panel:
+    """A plot of accuracy against a cost: its title, the costs of a run and of its float network, the axis, the unit."""
+
+    title: str
+    cost: Callable[[ComparedRun], float | None]
+    float_cost: Callable[[ComparedRun], float | None]
+    axis: str
+    factor: float
+    written: Callable[[float], str]
+
+    def label(self, points: Sequence[Point]) -> str:
+        """The plot in words."""
+        listed = (f"{each.name} {formatting.percent(each.top1)} at {self.written(each.cost)}" for each in points)
+        return f"{self.title}: {'; '.join(listed)}"
+
+
+PANELS = (
+    Panel(
+        "Accuracy against latency",
+        lambda row: row.p50_ms,
+        lambda row: row.float_p50_ms,
+        "median latency, ms",
+        1.0,
+        formatting.milliseconds,
+    ),
+    Panel(
+        "Accuracy against size",
+        lambda row: row.bytes,
+        lambda row: row.float_bytes,
+        "size of the file, kB",
+        1e-3,
+        lambda kilobytes: formatting.size(1e3 * kilobytes),
+    ),
+)
+
+
+def points_of(rows: Sequence[ComparedRun], panel: Panel) -> list[Point]:
     """The runs whose cost is known, then the float networks they started from, each once."""
     found = [
-        Spot(Path(row["run"]).name, row[panel.key] * panel.scaled, top1, f"{row['method']} {row['bits']}")
+        Point(Path(row.run or "").name, cost * panel.factor, top1, _kind(row))
         for row in rows
-        if row[panel.key] is not None and (top1 := deployed(row)) is not None
+        if (cost := panel.cost(row)) is not None and (top1 := deployed(row)) is not None
     ]
-    first = {
-        row["network"]: Spot(
-            f"float {formatting.network(row['network'])}", row[panel.float_key] * panel.scaled, row["float_top1"], None
-        )
+    floats = {
+        row.network: Point(f"float {formatting.network(row.network)}", cost * panel.factor, row.float_top1, None)
         for row in reversed(rows)
-        if row[panel.float_key] is not None and row["float_top1"] is not None
+        if (cost := panel.float_cost(row)) is not None and row.float_top1 is not None
     }
-    return [*found, *(first.values() if found else ())]
+    return [*found, *(floats.values() if found else ())]
 
 
-def deployed(row: Mapping[str, Any]) -> float | None:
-    """The accuracy one gets: in onnxruntime where that was measured, else in PyTorch."""
-    return row["top1"] if row["top1_onnxruntime"] is None else row["top1_onnxruntime"]
+def deployed(row: ComparedRun) -> float | None:
+    """The accuracy of the exported file in onnxruntime where it was measured, else that in PyTorch."""
+    return row.top1 if row.top1_onnxruntime is None else row.top1_onnxruntime
+
+
+def _kind(row: ComparedRun) -> str:
+    return f"{row.method} {row.bits}"
+
+
+def kinds_of(rows: Sequence[ComparedRun]) -> list[str]:
+    """The kinds of runs in any panel, in the order of their first run; the position is the number of the colour."""
+    found = [point.kind for panel in PANELS for point in points_of(rows, panel)]
+    return list(dict.fromkeys(kind for kind in found if kind is not None))
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points no other beats in both cost (first) and accuracy (second), by rising cost."""
+    """The points that no other beats in both cost (first) and accuracy (second), by rising cost."""
     best: list[tuple[float, float]] = []
     for cost, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
         if not best or accuracy > best[-1][1]:
@@ -88,93 +108,114 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
-def kinds_of(found: Sequence[Spot]) -> list[str]:
-    """The kinds in the order of their first run; the place is the number of the colour."""
-    return list(dict.fromkeys(spot.kind for spot in found if spot.kind is not None))
-
-
-def draw(panel: Panel, found: Sequence[Spot]) -> Markup:
-    """The points and their frontier as SVG. Empty if there is none."""
-    if not found:
-        return Markup("")
-    frame = _frame(found)
-    kinds = kinds_of(found)
-    front = frontier([(spot.cost, spot.top1) for spot in found])
-    ticks = frame.x.ticks(5)
-    parts = [frame.axes(ticks, panel.axis, lambda value: f"{value:g} %")]
-    parts.append(path(_stairs([(frame.x(x), frame.y(y)) for x, y in front]), "front"))
-    parts += [_point(spot, frame, kinds) for spot in found]
-    parts += _names(found, frame)
-    spoken = "; ".join(f"{spot.name} {formatting.percent(spot.top1)} at {panel.show(spot.cost)}" for spot in found)
-    return picture(WIDTH, HEIGHT, f"{panel.title}: {spoken}", *parts)
-
-
-def _frame(found: Sequence[Spot]) -> Frame:
-    costs, scores = [spot.cost for spot in found], [spot.top1 for spot in found]
-    room = 0.12 * (max(scores) - min(scores)) or 1.0
-    x = Scale(0, max(costs) * 1.12, LEFT, RIGHT)
-    return Frame(x, Scale(min(scores) - room, min(100.5, max(scores) + room), BOTTOM, TOP), LEFT, RIGHT)
-
-
 def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     corners = [(later[0], before[1]) for before, later in pairwise(points)]
     return [place for pair in zip(points, [*corners, None], strict=True) for place in pair if place is not None]
 
 
-def _point(spot: Spot, frame: Frame, kinds: Sequence[str]) -> Markup:
-    hover = element("title", f"{spot.name}: {formatting.percent(spot.top1, 2)}")
-    class_ = "hollow" if spot.kind is None else f"point dot c{kinds.index(spot.kind) % COLOURS}"
-    return element("circle", hover, cx=frame.x(spot.cost), cy=frame.y(spot.top1), r=6, class_=class_)
-
-
-def _names(found: Sequence[Spot], frame: Frame) -> Iterator[Markup]:
-    """The name of each point beside, above or below it; none where all of these would cover something else."""
-    taken = [_box(frame.x(spot.cost) - 6, frame.y(spot.top1) - 6, 12, 12) for spot in found]
-    for number, spot in enumerate(found):
-        x, y, wide = frame.x(spot.cost), frame.y(spot.top1), LETTER * len(spot.name)
-        others = taken[:number] + taken[number + 1 :]
-        places = ((x + 10, y - 6), (x - 10 - wide, y - 6), (x - wide / 2, y - 22), (x - wide / 2, y + 9))
-        for left, top in places:
-            box = _box(left, top, wide, 13)
-            inside = left >= LEFT and left + wide <= RIGHT + 8
-            if inside and not any(meet(box, other) for other in others):
-                taken.append(box)
-                yield text(left, top + 10, spot.name, class_="small halo")
-                break
-
-
-def _box(left: float, top: float, wide: float, high: float) -> Box:
-    return left, top, left + wide, top + high
-
-
-def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The same as a picture, for `savefig`."""
+def figure(rows: Sequence[ComparedRun], panels: Sequence[Panel]) -> Figure:
+    """The panels side by side, with titles and a legend; a single panel is for a page, which has its own."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(made)
-    for axes, panel in zip(made.subplots(1, len(PANELS)), PANELS, strict=True):
-        _plot(axes, panel, spots(rows, panel))
+    with rc_context({"font.size": FONT_SIZE}):
+        made = Figure(figsize=(SIZE[0] * len(panels), SIZE[1]), layout="constrained")
+        FigureCanvasAgg(made)
+        kinds = kinds_of(rows)
+        for axes, panel in zip(made.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            points = points_of(rows, panel)
+            _draw(axes, panel, points, kinds)
+            if len(panels) > 1:
+                axes.set_title(panel.title)
+        if len(panels) > 1:
+            _add_legend(made)
+        made.draw_without_rendering()
+        for axes, panel in zip(made.axes, panels, strict=True):
+            _add_names(axes, points_of(rows, panel))
     return made
 
 
-def _plot(axes: Axes, panel: Panel, found: Sequence[Spot]) -> None:
-    axes.set(title=panel.title, xlabel=panel.axis, ylabel="top-1 on test, %")
-    axes.grid(color="#dfe3e8", linewidth=0.8)
-    axes.set_axisbelow(True)
-    if not found:
-        axes.text(0.5, 0.5, "not measured: run `qkd export` and `qkd bench`", ha="center", transform=axes.transAxes)
+def _add_legend(made: Figure) -> None:
+    """One legend below all panels; none where nothing was drawn."""
+    found = {label: line for axes in made.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if found:
+        made.legend(list(found.values()), list(found), loc="outside lower center", ncols=5, frameon=False)
+
+
+def _draw(axes: Axes, panel: Panel, points: Sequence[Point], kinds: Sequence[str]) -> None:
+    colours = COLOURS_OF_THE_PAGE
+    _style(axes, panel)
+    if not points:
+        missing = "not measured: run `qkd export` and `qkd bench`"
+        axes.text(0.5, 0.5, missing, ha="center", transform=axes.transAxes)
         return
-    for number, kind in enumerate(kinds_of(found)):
-        own = [spot for spot in found if spot.kind == kind]
-        colour, marker = PALETTE[number % COLOURS], MARKERS[number % COLOURS]
-        axes.scatter([s.cost for s in own], [s.top1 for s in own], label=kind, s=55, color=colour, marker=marker)
-    floats = [spot for spot in found if spot.kind is None]
-    axes.scatter(
-        [s.cost for s in floats], [s.top1 for s in floats], facecolor="white", edgecolor="#59626d", label="float", s=55
-    )
-    stairs = _stairs(frontier([(spot.cost, spot.top1) for spot in found]))
-    axes.plot([x for x, _ in stairs], [y for _, y in stairs], color="#59626d", linestyle="--", linewidth=1, zorder=0)
-    axes.set_xlim(0, 1.12 * max(spot.cost for spot in found))
-    axes.legend(frameon=False, loc="best")
+    for kind in [kind for kind in kinds if any(point.kind == kind for point in points)]:
+        number = kinds.index(kind) % COLOURS
+        own = [(point.cost, point.top1) for point in points if point.kind == kind]
+        style: dict[str, Any] = {"color": colours[f"c{number}"], "marker": MARKERS[number], "label": kind}
+        axes.plot(*zip(*own, strict=True), linestyle="none", markersize=7, **style)
+    floats = [(point.cost, point.top1) for point in points if point.kind is None]
+    if floats:
+        hollow: dict[str, Any] = {
+            "markerfacecolor": colours["card"],
+            "markeredgecolor": colours["muted"],
+            "label": "float",
+        }
+        axes.plot(*zip(*floats, strict=True), "o", linestyle="none", markersize=7, markeredgewidth=1.4, **hollow)
+    stairs = _stairs(frontier([(point.cost, point.top1) for point in points]))
+    axes.plot(*zip(*stairs, strict=True), color=colours["muted"], linestyle="--", linewidth=1, zorder=0)
+    axes.set_xlim(0, 1.12 * max(point.cost for point in points))
+    axes.margins(y=0.14)
+
+
+def _style(axes: Axes, panel: Panel) -> None:
+    colours = COLOURS_OF_THE_PAGE
+    axes.set_xlabel(panel.axis, color=colours["muted"])
+    axes.set_ylabel("top-1 on test, %", color=colours["muted"])
+    axes.grid(axis="y", color=colours["rule"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=colours["muted"])
+    for side in ("left", "right", "top"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(colours["muted"])
+
+
+class Place(NamedTuple):
+    """Where a name may be: its offset from the point in points, and its horizontal alignment."""
+
+    x: float
+    y: float
+    align: Literal["left", "right", "center"]
+
+    def box(self, at: tuple[float, float], wide: float) -> Box:
+        """The box of a name of this width beside a point at a position."""
+        left = at[0] + self.x - {"left": 0.0, "right": wide, "center": wide / 2}[self.align]
+        return left, at[1] + self.y - LINE / 2, left + wide, at[1] + self.y + LINE / 2
+
+
+PLACES = (
+    Place(8, 0, "left"),
+    Place(-8, 0, "right"),
+    Place(0, 7 + LINE / 2, "center"),
+    Place(0, -7 - LINE / 2, "center"),
+)
+
+
+def _add_names(axes: Axes, points: Sequence[Point]) -> None:
+    """The name of each point beside, above or below it; none where all of these places would cover something else."""
+    scale = 72 / axes.figure.dpi
+    centres = [tuple(scale * axes.transData.transform((point.cost, point.top1))) for point in points]
+    left, right = (scale * edge for edge in axes.get_window_extent().intervalx)
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres]
+    background = {"facecolor": COLOURS_OF_THE_PAGE["card"], "edgecolor": "none", "boxstyle": "square,pad=0.1"}
+    for number, (point, centre) in enumerate(zip(points, centres, strict=True)):
+        others = taken[:number] + taken[number + 1 :]
+        for place in PLACES:
+            box = place.box(centre, LETTER * len(point.name))
+            if left <= box[0] and box[2] <= right + 6 and not any(meet(box, other) for other in others):
+                taken.append(box)
+                style: dict[str, Any] = {"ha": place.align, "va": "center", "bbox": background}
+                at = (point.cost, point.top1)
+                axes.annotate(point.name, at, (place.x, place.y), textcoords="offset points", **style)
+                break

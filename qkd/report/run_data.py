@@ -1,12 +1,12 @@
-"""Evidence: everything a run folder holds that is worth telling, read so that what is missing or damaged is only absent."""
+"""What a run folder holds, for reports and comparisons. Reading never fails: what is missing or damaged is only absent."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ from qkd.storage.artifacts import (
     RESULT,
 )
 from qkd.storage.atomic import sha256
+from qkd.storage.json_record import is_number
+from qkd.storage.results import BenchReport, BenchRow, DataFacts, ExportReport, TrainResult
 from qkd.storage.run import Run
 
 if TYPE_CHECKING:
@@ -34,36 +36,26 @@ if TYPE_CHECKING:
 
 SHORTHAND = re.compile(r"w([1-8])a([1-8])", re.IGNORECASE)
 
-ACCURACIES = frozenset(
-    {"top1", "float_top1", "before_top1", "val_top1", "top1_torch", "top1_onnxruntime", "top1_emulator"}
-)
-SPEEDS = frozenset(
-    {"batch", "threads", "p50_ms", "p95_ms", "images_per_second", "speedup", "seconds", "training_seconds"}
-)
-NUMBERS = ACCURACIES | SPEEDS | {"bytes", "float_bytes", "images", "equal_fraction", "agreement", "ece"}
-LISTS = frozenset({"rows", "labels", "shape", "float_layers"})
-MAPPINGS = frozenset({"parts", "census", "reasons"})
-
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run tells about itself. An empty mapping, text or tuple: that file is not there, or cannot be read."""
+    """The files of a run. Of a file that is missing or cannot be read the value is empty."""
 
     run: Run
-    result: Mapping[str, Any] = field(default_factory=dict)
-    export: Mapping[str, Any] = field(default_factory=dict)
-    bench: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    recipe_text: str = ""
-    original_text: str = ""
-    lines: tuple[Mapping[str, Any], ...] = ()
-    damaged: tuple[str, ...] = ()  # what is wrong with files that are there and cannot be read
+    result: TrainResult
+    export: ExportReport
+    bench: BenchReport
+    data: DataFacts
+    environment: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    original_text: str
+    lines: tuple[Mapping[str, Any], ...]
+    damaged: tuple[str, ...]  # one sentence for each file that is there and cannot be read
 
     @property
     def warnings(self) -> list[str]:
-        """What whoever looks at the figures has to know."""
+        """Sentences that a reader of the figures has to know."""
         return [*self.damaged, *filter(None, [self.outdated])]
 
     @property
@@ -73,41 +65,43 @@ class RunData:
 
     @property
     def before_top1(self) -> float | None:
-        """Top-1 on test after calibration alone."""
+        """Top-1 on the test split after calibration, before training."""
+        if self.result.before_top1 is not None:
+            return self.result.before_top1
         logged = (line.get("test/top1") for line in self.lines if line.get("phase") == CALIBRATED)
-        return self.result.get("before_top1", next((value for value in logged if is_number(value)), None))
+        return next((value for value in logged if is_number(value)), None)
 
     @property
     def student(self) -> Mapping[str, Any]:
+        """The entry of the student in the recipe."""
         return mapping(self.recipe.get("student"))
 
     @property
-    def rows(self) -> list[Mapping[str, Any]]:
-        """The rows of the benchmark."""
-        rows = (valid_entries(row) for row in self.bench.get("rows", []) if isinstance(row, Mapping))
-        return [row for row in rows if isinstance(row.get("file"), str)]
+    def rows(self) -> list[BenchRow]:
+        """The rows of the benchmark that name their file."""
+        return [row for row in self.bench.rows or () if row.file is not None]
 
     @cached_property
     def outdated(self) -> str:
-        """What to say where the exported file is no longer the one that was verified; empty where it is, or is not there."""
-        path = self.run.folder / Path(str(self.export.get("file", ""))).name
+        """A sentence where the exported file has changed since it was verified; empty where it has not, or is missing."""
+        path = self.run.folder / file_name(self.export.file)
         try:
-            same = self.export.get("sha256") in (None, sha256(path))
+            same = self.export.sha256 in (None, sha256(path))
         except OSError:
             return ""
         return "" if same else f"{path}: no longer the file that was verified; `qkd export {self.run.folder}` again"
 
 
 def read_run(run: Run) -> RunData:
-    """Read a run folder. Nothing raises: the page says what is there."""
+    """Read a run folder. Raises nothing; ``damaged`` and ``warnings`` of the result name what is wrong."""
     text = _text(run, RECIPE)
     return RunData(
         run,
-        result=_json(run, RESULT),
-        export=_of_integers(_json(run, EXPORT)),
-        bench=_json(run, BENCH),
+        result=TrainResult.from_json(_json(run, RESULT)),
+        export=_without_emulator(ExportReport.from_json(_json(run, EXPORT))),
+        bench=BenchReport.from_json(_json(run, BENCH)),
+        data=DataFacts.from_json(_json(run, DATA)),
         environment=_json(run, ENVIRONMENT),
-        data=_json(run, DATA),
         recipe=mapping(read_source(text, RECIPE).data),
         recipe_text=text,
         original_text=_text(run, ORIGINAL_RECIPE),
@@ -116,10 +110,11 @@ def read_run(run: Run) -> RunData:
     )
 
 
-def _of_integers(export: dict[str, Any]) -> dict[str, Any]:
-    """Without what the integer emulator found, where the file has no integer layer: it says nothing there."""
-    said = () if export.get("integer_layers") != [] else ("equal_fraction", "top1_emulator")
-    return {name: value for name, value in export.items() if name not in said}
+def _without_emulator(export: ExportReport) -> ExportReport:
+    """Without what the integer emulator found where the file has no integer layer: it proves nothing there."""
+    return (
+        export if export.integer_layers != () else dataclasses.replace(export, equal_fraction=None, top1_emulator=None)
+    )
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -127,27 +122,15 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def valid_entries(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are what their name promises; None is as good as not there."""
-    return {name: value for name, value in content.items() if value is not None and _fits(name, value)}
-
-
-def _fits(name: str, value: Any) -> bool:
-    if name in NUMBERS:
-        return is_number(value) or (name == "images" and isinstance(value, Mapping))
-    if name in MAPPINGS:
-        return isinstance(value, Mapping) and (name == "reasons" or all(map(is_number, value.values())))
-    return isinstance(value, list) if name in LISTS else True
+def file_name(path: str | None) -> str:
+    """The last part of a path; empty for None."""
+    return Path(path or "").name
 
 
 def _json(run: Run, name: str) -> dict[str, Any]:
+    """The object a file holds, without the keys whose value is null; empty where it cannot be read."""
     try:
-        return valid_entries(run.read_json(name))
+        return {key: value for key, value in run.read_json(name).items() if value is not None}
     except (RunError, OSError, TypeError, ValueError):
         return {}
 
@@ -169,7 +152,7 @@ def _text(run: Run, name: str) -> str:
 
 
 def _lines(run: Run) -> list[Mapping[str, Any]]:
-    """The lines of the metrics; a run that was killed may have left half a one."""
+    """The lines of the metrics that can be read; the last one of a run that was killed may be incomplete."""
     found = []
     for line in _text(run, METRICS).splitlines():
         try:
@@ -195,36 +178,37 @@ def scheme_text(entry: Mapping[str, Any]) -> str:
     return f"w{found[0]}a{found[1]}" if found else "float"
 
 
-def exported_rows(evidence: RunData) -> list[Mapping[str, Any]]:
+def exported_rows(run_data: RunData) -> list[BenchRow]:
     """The rows of the benchmark that belong to the exported file, not to what it is compared with.
 
     Where nothing is known of the export, those of all files but the float one.
     """
-    name = Path(str(evidence.export.get("file", ""))).name
-    own = [row for row in evidence.rows if Path(row["file"]).name == name]
-    return own if name else [row for row in evidence.rows if not is_float_file(row)]
+    name = file_name(run_data.export.file)
+    own = [row for row in run_data.rows if file_name(row.file) == name]
+    return own if name else [row for row in run_data.rows if not is_float_file(row)]
 
 
-def is_float_file(row: Mapping[str, Any]) -> bool:
+def is_float_file(row: BenchRow) -> bool:
     """Whether a row of the benchmark is of the float file of the same network."""
-    return Path(row["file"]).name == FLOAT_ONNX
+    return file_name(row.file) == FLOAT_ONNX
 
 
-def headline_row(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The row one would quote: the smallest batch on the fewest threads. Empty where there is none."""
-    return min(rows, key=lambda row: (row.get("batch", 0), row.get("threads", 0)), default={})
+def headline_row(rows: Sequence[BenchRow]) -> BenchRow:
+    """The row that sentences quote: the smallest batch on the fewest threads. Empty where there is none."""
+    return min(rows, key=lambda row: (row.batch or 0, row.threads or 0), default=BenchRow())
 
 
-def assemble_again(evidence: RunData) -> tuple[Recipe, Assembly] | str:
-    """The recipe and its networks and plan, with fresh weights; or why they cannot be built any more."""
+def assemble_again(run_data: RunData) -> tuple[Recipe, Assembly] | str:
+    """The recipe and its networks and plan, with fresh weights; or a sentence why they cannot be built any more."""
     from qkd import recipe as recipes
     from qkd.assembly.assemble import assemble
     from qkd.tasks.spec import DataSpec
 
-    if not {"shape", "labels"} <= evidence.data.keys():
-        return f"{DATA} does not tell the size of the images"
+    shape, labels = run_data.data.shape or (), run_data.data.labels
+    if len(shape) != 3 or labels is None:
+        return f"{DATA} does not hold the size of the images"
     try:
-        recipe = recipes.load(evidence.run.folder / RECIPE, paths_exist=False)
-        return recipe, assemble(recipe, DataSpec(tuple(evidence.data["shape"]), len(evidence.data["labels"])))
+        recipe = recipes.load(run_data.run.folder / RECIPE, paths_exist=False)
+        return recipe, assemble(recipe, DataSpec((shape[0], shape[1], shape[2]), len(labels)))
     except Exception as error:  # a recipe may name code of the user's own, which may do anything, or be gone
         return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""SVG elements as escaped text, and the scales and axes that charts stand on. Colours are classes of the page's style."""
+"""SVG elements as escaped text, and the scales and axes of charts. Colours are classes of the style sheet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 
 from markupsafe import Markup
 
-COLOURS = 8  # classes c0..c7 of the style; each has a dash of its own, so that none is told by colour alone
+COLOURS = 8  # classes c0..c7 of the style sheet; each has its own dash, so that lines differ not by colour alone
 
 
 def element(tag: str, *children: str | Markup, **attributes: object) -> Markup:
-    """One element. Children that are no Markup are escaped; ``class_`` is class, ``stroke_width`` is stroke-width."""
+    """An element. Children that are not Markup are escaped; ``class_`` is class, ``stroke_width`` is stroke-width."""
     words = {
         name.rstrip("_").replace("_", "-"): _plain(value) for name, value in attributes.items() if value is not None
     }
@@ -26,7 +26,7 @@ def _plain(value: object) -> object:
 
 
 def picture(width: float, height: float, label: str, *children: Markup, style: str | None = None) -> Markup:
-    """A drawing that fills the width it is given; ``label`` says what it shows to those who cannot see it."""
+    """An image that fills the width it is given; ``label`` describes it to readers who cannot see it."""
     box = f"0 0 {width:g} {height:g}"
     return element("svg", *children, viewBox=box, role="img", aria_label=label, class_="chart", style=style)
 
@@ -40,14 +40,14 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str, **more: object
 
 
 def path(points: Iterable[tuple[float, float]], class_: str) -> Markup:
-    """Straight lines through points."""
+    """Straight lines from point to point."""
     drawn = "".join(f"{'L' if i else 'M'}{x:.2f} {y:.2f}" for i, (x, y) in enumerate(points))
     return element("path", d=drawn, class_=class_)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places: ``low`` to ``high`` onto ``start`` to ``end``."""
+    """Maps values to positions: ``low`` to ``high`` onto ``start`` to ``end``."""
 
     low: float
     high: float
@@ -62,7 +62,7 @@ class Scale:
         return self.start + (self.end - self.start) * (at - low) / ((high - low) or 1.0)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Round values within the range, about so many."""
+        """About ``count`` round values within the range."""
         if self.kind == "log":
             return [tick for tick in self._powers(count) if self.low * 0.999 <= tick <= self.high * 1.001]
         step = round_step((self.high - self.low) / count)
@@ -70,14 +70,14 @@ class Scale:
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
     def _powers(self, count: int) -> list[float]:
-        """Powers of ten around the range; where they are few, 2 and 5 times them as well."""
+        """Powers of ten around the range; where they are few, also 2 and 5 times them."""
         exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         factors = (1, 2, 5) if len(exponents) <= 4 else (1,)
         return [factor * 10.0**e for e in exponents[:: max(1, len(exponents) // count)] for factor in factors]
 
 
 def round_step(least: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is no smaller."""
+    """The smallest of 1, 2 or 5 times a power of ten that is at least ``least``."""
     if least <= 0 or not math.isfinite(least):
         return 1.0
     power = 10.0 ** math.floor(math.log10(least))
@@ -86,7 +86,7 @@ def round_step(least: float) -> float:
 
 @dataclass(frozen=True)
 class Frame:
-    """The rectangle a chart draws in, ``left`` to ``right``, with its two scales."""
+    """The plotting area of a chart, from ``left`` to ``right``, with its two scales."""
 
     x: Scale
     y: Scale

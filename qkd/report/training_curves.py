@@ -1,4 +1,4 @@
-"""Curves: what the metrics of a run tell, epoch by epoch."""
+"""The charts of training: accuracy, losses, importance and shares of the gradient, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from markupsafe import Markup
 from qkd.distill.terms import TermName
 from qkd.report.charts import Chart, Point, Series, Stack, line_chart, stack_chart
 from qkd.report.formatting import number, percent
-from qkd.report.run_data import RunData, is_number, mapping
+from qkd.report.run_data import RunData, mapping
+from qkd.storage.json_record import is_number
 
 MOST_ROWS = 25  # of a table of numbers
 Epochs = Sequence[Mapping[str, Any]]
@@ -26,7 +27,7 @@ class Entry(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A drawing with its title, the legend it needs, and a sentence about it."""
+    """A chart with its title, its legend, and a note below it."""
 
     title: str
     drawing: Markup
@@ -35,15 +36,15 @@ class Panel(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The numbers behind drawings."""
+    """The numbers that charts were drawn from."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
-def accuracy(evidence: RunData) -> list[Panel]:
-    """Validation accuracy of the product over all epochs, with the epoch that was kept."""
-    epochs = evidence.epochs
+def accuracy(run_data: RunData) -> list[Panel]:
+    """Validation accuracy of the product over all epochs, with the best epoch marked."""
+    epochs = run_data.epochs
     points = _points(epochs, "val/top1")
     if not points:
         return []
@@ -57,9 +58,9 @@ def accuracy(evidence: RunData) -> list[Panel]:
     ]
 
 
-def losses(evidence: RunData) -> list[Panel]:
+def losses(run_data: RunData) -> list[Panel]:
     """One panel per kind of term: labels, imitation, attention, ..."""
-    epochs, panels = evidence.epochs, []
+    epochs, panels = run_data.epochs, []
     for kind, names in _kinds(epochs).items():
         series = tuple(
             Series(_whose(name), _points(epochs, f"train/loss/{name}"), colour) for colour, name in enumerate(names)
@@ -70,15 +71,15 @@ def losses(evidence: RunData) -> list[Panel]:
 
 
 def _floor(series: Sequence[Series]) -> float | None:
-    """Zero, unless the values are so far apart that they want a logarithmic scale."""
+    """Zero, unless a logarithmic scale is needed or there are negative values."""
     values = [y for each in series for _, y in each.finite]
     wide = bool(values) and min(values) > 0 and max(values) / min(values) > 40
     return None if wide or (values and min(values) < 0) else 0.0
 
 
-def importance(evidence: RunData) -> list[Panel]:
-    """One panel per matched layer: how much each teacher counts in the fused features."""
-    epochs, panels = evidence.epochs, []
+def importance(run_data: RunData) -> list[Panel]:
+    """One panel per matched layer: the weight of each teacher in the fused features."""
+    epochs, panels = run_data.epochs, []
     for stage, teachers in _tree(epochs, "importance").items():
         series = tuple(
             Series(teacher, _points(epochs, f"importance/{stage}/{teacher}"), colour)
@@ -107,11 +108,11 @@ def _share(value: float, digits: int) -> str:
     return percent(100 * value, digits)
 
 
-def gradients(evidence: RunData) -> list[Panel]:
-    """One panel per learner: which share of its gradient each term brings, at the epochs that were looked at."""
-    epochs = evidence.epochs
+def gradients(run_data: RunData) -> list[Panel]:
+    """One panel per learner: the share of each term in its gradient, at the epochs where it was measured."""
+    epochs = run_data.epochs
     tree = _tree(epochs, "gradient")
-    order = ["student", *mapping(evidence.recipe.get("teachers")), *tree]
+    order = ["student", *mapping(run_data.recipe.get("teachers")), *tree]
     palette: dict[tuple[str, int], int] = {}
     panels = []
     for learner in dict.fromkeys(name for name in order if name in tree):
@@ -125,7 +126,7 @@ def gradients(evidence: RunData) -> list[Panel]:
 
 
 def _by_kind(terms: Sequence[str], palette: dict[tuple[str, int], int]) -> dict[str, int]:
-    """A colour for each term: the first label has the same in every panel, the second attention too, ..."""
+    """A colour for each term; the n-th term of a kind has the same colour in every panel."""
     seen: Counter[str] = Counter()
     colours = {}
     for term in terms:
@@ -135,9 +136,9 @@ def _by_kind(terms: Sequence[str], palette: dict[tuple[str, int], int]) -> dict[
     return colours
 
 
-def numbers(evidence: RunData, prefixes: Sequence[str]) -> Table | None:
-    """The values behind the drawings, at most so many epochs of them; None where there are none."""
-    epochs = evidence.epochs
+def numbers(run_data: RunData, prefixes: Sequence[str]) -> Table | None:
+    """The values that charts were drawn from, at most ``MOST_ROWS`` epochs; None where there are none."""
+    epochs = run_data.epochs
     keys = list(dict.fromkeys(key for line in epochs for key in line if key.startswith(tuple(prefixes))))
     if not keys:
         return None
@@ -152,10 +153,10 @@ def numbers(evidence: RunData, prefixes: Sequence[str]) -> Table | None:
     return Table(["epoch", "phase", *(key.removeprefix("train/") for key in keys)], kept)
 
 
-def latest_importance(evidence: RunData) -> dict[tuple[str, str], float]:
-    """(teacher, stage) -> the importance it ended with."""
+def latest_importance(run_data: RunData) -> dict[tuple[str, str], float]:
+    """(teacher, stage) -> its importance in the last epoch."""
     found: dict[tuple[str, str], float] = {}
-    for line in evidence.epochs:
+    for line in run_data.epochs:
         for key, value in line.items():
             if key.startswith("importance/") and key.count("/") >= 2 and is_number(value):
                 _, stage, teacher = key.split("/", 2)
@@ -164,7 +165,7 @@ def latest_importance(evidence: RunData) -> dict[tuple[str, str], float]:
 
 
 def borders(epochs: Epochs) -> dict[float, str]:
-    """Where phases begin, by name; nothing for a single phase."""
+    """Where each phase begins: position on the axis of epochs -> name. Empty for a single phase."""
     phases = [str(line.get("phase", "")) for line in epochs]
     starts = [i for i, phase in enumerate(phases) if i == 0 or phase != phases[i - 1]]
     return {i + 0.5 if i else 1.0: phases[i] for i in starts} if len(starts) > 1 else {}

@@ -1,4 +1,4 @@
-"""Weights: what rounding did to each layer of the product."""
+"""The quantization error of the weights of each layer of the product."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ QUANTIZED = ("conv", "linear")  # the kinds of layers with quantized weights
 
 
 class Row(NamedTuple):
-    """A layer. ``error``: ``|w - q| / |w|``; ``ends``, ``zeros``: shares of the weights on the outermost levels and on zero."""
+    """A layer. ``error``: ``|w - q| / |w|``; ``ends``, ``zeros``: shares of weights on the outermost levels and on zero.
+
+    All three are 0..1, and None for a layer that stays float.
+    """
 
     name: str
     kind: str
@@ -32,19 +35,19 @@ class Row(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Layers with weights in the order of the network, and how many activation quantizers have how many bits."""
+    """Layers with weights, in the order of the network, and (bits, number) of activation quantizers."""
 
     rows: list[Row]
     activations: list[tuple[int, int]]
 
 
-def weights(evidence: RunData, assembly: Assembly) -> Weights | None:
-    """What rounding did to the trained weights; None where there is no product that fits."""
+def weights(run_data: RunData, assembly: Assembly) -> Weights | None:
+    """The quantization error of the trained weights; None where the product is missing or does not fit the networks."""
     from qkd.quantizers import describe
 
     product = assembly.product()
     try:
-        product.load_state_dict(evidence.run.load_product())
+        product.load_state_dict(run_data.run.load_product())
     except (QkdError, RuntimeError, OSError):
         return None
     layers = describe(product.eval())

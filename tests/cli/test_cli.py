@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from qkd.pipeline.evaluate import test_images as images_of
+from qkd.pipeline.evaluate import eval_images as images_of
 from qkd.storage.run import Run
 from tests.support.command_line import in_a_process, qkd
 from tests.support.tiny_runs import TINY
@@ -91,14 +91,14 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "said"), BAD, ids=[" ".join(words) for words, _, _ in BAD])
-def test_bad_input_gets_one_clear_line(tmp_path: Path, words: Sequence[str], code: int, said: str) -> None:
+@pytest.mark.parametrize(("words", "code", "message"), BAD, ids=[" ".join(words) for words, _, _ in BAD])
+def test_bad_input_gets_one_clear_line(tmp_path: Path, words: Sequence[str], code: int, message: str) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     done = qkd(*words, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
-    assert said in errors[0]
+    assert message in errors[0]
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "runs").exists()
@@ -126,7 +126,7 @@ def test_too_little_memory_is_no_bug(tmp_path: Path, error: Exception, monkeypat
     def checked(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("qkd.report.describe.checked", checked)
+    monkeypatch.setattr("qkd.assembly.inputs.load_and_assemble", checked)
     done = qkd("check", "digits_qat_w2a2", cwd=tmp_path)
     assert done.returncode == 1
     assert re.fullmatch(r"error: too little memory: .*; a smaller data.size .*\n", done.stderr)
@@ -151,12 +151,12 @@ def test_check_and_explain(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     assert json.loads(qkd("check", "tiny.yaml", "--json", cwd=tmp_path).stdout) == {"problems": [], "plan": ["train"]}
     text = qkd("explain", "tiny.yaml", cwd=tmp_path).stdout
-    for said in (
+    for line in (
         "exchange.importance (rate x 0.1)",
         "100 x attention/student.layer1<shared.layer1",
         "0.5 x imitate/student<ensemble",
     ):
-        assert said in text
+        assert line in text
     printed = tmp_path / "printed.yaml"
     printed.write_text(qkd("check", "tiny.yaml", "--print", cwd=tmp_path).stdout)
     assert qkd("check", "printed.yaml", cwd=tmp_path).returncode == 0

@@ -59,7 +59,7 @@ def says(text: str) -> Seen:
 
 
 def within(done: Done, folder: Path) -> bool:
-    """Checkpoints inside the epoch, not only behind it; nothing said on the way."""
+    """Checkpoints inside the epoch, not only behind it; nothing is printed on the way."""
     kept = [path.name for path in Run(folder / "a").checkpoints.files("last")]
     return any("-part-" in name for name in kept) and done.stderr == "" and done.stdout.startswith("a: qat")
 
@@ -83,8 +83,8 @@ def nothing_kept(done: Done, folder: Path) -> bool:
 
 
 def raw(done: Done, folder: Path) -> bool:
-    told = printed(done)
-    return (told["storage"], told["input"], told["layout"]) == ("packed", "uint8", "nhwc") and (
+    report = printed(done)
+    return (report["storage"], report["input"], report["layout"]) == ("packed", "uint8", "nhwc") and (
         folder / "x.onnx"
     ).is_file()
 
@@ -172,7 +172,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, in which tools that may not be installed are stood in for."""
+    """A copy of it, with stand-ins for tools that may not be installed."""
     monkeypatch.setitem(sys.modules, "optuna", StandIn())
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(sweep, "run_in_process", at_once)

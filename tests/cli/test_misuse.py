@@ -63,7 +63,7 @@ INTEGER = ("--integer", "--data", "good/recipe.yaml")
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("bench", "text.onnx", *QUICK), 2, "text.onnx: not a valid ONNX model"),
         (("bench", "empty.onnx", *QUICK), 2, "empty.onnx: not a valid ONNX model"),
@@ -100,7 +100,7 @@ def test_one_line_the_exit_code_and_nothing_changed(
     folder: Path,
     words: tuple[str, ...],
     code: int,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -109,7 +109,7 @@ def test_one_line_the_exit_code_and_nothing_changed(
     with pytest.raises(SystemExit) as end:
         main(words)
     lines = capsys.readouterr().err.splitlines()
-    assert end.value.code == code and len(lines) == 1 and said in lines[0], lines
+    assert end.value.code == code and len(lines) == 1 and message in lines[0], lines
     assert {name: size for name, size in listing(folder).items() if not name.endswith("bench.json")} == before
 
 

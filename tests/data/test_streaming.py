@@ -163,7 +163,7 @@ def test_a_run_on_files_is_the_run_on_memory(root: Path, tmp_path: Path) -> None
 
     files, memory = run("files", memory=False), run("memory")
     assert losses(files) == losses(memory)
-    assert export_run(files)["equal_fraction"] == 1.0
+    assert export_run(files).equal_fraction == 1.0  # type: ignore[union-attr]
     a, b = files.load_product(), memory.load_product()
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -87,7 +87,7 @@ def test_bits_go_down_and_the_product_has_those_asked_for(tmp_path: Path, ema: f
     result = train_recipe(recipe, run, ONE, listen=events.append)
     assert seen == [8, 4, 2]
     assert sum(isinstance(event, BitsLowered) for event in events) == 2
-    assert result["val_top1"] == run.metrics()[-1]["val/top1"]  # what had more bits does not count
+    assert result.val_top1 == run.metrics()[-1]["val/top1"]  # what had more bits does not count
     finished = reload_product(run)
     assert min(bits_in(finished.product)) == 2
     assert recipes.load(run.folder / "recipe.yaml").student.quantize.progressive == (8, 4, 2)
@@ -98,7 +98,7 @@ def test_a_resumed_run_equals_the_unbroken_one(tmp_path: Path, steps: int) -> No
     recipe = going_down(tmp_path)
     whole, broken = Run.create(tmp_path / "whole"), Run.create(tmp_path / "broken")
     train_recipe(recipe, whole, ONE)
-    assert train_recipe(recipe, broken, ONE, max_steps=steps)["finished"] is False
+    assert train_recipe(recipe, broken, ONE, max_steps=steps).finished is False
     train_recipe(recipe, broken, ONE, resume=True)
     one, two = (run.checkpoints.load("last")["parts"] for run in (whole, broken))
     assert all(torch.equal(one[name], two[name]) for name in one)

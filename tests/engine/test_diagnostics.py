@@ -77,7 +77,7 @@ def test_a_broken_run_names_layer_and_step_and_keeps_what_was_good(tmp_path: Pat
     assert kept is not None
     assert kept["cursor"]["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in kept["parts"].values() if tensor.is_floating_point())
-    assert train_recipe(recipe, run, ONE, resume=True)["finished"]
+    assert train_recipe(recipe, run, ONE, resume=True).finished
 
 
 def test_a_step_that_spoils_a_weight_is_not_kept(
@@ -125,5 +125,5 @@ def test_dead_quantizers_are_heard_of_once_and_stand_in_the_results(tmp_path: Pa
     (warning,) = [event for event in events if isinstance(event, QuantizersBroken)]
     assert "student.layer1.0.relu1: dead" in warning.lines[0]
     assert "warning: quantizer student.layer1.0.relu1: dead" in str(warning)
-    assert result["alarms"] == [line["alarms"] for line in run.metrics() if "alarms" in line][-1]
-    assert "student.layer1.0.relu1" in result["alarms"][0]
+    assert result.diagnostics == tuple([line["alarms"] for line in run.metrics() if "alarms" in line][-1])
+    assert "student.layer1.0.relu1" in result.diagnostics[0]

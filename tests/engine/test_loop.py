@@ -21,6 +21,7 @@ from qkd.engine.step import _pieces
 from qkd.errors import PlanError, UsageError
 from qkd.pipeline.train import train_recipe
 from qkd.quantizers import calibrate, disabled
+from qkd.storage.results import TrainResult
 from qkd.storage.run import Run
 from qkd.tasks.classification import ece
 from tests.support.ensembles import staged
@@ -79,20 +80,21 @@ def test_the_best_is_chosen_among_phases_that_come_last_for_the_product() -> Non
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, TrainResult]:
     folder = tmp_path_factory.mktemp("plain")
     run = Run.create(folder / "plain")
     return run, train_recipe(recipe_in(folder, **ALONE), run, Machine("cpu", threads=1))
 
 
-def test_the_result_tells_calibration_and_cost(plain: tuple[Run, dict[str, Any]]) -> None:
+def test_the_result_tells_calibration_and_cost(plain: tuple[Run, TrainResult]) -> None:
     result = plain[1]
-    assert 0 <= result["ece"] <= 1
-    assert result["finished"] is True
-    assert result["cost"]["peak_memory_mb"] > 100
-    [student] = result["cost"]["participants"].values()
-    assert 0 < student["forward_ms"] < student["learn_ms"]
-    assert student["parameters"] > 1000
+    assert result.ece is not None and 0 <= result.ece <= 1
+    assert result.finished is True
+    assert result.cost is not None and result.cost.participants is not None
+    assert (result.cost.peak_memory_mb or 0) > 100
+    [student] = result.cost.participants.values()
+    assert 0 < (student.forward_ms or 0) < (student.learn_ms or 0)
+    assert (student.parameters or 0) > 1000
 
 
 @pytest.mark.parametrize("setting", [{"ema": 0.9}, {"accumulate": 2}])
@@ -100,7 +102,9 @@ def test_settings_change_what_they_say(tmp_path: Path, plain: tuple[Run, Any], s
     run = Run.create(tmp_path / "run")
     recipe = recipe_in(tmp_path, **ALONE, train={"epochs": 3, "rate": 0.05, **setting})
     result = train_recipe(recipe, run, Machine("cpu", threads=1))
-    assert result["cost"]["batch"] == 16 // setting.get("accumulate", 1)  # no more than training had memory for
+    assert result.cost is not None and result.cost.batch == 16 // setting.get(
+        "accumulate", 1
+    )  # no more than training had memory for
     found, expected = losses(run), losses(plain[0])
     if "ema" in setting:  # training is the same, what is deployed is not
         assert [line["train/loss/label/student"] for line in found[1:]] == [

@@ -26,7 +26,7 @@ def test_same_seed_same_losses_to_the_last_bit(tmp_path: Path) -> None:
     assert one.folder.name == "run"
     assert two.folder.name == "run-2"
     assert losses(one) == losses(two)
-    assert first["top1"] == second["top1"]
+    assert first.top1 == second.top1
     other, _ = run_of(tmp_path, recipe_in(tmp_path, seed=1))
     assert losses(one) != losses(other)
 
@@ -75,7 +75,7 @@ def test_a_finished_run_comes_back_as_its_product(tmp_path: Path) -> None:
     from qkd.assembly.inputs import load_data
     from qkd.pipeline.train import test_top1
 
-    assert test_top1(finished.product, load_data(finished.recipe), 16, "cpu") == pytest.approx(result["top1"])
+    assert test_top1(finished.product, load_data(finished.recipe), 16, "cpu") == pytest.approx(result.top1)
 
 
 def test_frozen_teachers_stay_bitwise_as_they_were(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qkd.cli.bench import about
 from qkd.errors import ExportError, UsageError
 from qkd.export import (
     BenchRow,
@@ -30,6 +29,7 @@ from qkd.export import (
     timing,
 )
 from qkd.export.session import open_session
+from qkd.report.bench_table import processor_notes
 from tests.support.refusals import Refused
 from tests.support.tiny_products import SHAPE, Residual, images, product
 
@@ -215,7 +215,7 @@ def test_threads_are_those_asked_for_and_never_spin(files: tuple[Path, Path]) ->
         assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == "0"
 
 
-def test_what_a_processor_without_vnni_means_is_printed() -> None:
-    assert about("avx512_vnni") == about("asimddp") == []
-    (line,) = about("avx2")
-    assert "8-bit weights saturate" in line and "first: 7" in line
+def test_a_processor_without_vnni_is_told_what_that_means() -> None:
+    assert processor_notes("avx512_vnni") == processor_notes("asimddp") == []
+    (said,) = processor_notes("avx2")
+    assert "8-bit weights saturate" in said and "first: 7" in said

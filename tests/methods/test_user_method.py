@@ -29,7 +29,7 @@ def test_it_trains_and_comes_back(mine: Path) -> None:
     recipe = recipe_in(mine, method={"name": "./mine.py:my_method", "weight": 5})
     assert recipe.method.options == {"weight": 5.0}
     run, result = run_of(mine, recipe, max_steps=2)
-    assert result["method"].endswith("mine.py:my_method")
+    assert result.method.endswith("mine.py:my_method")
     losses = {key for line in run.metrics() for key in line if key.startswith("train/loss/")}
     assert losses == {
         "train/loss/label/student",

@@ -1,4 +1,4 @@
-"""Files for other runtimes: what their documents ask holds, the numbers stay, and what they cannot take is one line."""
+"""Files for other runtimes: they meet the documentation of the runtime, the logits stay, and refusals are one line."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from qkd.export import openvino as second
 from qkd.pipeline import export_targets
 from qkd.pipeline.export import export_run
 from qkd.pipeline.train import train_recipe
+from qkd.storage.results import ExportReport, SecondRuntime
 from qkd.storage.run import Run
 from tests.support.tiny_products import (
     MIDDLES,
@@ -173,7 +174,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "litert"])
-def test_a_run_is_exported_tried_and_told(run: Run, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_exported_run_and_reported(run: Run, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["export", str(run.folder), "--target", target])
     assert end.value.code == 0
@@ -219,12 +220,17 @@ class Pretended:
         return predict(self.path, given)
 
 
-def test_a_second_runtime_says_how_often_it_agrees(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_runtime_is_compared_with_onnxruntime(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(second, "require_openvino", lambda: Pretended)
     monkeypatch.setattr(second, "OpenVino", Pretended)
     report = export_run(run, target="openvino", output=tmp_path / "s.onnx")
-    assert report["openvino"] == {"version": "0", "top1": report["top1_onnxruntime"], "agreement": 100.0}
-    assert report["target"] == "openvino" and report["equal_fraction"] == 1
+    assert isinstance(report, ExportReport)
+    assert report.openvino == SecondRuntime("0", report.top1_onnxruntime, 100.0)
+    assert report.target == "openvino" and report.equal_fraction == 1
+    keys = list(report.to_json())
+    assert keys[keys.index("openvino") - 1 :][:3] == ["same_as_reference", "openvino", "float_bytes"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is an extra")

@@ -49,7 +49,7 @@ def test_a_cached_start_that_is_not_finite_is_made_again(tmp_path: Path) -> None
     good = load_file(kept)
     save_file({**good, "fc.bias": torch.full_like(good["fc.bias"], float("inf"))}, kept)
     again = train_recipe(recipe, Run.create(tmp_path / "again"), ONE)
-    assert again["float_top1"] == first["float_top1"]
+    assert again.float_top1 == first.float_top1
     assert all(torch.equal(tensor, good[name]) for name, tensor in load_file(kept).items())
 
 

@@ -111,7 +111,7 @@ def test_an_interrupted_run_keeps_its_step_and_goes_on_from_it(tmp_path: Path) -
 @pytest.mark.parametrize("steps", [6, 10])
 def test_stopped_by_max_steps_it_can_go_on_to_the_same_end(tmp_path: Path, whole: Run, steps: int) -> None:
     recipe, short = recipe_in(tmp_path), Run.create(tmp_path / "short")
-    assert train_recipe(recipe, short, ONE, max_steps=steps)["finished"] is False
+    assert train_recipe(recipe, short, ONE, max_steps=steps).finished is False
     assert not short.finished
     train_recipe(recipe, short, ONE, resume=True)
     assert same(whole, short)
@@ -158,7 +158,7 @@ def test_an_epoch_that_leaves_out_a_lone_image_is_not_cut_short(tmp_path: Path) 
     [newest, *_] = run.checkpoints.files(LAST)
     assert newest.name.startswith("last-000000004-whole-")
     assert done["train"] == 3 / 4 / 2  # the last batch of the first of two epochs
-    assert train_recipe(recipe, run, ONE, resume=True, max_steps=8)["finished"] is True
+    assert train_recipe(recipe, run, ONE, resume=True, max_steps=8).finished is True
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, whole: Run, caplog: pytest.LogCaptureFixture) -> None:

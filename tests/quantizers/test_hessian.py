@@ -204,7 +204,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, steps: int, monkeypat
     monkeypatch.setattr(ewgs_delta, "EVERY", 1)
     whole, broken = Run.create(tmp_path / "whole"), Run.create(tmp_path / "broken")
     train_recipe(ewgs(tmp_path), whole, ONE)
-    assert train_recipe(ewgs(tmp_path), broken, ONE, max_steps=steps)["finished"] is False
+    assert train_recipe(ewgs(tmp_path), broken, ONE, max_steps=steps).finished is False
     train_recipe(ewgs(tmp_path), broken, ONE, resume=True)
     one, two = kept(whole), kept(broken)
     assert any(name.endswith("delta") for name in one)

@@ -1,10 +1,11 @@
-"""Comparison of runs: rows are what the files say, seeds are put together, pictures show what is worth choosing."""
+"""Comparison of runs: rows hold what the files hold, seeds are summarised, plots show the runs that no other beats."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from qkd.report import compare as comparing
 from qkd.report.compare import by_recipe, compare_runs, read_runs
 from qkd.report.compare_page import render, write
 from qkd.report.headline import summary
-from qkd.report.pareto import PANELS, frontier, spots
+from qkd.report.pareto import PANELS, figure, frontier, points_of
 from qkd.report.run_data import read_run
+from qkd.storage.results import Spread
 from qkd.storage.run import Run
+from tests.support.refusals import Refused
 
 RECIPE = """\
 method: {{name: {method}}}
@@ -64,9 +67,9 @@ def run_of(
     return run.folder
 
 
-def test_a_row_is_what_the_files_say(tmp_path: Path) -> None:
+def test_a_row_holds_what_the_files_hold(tmp_path: Path) -> None:
     (row,) = compare_runs([run_of(tmp_path / "a", seed=3)])
-    assert row == {
+    assert row.to_json() == {
         "run": str(tmp_path / "a"),
         "method": "kd",
         "network": "resnet8",
@@ -87,12 +90,12 @@ def test_a_row_is_what_the_files_say(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_that_has_not_come_far_has_a_row_too(tmp_path: Path) -> None:
+def test_a_run_that_is_not_trained_has_a_row_too(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "young")
     run.write_file("recipe.yaml", RECIPE.format(method="cmtkd", bits=4, seed=1))
     (row,) = compare_runs([run.folder])
-    assert {row[name] for name in ("top1", "bytes", "speedup", "float_top1")} == {None}
-    assert (row["method"], row["bits"], row["seed"]) == ("cmtkd", "w4a4", 1)
+    assert {row.top1, row.bytes, row.speedup, row.float_top1} == {None}
+    assert (row.method, row.bits, row.seed) == ("cmtkd", "w4a4", 1)
 
 
 @pytest.mark.parametrize("content", ["{half", "[1, 2]"])
@@ -105,15 +108,15 @@ def test_a_damaged_result_is_named_and_not_taken_for_none(tmp_path: Path, conten
     assert "result.json: damaged" in summary(read_run(Run(damaged)))
 
 
-def test_another_files_figures_are_nobodys(tmp_path: Path) -> None:
+def test_rows_of_other_files_are_not_used(tmp_path: Path) -> None:
     run = Run(run_of(tmp_path / "a"))
     rows = run.read_json("bench.json")["rows"]
     other = {**rows[1], "file": str(run.folder / "ptq_u8s8.onnx"), "p50_ms": 0.1}
     run.write_json("bench.json", {"rows": [rows[1], other, rows[2]]})
-    assert compare_runs([run.folder])[0]["float_p50_ms"] == 0.5
+    assert compare_runs([run.folder])[0].float_p50_ms == 0.5
     run.write_json("bench.json", {"rows": [{**other, "file": str(run.folder / "x.onnx")}]})
     (row,) = compare_runs([run.folder])
-    assert row["bytes"] == 90_000 and row["p50_ms"] is row["float_p50_ms"] is row["speedup"] is None
+    assert row.bytes == 90_000 and row.p50_ms is row.float_p50_ms is row.speedup is None
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -121,22 +124,24 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         compare_runs([tmp_path / "nowhere"])
 
 
-def test_seeds_of_one_recipe_are_put_together(tmp_path: Path) -> None:
+def test_seeds_of_one_recipe_are_summarised(tmp_path: Path) -> None:
     scores = {0: 94.0, 1: 95.0, 2: 99.0}
     runs = [run_of(tmp_path / f"kd-s{seed}", seed=seed, top1=top1) for seed, top1 in scores.items()]
     runs.insert(1, run_of(tmp_path / "other", bits=4, seed=0, top1=97.0))
     together, alone = by_recipe(read_runs(runs))
-    assert together["seeds"] == [0, 1, 2]
-    assert together["top1"] == {"mean": 96.0, "std": pytest.approx(7**0.5), "count": 3}
-    assert alone["runs"] == [str(tmp_path / "other")]
-    assert alone["top1"] == {"mean": 97.0, "std": None, "count": 1}
+    assert together.seeds == (0, 1, 2)
+    assert together.top1 == Spread(96.0, pytest.approx(7**0.5), 3)  # type: ignore[arg-type]
+    assert alone.runs == (str(tmp_path / "other"),)
+    assert alone.top1 == Spread(97.0, None, 1)
+    names = ("runs", "seeds", "method", "network", "bits", "batch", "threads", "float_top1", "before_top1", "top1")
+    assert tuple(alone.to_json()) == (*names, "top1_onnxruntime", "bytes", "p50_ms", "speedup", "seconds")
 
 
 def test_runs_that_are_not_finished_do_not_pull_the_mean_down(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / f"s{seed}", seed=seed, top1=90.0, shipped=seed < 1) for seed in (0, 1)]
     (group,) = by_recipe(read_runs(runs))
-    assert group["speedup"] == {"mean": 2.0, "std": None, "count": 1}
-    assert group["top1"]["count"] == 2
+    assert group.speedup == Spread(2.0, None, 1)
+    assert group.top1 is not None and group.top1.count == 2
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -157,13 +162,13 @@ def test_points_are_the_deployed_accuracies_and_floats_stand_beside_them_once(tm
     rows = compare_runs(
         [run_of(tmp_path / "a"), run_of(tmp_path / "b", seed=1, top1=96.0), run_of(tmp_path / "c", shipped=False)]
     )
-    latency, size = (spots(rows, panel) for panel in PANELS)
-    assert [(spot.name, spot.cost, spot.top1) for spot in latency] == [
+    latency, size = (points_of(rows, panel) for panel in PANELS)
+    assert [(point.name, point.cost, point.top1) for point in latency] == [
         ("a", 0.25, 94.5),
         ("b", 0.25, 95.5),
         ("float resnet8", 0.5, 98.0),
     ]
-    assert [spot.cost for spot in size] == [90.0, 90.0, 300.0]
+    assert [point.cost for point in size] == [90.0, 90.0, 300.0]
 
 
 def test_page_loads_nothing_and_escapes(tmp_path: Path) -> None:
@@ -178,13 +183,13 @@ def test_page_loads_nothing_and_escapes(tmp_path: Path) -> None:
     assert "best is the most accurate with 95.5 %" in render(compare_runs([best, run_of(tmp_path / "c")]))
 
 
-def test_a_network_of_ones_own_is_called_by_its_file_not_by_its_folders(tmp_path: Path) -> None:
+def test_a_network_of_a_user_is_named_without_its_folders(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a")
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("resnet8", "/home/me/a/long/way/net.py:Net"))
     rows = compare_runs([run])
-    assert rows[0]["network"] == "/home/me/a/long/way/net.py:Net"
-    assert "  net.py:Net w2a2  " in call(run).stdout
+    assert rows[0].network == "/home/me/a/long/way/net.py:Net"
+    assert " net.py:Net w2a2 " in call(run).stdout
     assert "/home/me" not in render(rows)
 
 
@@ -192,6 +197,33 @@ def test_page_without_measurements_says_how_to_get_them(tmp_path: Path) -> None:
     page = render(compare_runs([run_of(tmp_path / "a", shipped=False)]))
     assert 'role="img"' not in page
     assert "qkd bench" in page
+
+
+def test_plots_follow_the_page_and_are_the_same_every_time(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    rows = compare_runs([run_of(tmp_path / name, top1=95.0 + i) for i, name in enumerate(("a", "b&c"))])
+    rows.append(replace(rows[0], run=f"runs/{bad[1:8]}", method=bad, p50_ms=0.9))
+    page = render(rows)
+    assert page == render(rows)
+    found = re.findall(r"<svg [^>]*class=\"chart\".*?</svg>", page, re.DOTALL)
+    assert len(found) == 2
+    for drawing in found:
+        assert not re.search(r" id=|url\(|href|<style|<metadata|#[0-9a-f]{6}|font-family", drawing)
+        assert {"var(--c0)", "var(--c1)", "var(--card)", "var(--muted)", "var(--ink)"} <= set(
+            re.findall(r"var\(--\w+\)", drawing)
+        )
+        assert ">b&amp;c</text>" in drawing and ">float resnet8</text>" in drawing
+        assert len(drawing) < 12_000
+
+
+def test_names_of_points_cover_nothing(tmp_path: Path) -> None:
+    rows = compare_runs([run_of(tmp_path / f"a_name_{i}", top1=95.0 + 0.02 * (i % 4)) for i in range(9)])
+    made = figure(rows, PANELS)
+    made.draw_without_rendering()
+    for axes in made.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert 2 <= len(boxes) <= 10  # several runs at one place cannot all have a name
+        assert not [1 for i, one in enumerate(boxes) for other in boxes[i + 1 :] if one.overlaps(other)]
 
 
 @pytest.mark.parametrize("shipped", [True, False])
@@ -206,17 +238,17 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(command, [str(word) for word in arguments], catch_exceptions=False)
 
 
-def test_other_endings_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\.html or \.png"):
+def test_other_endings_are_refused_before_anything_is_read(tmp_path: Path, refused: Refused) -> None:
+    with refused(UsageError, "compare.unknown-ending"):
         call(tmp_path / "nowhere", "-o", tmp_path / "a.pdf")
 
 
 def test_json_is_one_object_and_lines_of_the_table_are_whole(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / f"a_rather_long_name_of_a_run_s{seed}", seed=seed) for seed in (0, 1)]
-    said = json.loads(call(*runs, "--seeds", "--json").stdout)
-    assert set(said) == {"rows", "groups"}
-    assert said["rows"] == compare_runs(runs)
-    assert said["groups"] == by_recipe(read_runs(runs))
+    printed = json.loads(call(*runs, "--seeds", "--json").stdout)
+    assert set(printed) == {"rows", "groups"}
+    assert printed["rows"] == [row.to_json() for row in compare_runs(runs)]
+    assert printed["groups"] == [group.to_json() for group in by_recipe(read_runs(runs))]
     table = call(*runs).stdout
     assert re.search(
         r"a_rather_long_name_of_a_run_s1 +kd +resnet8 w2a2 +98\.0 +50\.0 +95\.0 +94\.5 +90\.0 +0\.250 +2\.00 +30 +1",

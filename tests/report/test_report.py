@@ -1,4 +1,4 @@
-"""The report: one page that loads nothing, says what the files say, and leaves out what is not there."""
+"""The report of a run: a page that loads nothing, holds what the files hold, and leaves out what is missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from qkd.distill.taps import Tap
 from qkd.distill.terms import Term, attend, imitate, label
 from qkd.errors import UsageError
 from qkd.methods import METHODS
-from qkd.report import formatting, headline, page, run_data, tables, training_curves, weight_stats, write
+from qkd.report import formatting, headline, page, tables, training_curves, weight_stats, write
 from qkd.report.charts import MOST_POINTS, WIDTH, Bar, Chart, Series, Stack, bar_chart, line_chart, stack_chart, thinned
 from qkd.report.diagram import draw
 from qkd.report.diagram_layout import lay_out
@@ -239,7 +239,7 @@ def test_page_loads_nothing_and_runs_nothing(content: str) -> None:
     assert len(content.encode()) < 3e6
 
 
-def test_every_drawing_has_words_for_those_who_cannot_see_it(content: str) -> None:
+def test_every_drawing_has_a_description(content: str) -> None:
     drawings = [found for tag, found in Reader(content).tags if tag == "svg" and found.get("role") == "img"]
     assert len(drawings) >= 9  # plan, accuracy, three kinds of loss, two importances, gradients, size, latency
     assert all(len(found["aria-label"] or "") > 20 for found in drawings)
@@ -259,7 +259,7 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_colours_can_be_told_from_what_is_behind_them(content: str, scheme: int) -> None:
+def test_colours_contrast_with_their_background(content: str, scheme: int) -> None:
     tokens = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", content.split(":root {")[scheme + 1]))
     light = {name: luminance(colour) for name, colour in tokens.items()}
 
@@ -278,7 +278,7 @@ def test_identifiers_are_unique(content: str) -> None:
     assert sorted(found) == sorted(set(found)) == ["bus-head", "link-head"]
 
 
-def test_verdict_says_what_the_files_say(finished: Path) -> None:
+def test_summary_holds_what_the_files_hold(finished: Path) -> None:
     assert headline.summary(read_run(Run(finished))) == (
         "2-bit resnet8: 95.6 % on test (float 98.3 %); the ONNX file is 4.1x smaller and 1.6x faster, "
         "equal to the integer emulator on 100 % of the test images."
@@ -299,17 +299,17 @@ def test_verdict_says_what_the_files_say(finished: Path) -> None:
         ("result.json", {"finished": False}, "(float 98.3 %), training stopped early; the"),
     ],
 )
-def test_verdict_follows_every_number(folder: Path, name: str, change: dict[str, Any], expected: str) -> None:
+def test_summary_follows_every_number(folder: Path, name: str, change: dict[str, Any], expected: str) -> None:
     run = Run(folder)
     run.write_json(name, {**run.read_json(name), **change})
     assert expected in headline.summary(read_run(run))
 
 
-def test_verdict_of_a_run_that_is_not_finished(folder: Path) -> None:
+def test_summary_of_a_run_that_is_not_finished(folder: Path) -> None:
     for name in ("result.json", "export.json", "bench.json"):
         (folder / name).unlink()
-    said = headline.summary(read_run(Run(folder)))
-    assert said == "2-bit resnet8: not finished, 3 of 3 epochs done, 95.0 % on validation so far."
+    summary = headline.summary(read_run(Run(folder)))
+    assert summary == "2-bit resnet8: not finished, 3 of 3 epochs done, 95.0 % on validation so far."
     (folder / "metrics.jsonl").unlink()
     assert headline.summary(read_run(Run(folder))) == "2-bit resnet8: not trained yet."
 
@@ -388,7 +388,7 @@ def test_half_a_line_of_metrics_is_skipped(folder: Path) -> None:
     assert len(read_run(Run(folder)).epochs) == 3
 
 
-def test_a_recipe_whose_code_is_gone_is_told(folder: Path) -> None:
+def test_a_recipe_whose_code_is_gone_has_a_page(folder: Path) -> None:
     text = (folder / "recipe.yaml").read_text().replace("build: resnet8", "build: ./gone.py:Net", 1)
     (folder / "recipe.yaml").write_text(text)
     shown = Reader(write(read_run(Run(folder))).read_text()).text
@@ -405,13 +405,7 @@ def test_writing_again_replaces_the_page_and_leaves_nothing_beside_it(folder: Pa
     assert not list(folder.glob(".*"))
 
 
-def test_file_names_are_those_that_export_and_bench_write() -> None:
-    from qkd.pipeline import benchmark, export
-
-    assert (run_data.EXPORT, run_data.BENCH, run_data.FLOAT_FILE) == (export.EXPORT, benchmark.BENCH, export.FLOAT_FILE)
-
-
-def test_picture_shows_everybody_and_every_weight(content: str) -> None:
+def test_diagram_shows_every_part_and_weight(content: str) -> None:
     labels = [found["aria-label"] or "" for _, found in Reader(content).tags if found.get("role") == "img"]
     plan = next(words for words in labels if words.startswith("Parts: "))
     for expected in ("four (resnet8 w4a4, learns", "eight (resnet8 w8a8", "student (resnet8 w2a2", "shared (fuse"):
@@ -429,7 +423,7 @@ def recipe(finished: Path) -> recipes.Recipe:
     return recipes.load(finished / "recipe.yaml")
 
 
-def scene(recipe: recipes.Recipe, *terms: Any, learners: tuple[str, ...] = ("student",)) -> Any:
+def diagram(recipe: recipes.Recipe, *terms: Any, learners: tuple[str, ...] = ("student",)) -> Any:
     setup = Setup("student", tuple(recipe.teachers), ("layer1", "layer2"), 10, {})
     step = Step(learners, terms)
     return diagram_of(recipe, Assembly(None, Plan((Phase("train", (step,)),)), setup, None), step)  # type: ignore[arg-type]
@@ -440,8 +434,8 @@ def arrows(drawing: str) -> list[tuple[float, ...]]:
     return [tuple(map(float, numbers)) for numbers in found]
 
 
-def test_parts_that_do_not_run_are_not_drawn_and_frozen_ones_are_told(recipe: recipes.Recipe) -> None:
-    shown = scene(recipe, label("student"), imitate("student", targets.one(Tap("four")), temperature=4) * 0.9)
+def test_parts_that_do_not_run_are_not_drawn_and_frozen_ones_are_marked(recipe: recipes.Recipe) -> None:
+    shown = diagram(recipe, label("student"), imitate("student", targets.one(Tap("four")), temperature=4) * 0.9)
     assert [(lane.part, lane.state) for lane in shown.lanes] == [("four", "frozen"), ("student", "learns")]
     ((x1, y1, x2, y2),) = [arrow for arrow in arrows(draw(shown)) if arrow[0] == arrow[2]]
     assert x1 == x2
@@ -451,7 +445,7 @@ def test_parts_that_do_not_run_are_not_drawn_and_frozen_ones_are_told(recipe: re
 def test_pupils_that_teach_each_other_have_arrows_of_their_own(recipe: recipes.Recipe) -> None:
     pairs = [("student", "four"), ("four", "student"), ("student", "eight"), ("eight", "student"), ("four", "eight")]
     terms = [imitate(a, targets.one(Tap(b)), temperature=1) for a, b in pairs]
-    found = arrows(draw(scene(recipe, *terms, learners=("student", "four", "eight"))))
+    found = arrows(draw(diagram(recipe, *terms, learners=("student", "four", "eight"))))
     assert len(found) == 3  # who teaches each other alike shares an arrow with two heads
     for i, (x, top, _, bottom) in enumerate(found):
         for other_x, other_top, _, other_bottom in found[i + 1 :]:
@@ -461,7 +455,7 @@ def test_pupils_that_teach_each_other_have_arrows_of_their_own(recipe: recipes.R
 
 def test_a_shared_target_is_drawn_once_and_points_at_pupils_only(recipe: recipes.Recipe) -> None:
     mean = targets.mean([Tap("four"), Tap("eight")])
-    shown = scene(recipe, imitate("student", mean, temperature=4) * (lambda progress: progress))
+    shown = diagram(recipe, imitate("student", mean, temperature=4) * (lambda progress: progress))
     drawing = draw(shown)
     assert drawing.count('class="target"') == 1
     assert shown.links[0].weight == "0..1"
@@ -471,13 +465,13 @@ def test_a_shared_target_is_drawn_once_and_points_at_pupils_only(recipe: recipes
 
 
 def test_arrows_may_lead_from_one_layer_to_another(recipe: recipes.Recipe) -> None:
-    shown = scene(recipe, attend(Tap("student", "layer1"), Tap("four", "layer2")))
+    shown = diagram(recipe, attend(Tap("student", "layer1"), Tap("four", "layer2")))
     ((x1, _, x2, _),) = arrows(draw(shown))
     layout = lay_out(shown)
     assert (x1, x2) == pytest.approx((layout.columns["layer2"], layout.columns["layer1"]), abs=0.01)
 
 
-def test_heads_that_read_heads_are_drawn_and_the_exported_one_is_told(recipe: recipes.Recipe) -> None:
+def test_heads_that_read_heads_are_drawn_and_the_exported_one_is_marked(recipe: recipes.Recipe) -> None:
     inner = Head("inner", [Tap("student"), Tap("four")], torch.nn.Linear(20, 10), about="joined, of two")
     outer = Head("outer", [Tap("inner")], torch.nn.Identity(), about="copy")
     step = Step(["student", "inner"], [label("student"), label("inner")])
@@ -495,7 +489,7 @@ def test_heads_that_read_heads_are_drawn_and_the_exported_one_is_told(recipe: re
 
 def test_a_term_without_a_source_stands_with_its_part(recipe: recipes.Recipe) -> None:
     term = Term("anchor", "student", (Tap("student", "anchor"),), lambda moved, batch: moved, weight=0.25)
-    assert "anchor ×0.25" in draw(scene(recipe, label("student"), term))
+    assert "anchor ×0.25" in draw(diagram(recipe, label("student"), term))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -549,7 +543,7 @@ def test_charts_of_odd_series() -> None:
     assert bar_chart("a", {}) == ""
 
 
-def test_many_points_are_thinned_to_what_can_be_told_apart() -> None:
+def test_many_points_are_thinned() -> None:
     points = [(float(i), float(i)) for i in range(5001)]
     kept = thinned(points)
     assert len(kept) <= MOST_POINTS + 1
@@ -571,7 +565,7 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert four == pytest.approx(4 * one)
 
 
-def test_what_stands_behind_a_bar_stays_in_the_picture() -> None:
+def test_the_value_of_a_bar_stays_in_the_chart() -> None:
     shown = "0.0262 ms, 12.68x"  # the longest bar has the longest note where the exported file is the slower one
     drawing = bar_chart("a", {"g": [Bar("student", 4.0, shown, "ours"), Bar("float", 1.0, "1.0 ms", "theirs")]})
     begins = max(float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*class="note"', drawing))
@@ -601,7 +595,7 @@ def test_elements_escape_text_and_attributes() -> None:
     assert made == '<text aria-label="&#34;&gt;&lt;script&gt;" stroke-width="1.5">&lt;b&gt;&amp;</text>'
 
 
-def test_phases_are_told_apart() -> None:
+def test_phases_have_borders() -> None:
     lines = [{"phase": "one", "epoch": 1}, {"phase": "one", "epoch": 2}, {"phase": "two", "epoch": 1}]
     assert training_curves.borders(lines) == {1.0: "one", 2.5: "two"}
     assert training_curves.borders(lines[:2]) == {}
@@ -618,7 +612,7 @@ def test_a_long_table_of_numbers_is_shortened_but_keeps_its_end(folder: Path) ->
     assert len(write(read_run(run)).read_bytes()) < 3e6
 
 
-def test_words_claim_no_more_than_was_measured() -> None:
+def test_numbers_claim_no_more_than_was_measured() -> None:
     assert formatting.share(1.0) == "100 %"
     for number in range(1, 2000):
         assert formatting.share(1 - 10.0 ** -(number / 150)) != "100 %"
@@ -668,13 +662,13 @@ def test_rounding_errors_shrink_with_bits(finished: Path, recipe: recipes.Recipe
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PROBE = """<!doctype html><body><p id="said"></p>{frames}<script>
+PROBE = """<!doctype html><body><p id="found"></p>{frames}<script>
 window.onload = () => {{
   const wide = [...document.querySelectorAll("iframe")].map(frame => {{
     const root = frame.contentDocument.documentElement;
     return [frame.clientWidth, root.scrollWidth, root.scrollHeight, frame.contentDocument.querySelectorAll("svg.chart").length];
   }});
-  document.getElementById("said").textContent = JSON.stringify(wide);
+  document.getElementById("found").textContent = JSON.stringify(wide);
 }};
 </script></body>"""
 
@@ -694,11 +688,11 @@ def test_page_fits_a_desktop_and_a_phone(content: str, tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     except subprocess.TimeoutExpired:
         pytest.skip("the browser takes too long here")
-    said = re.search(r'<p id="said">(\[.*?\])</p>', done.stdout)
-    if said is None:
+    written = re.search(r'<p id="found">(\[.*?\])</p>', done.stdout)
+    if written is None:
         pytest.skip(f"the browser does not start here: {done.stderr[-200:]}")
     assert "CONSOLE" not in done.stderr
-    for asked, found, high, drawings in json.loads(said[1]):
+    for asked, found, high, drawings in json.loads(written[1]):
         assert found <= asked, f"wider than {asked} pixels"
         assert high > 1500
         assert drawings >= 9

@@ -10,6 +10,7 @@ import yaml
 from qkd import recipe as recipes
 from qkd.engine.device import Machine
 from qkd.pipeline.train import train_recipe
+from qkd.storage.results import TrainResult
 from qkd.storage.run import Run
 
 TINY: dict[str, Any] = {
@@ -32,7 +33,7 @@ def recipe_in(folder: Path, **changes: Any) -> Any:
     return recipes.load(path)
 
 
-def run_of(folder: Path, recipe: Any, name: str = "run", **more: Any) -> tuple[Run, dict[str, Any]]:
+def run_of(folder: Path, recipe: Any, name: str = "run", **more: Any) -> tuple[Run, TrainResult]:
     run = Run.create(folder / name)
     return run, train_recipe(recipe, run, Machine("cpu", threads=1), **more)
 
