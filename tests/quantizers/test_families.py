@@ -19,10 +19,10 @@ from qkd.quantizers.ewgs import DELTA, EwgsQuant, EwgsWeight
 from qkd.quantizers.lsq_plus import ShiftedQuant
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.pot import PowerOfTwo
-from qkd.quantizers.scheme import ONLY
 from qkd.quantizers.ternary import BinaryQuant, TernaryQuant
-from tests.support.families import BITS, WEIGHTS, weights_have
-from tests.support.tiny_wirings import Bottleneck, activation_layer, images, settled, weight_layer
+from tests.support.families import BITS, WEIGHTS, weight_bits, weights_have
+from tests.support.refusals import Refused
+from tests.support.tiny_wirings import Bottleneck, activation_layer, images, weight_layer, with_statistics
 
 SIGNED = [(family, bits) for family in FAMILIES for bits in BITS if bits > 1]
 
@@ -71,7 +71,7 @@ def test_signed_activations_lie_on_their_grid_and_keep_zero(family: str, bits: i
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_state_copies_and_safetensors_keep_everything(family: str, tmp_path: Path) -> None:
-    bits = ONLY.get(family, 3)
+    bits = weight_bits(family, 3)
 
     def layers() -> nn.Sequential:
         parts = weight_layer(family, bits), activation_layer(family, 3, False), activation_layer(family, 3, True)
@@ -93,8 +93,8 @@ def test_state_copies_and_safetensors_keep_everything(family: str, tmp_path: Pat
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_exported_file_equals_its_emulator(family: str, per_channel: bool) -> None:
-    bits = ONLY.get(family, 2)
-    module = insert(settled(Bottleneck), Scheme(bits, 3, family=family, per_channel=per_channel))
+    bits = weight_bits(family, 2)
+    module = insert(with_statistics(Bottleneck), Scheme(bits, 3, family=family, per_channel=per_channel))
     calibrate(module, [images()])
     for _ in range(2):
         module.train()(images()).square().mean().backward()
@@ -108,17 +108,18 @@ def test_the_exported_file_equals_its_emulator(family: str, per_channel: bool) -
     assert np.abs(found - expected.numpy()).max() < 0.2 * expected.abs().max()
 
 
-def test_what_has_no_grid_is_refused_when_the_scheme_is_made() -> None:
+def test_what_has_no_grid_is_refused_when_the_scheme_is_made(refused: Refused) -> None:
     for family in FAMILIES:
         for bits in BITS:
             if not weights_have(family, bits):
-                with pytest.raises(SchemeError, match=f"weights.*{family}|{family}.*weights"):
+                one = FAMILIES[family].only_bits is None
+                with refused(SchemeError, "scheme.one-bit-weights" if one else "scheme.wrong-weight-bits"):
                     Scheme(bits, 4, family=family)
     mixed = Scheme(1, 2, weight_family="binary", activation_family="pact")
-    cores = dict(quantizers(insert(settled(Bottleneck), mixed)))
+    cores = dict(quantizers(insert(with_statistics(Bottleneck), mixed)))
     assert isinstance(cores["stem.3.weight"], BinaryQuant)
     assert isinstance(cores["stem.2"], ClippedQuant)
-    with pytest.raises(SchemeError, match="weight_family: 'lqs'.*did you mean"):
+    with refused(SchemeError, "scheme.unknown-family"):
         Scheme(4, 4, weight_family="lqs")
 
 
@@ -243,7 +244,7 @@ def test_ewgs_scales_each_gradient_by_its_rounding_error(odd: bool) -> None:
 
 
 def test_compiled_cores_equal_eager_ones() -> None:
-    module = insert(settled(Bottleneck), Scheme(4, 4))
+    module = insert(with_statistics(Bottleneck), Scheme(4, 4))
     calibrate(module, [images()])
     other, x = copy.deepcopy(module), images()
     compile_cores(other)
