@@ -59,9 +59,9 @@ def estimate_deltas(network: nn.Module, batches: Iterable[Labelled], seed: int) 
     with evaluating(network), torch.enable_grad():
         for images, labels in nonempty(batches, "estimate_deltas"):
             count += 1
-            with _straight_through(network, cores) as shares:
+            with _straight_through(network, cores) as shares_of:
                 loss = F.cross_entropy(network(images), labels)
-            for name, ratio in _ratios(loss, shares, generator).items():
+            for name, ratio in _ratios(loss, shares_of, generator).items():
                 total[name] += ratio
     found = {name: max(0.0, ratio / count) for name, ratio in total.items()}
     for name, core in cores.items():
@@ -87,14 +87,14 @@ def traces(gradients: Sequence[Tensor], tensors: Sequence[Tensor], probes: int, 
     return total / probes
 
 
-def _ratios(loss: Tensor, seen: Shares, generator: torch.Generator) -> dict[str, float]:
+def _ratios(loss: Tensor, shares_of: Shares, generator: torch.Generator) -> dict[str, float]:
     """(Tr(H) / N) / G of each quantizer; 0 where no gradient reaches it."""
-    names = [name for name, shares in seen.items() for _ in shares]
-    tensors = [share for shares in seen.values() for share in shares]
+    names = [name for name, shares in shares_of.items() for _ in shares]
+    tensors = [share for shares in shares_of.values() for share in shares]
     gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True, materialize_grads=True)
     found = traces(gradients, tensors, PROBES, generator)
     ratios = {}
-    for name, shares in seen.items():
+    for name, shares in shares_of.items():
         own = [i for i, other in enumerate(names) if other == name]
         spread = 3 * float(torch.cat([gradients[i].detach().reshape(-1) for i in own]).std(correction=0))
         trace = float(found[own].sum()) / sum(share.numel() for share in shares)
@@ -107,7 +107,7 @@ def _straight_through(network: nn.Module, cores: dict[str, FakeQuant]) -> Iterat
     """Every quantizer rounds as before and passes gradients on unchanged inside its interval, by operations that can be
     differentiated twice. Yields what those in ``cores`` compute meanwhile."""
     names = {core: name for name, core in cores.items()}
-    seen: Shares = {}
+    shares_of: Shares = {}
 
     def straight(core: FakeQuant, rounded: Quantize, x: Tensor) -> tuple[Tensor, Tensor]:
         y, scale = (part.detach() for part in rounded(x))
@@ -116,14 +116,14 @@ def _straight_through(network: nn.Module, cores: dict[str, FakeQuant]) -> Iterat
         passed = x * ((x > low) & (x < low + width))
         share = (passed + (y - passed).detach()) / width
         if core in names:
-            seen.setdefault(names[core], []).append(share.requires_grad_() if share.is_leaf else share)
+            shares_of.setdefault(names[core], []).append(share.requires_grad_() if share.is_leaf else share)
         return share * width, scale
 
     changed = list(cores_of(network))
     for core in changed:
         core.quantize = partial(straight, core, core.quantize)  # type: ignore[method-assign]
     try:
-        yield seen
+        yield shares_of
     finally:
         for core in changed:
             del core.quantize

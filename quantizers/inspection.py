@@ -13,25 +13,18 @@ from qkd.quantizers.fake_quant import FakeQuant
 from qkd.quantizers.fused_batch_norm import fuse_batch_norms
 from qkd.quantizers.injectors import ActivationProxy, WeightProxy
 
-_ACTIVATIONS = (qnn.QuantReLU, qnn.QuantIdentity)
-_LAYERS = (qnn.QuantConv1d, qnn.QuantConv2d, qnn.QuantLinear)
-
 
 def activations(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[tuple[str, Any]]:
     """Names and modules of the quantizers between layers, of those whose names begin with ``under``."""
     for name, module in network.named_modules():
-        if (
-            name.startswith(under)
-            and isinstance(module, _ACTIVATIONS)
-            and isinstance(module.act_quant, ActivationProxy)
-        ):
+        if name.startswith(under) and isinstance(getattr(module, "act_quant", None), ActivationProxy):
             yield name, module
 
 
 def weights(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[tuple[str, Any]]:
     """Names and modules of the layers with quantized weights, of those whose names begin with ``under``."""
     for name, module in network.named_modules():
-        if name.startswith(under) and isinstance(module, _LAYERS) and isinstance(module.weight_quant, WeightProxy):
+        if name.startswith(under) and isinstance(getattr(module, "weight_quant", None), WeightProxy):
             yield name, module
 
 

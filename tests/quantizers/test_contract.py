@@ -28,13 +28,13 @@ def test_weights_lie_on_their_grid(family: str, bits: int, per_channel: bool) ->
     for mode in (True, False):
         layer.train(mode)
         quantized = layer.quant_weight()
-        codes = quantized.value / quantized.scale
+        integers = quantized.value / quantized.scale
         assert quantized.scale.shape == ((5, 1, 1, 1) if per_channel else ())
         assert (quantized.scale > 0).all()
-        assert torch.allclose(codes, codes.round(), atol=1e-5)
-        assert torch.equal(quantized.int(float_datatype=True), codes.round())
+        assert torch.allclose(integers, integers.round(), atol=1e-5)
+        assert torch.equal(quantized.int(float_datatype=True), integers.round())
         top = 2**bits - 1 if family == "hwgq" and bits < 8 else 2 ** (bits - 1) - 1
-        assert codes.round().abs().max() <= top
+        assert integers.round().abs().max() <= top
         assert layer.weight_quant.is_signed
         assert layer.weight_quant.is_narrow_range
         assert 2 ** (int(layer.weight_quant.bit_width()) - 1) - 1 == top
@@ -50,13 +50,13 @@ def test_activations_lie_on_their_grid(family: str, bits: int, signed: bool) -> 
     for mode in (True, False):
         layer.train(mode)
         y, scale = layer(x), proxy.scale()
-        codes = (y / scale).round()
+        integers = (y / scale).round()
         assert scale.shape == ()
         assert scale > 0
-        assert torch.equal(y, codes * scale)
+        assert torch.equal(y, integers * scale)
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        assert codes.min() == low
-        assert codes.max() == high
+        assert integers.min() == low
+        assert integers.max() == high
         assert (proxy.bit_width(), proxy.zero_point()) == (bits, 0)
         assert (proxy.is_signed, proxy.is_narrow_range) == (signed, False)
         assert torch.equal(layer(y), y)
@@ -66,14 +66,14 @@ def test_activations_lie_on_their_grid(family: str, bits: int, signed: bool) -> 
 def test_traced_by_the_compiler_equals_eager(family: str, bits: int) -> None:
     """Dynamo and the differentiable expression, without the code generator, which takes its time."""
     net = nn.Sequential(weight_layer(family, bits), nn.BatchNorm2d(5), activation_layer(family, bits, signed=False))
-    twin = copy.deepcopy(net)
-    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    copied = copy.deepcopy(net)
+    compiled = torch.compile(copied, backend="aot_eager", fullgraph=True)
     x = torch.randn(4, 3, 8, 8)
     y, again = net(x), compiled(x)
     assert torch.equal(y, again)
     for output in (y, again):
         output.square().mean().backward()
-    for (name, one), other in zip(net.named_parameters(), twin.parameters(), strict=True):
+    for (name, one), other in zip(net.named_parameters(), copied.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None), name
         if one.grad is not None:
             assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-7), name

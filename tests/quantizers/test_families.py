@@ -32,12 +32,12 @@ SIGNED = [(family, bits) for family in FAMILIES for bits in BITS if bits > 1]
 def test_weights_are_few_integers_times_a_positive_scale(family: str, bits: int, per_channel: bool) -> None:
     layer = weight_layer(family, bits, per_channel)
     quantized = layer.quant_weight()
-    codes = quantized.value / quantized.scale
+    integers = quantized.value / quantized.scale
     assert (quantized.scale > 0).all()
     assert quantized.scale.numel() in ((5,) if per_channel else (1,)) or family in ("pact", "dorefa")
-    assert torch.allclose(codes, codes.round(), atol=1e-4)
-    assert len(codes.round().unique()) <= 2**bits
-    assert codes.abs().max() < 127.5
+    assert torch.allclose(integers, integers.round(), atol=1e-4)
+    assert len(integers.round().unique()) <= 2**bits
+    assert integers.abs().max() < 127.5
     layer(torch.randn(2, 3, 8, 8)).sum().backward()
     assert layer.weight.grad.isfinite().all()
     assert layer.weight.grad.abs().sum() > 0
@@ -48,10 +48,10 @@ def test_unsigned_activations_lie_on_their_grid(family: str, bits: int) -> None:
     layer = activation_layer(family, bits, signed=False)
     x = 3 * torch.randn(2, 4, 5, 5)
     y, scale = layer(x), layer.act_quant.scale()
-    codes = (y / scale).round()
+    integers = (y / scale).round()
     assert scale > 0
-    assert torch.allclose(y, codes * scale)
-    assert set(codes.unique().tolist()) <= set(range(2**bits))
+    assert torch.allclose(y, integers * scale)
+    assert set(integers.unique().tolist()) <= set(range(2**bits))
     assert layer.act_quant.zero_point() == 0
     assert torch.equal(layer(y), y)
 
@@ -60,11 +60,11 @@ def test_unsigned_activations_lie_on_their_grid(family: str, bits: int) -> None:
 def test_signed_activations_lie_on_their_grid_and_keep_zero(family: str, bits: int) -> None:
     layer = activation_layer(family, bits, signed=True)
     y, scale, zero = layer(3 * torch.randn(2, 4, 5, 5)), layer.act_quant.scale(), layer.act_quant.zero_point()
-    codes = (y / scale + zero).round()
-    assert torch.allclose(y, (codes - zero) * scale)
+    integers = (y / scale + zero).round()
+    assert torch.allclose(y, (integers - zero) * scale)
     low = -(2 ** (bits - 1))
-    assert low <= codes.min()
-    assert codes.max() <= -low - 1
+    assert low <= integers.min()
+    assert integers.max() <= -low - 1
     assert low <= zero <= -low - 1
     assert layer(torch.zeros(3)).tolist() == [0, 0, 0]
 

@@ -75,16 +75,16 @@ def lsq(core: Any, x: Tensor) -> Formula:
     ratio = (
         core.scale().detach() / core.step.detach()
     )  # 1 or -1, and for powers of two what the exponent's rounding adds
-    codes = (x / core.scale().detach()).clamp(core.low, core.high)
-    added = kept(codes.round(), codes)
+    integers = (x / core.scale().detach()).clamp(core.low, core.high)
+    added = kept(integers.round(), integers)
     return lambda v, step: ((v / (step * ratio)).clamp(core.low, core.high) + added) * (step * ratio)
 
 
 def shifted(core: Any, x: Tensor) -> Formula:
     count, step = core.high - core.low, core.scale().detach()
     used = (core.low - core.zero().detach()) * step
-    codes = ((x - used) / step).clamp(0, count)
-    added, moved = kept(codes.round(), codes), (used - core.offset).detach()
+    integers = ((x - used) / step).clamp(0, count)
+    added, moved = kept(integers.round(), integers), (used - core.offset).detach()
     return lambda v, s, beta: (((v - beta - moved) / s).clamp(0, count) + added) * s + beta + moved
 
 
