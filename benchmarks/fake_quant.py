@@ -16,8 +16,9 @@ from interleaved import Work, arguments, machine, medians, ratios, table, write
 from torch import nn
 
 from qkd.engine.device import keep_memory
-from qkd.quantizers import FAMILIES, Scheme, compile_cores, insert
+from qkd.quantizers import Scheme, compile_cores, insert
 from qkd.quantizers.brevitas_imports import qnn
+from qkd.quantizers.injectors import WeightQuantizer
 from qkd.quantizers.layers import relu_quantizer
 
 SHAPES = {"activation 64x16x32x32": (64, 16, 32, 32), "weight 256x256x3x3": (256, 256, 3, 3)}
@@ -88,7 +89,7 @@ def weights(x: torch.Tensor, bits: int) -> dict[str, nn.Module]:
 
     found: dict[str, nn.Module] = {"relu": nn.ReLU()}
     for name in ("ours", "ours compiled"):
-        core = layer(FAMILIES["lsq"].weight).weight_quant.tensor_quant
+        core = layer(WeightQuantizer).weight_quant.tensor_quant
         core.fit(x.detach().flatten(1).cpu())
         core.compiled = name.endswith("compiled")
         found[name] = core

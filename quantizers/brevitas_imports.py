@@ -1,7 +1,7 @@
-"""Brevitas, imported without its noise: the only place in this package that imports it.
+"""The only module of this package that imports Brevitas, with the warnings of that import suppressed.
 
-Importing it loads ``torch.utils.cpp_extension``, which logs a warning on machines that have nvcc but no GPU. Nothing
-of it is used here, so that one logger is held back for the length of the import.
+Importing Brevitas loads ``torch.utils.cpp_extension``, which logs a warning on machines that have nvcc but no GPU. Nothing
+of that module is used here, so its logger is filtered during the import.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _drop(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back cpp_extension's warning about a missing GPU, and deprecations raised while importing."""
+    """Suppress cpp_extension's warning about a missing GPU, and deprecation warnings, for the length of the block."""
     logger = logging.getLogger(NOISY)
     logger.addFilter(_drop)
     try:

@@ -1,9 +1,9 @@
-"""Rounding and its gradient in C: one pass over memory each, near the speed of a ReLU, without the price of `torch.compile`;
-and batch norm with the rounding behind it, with fewer passes than batch norm and a ReLU.
+"""Kernels in C: rounding and its gradient in one pass over memory each, near the speed of a ReLU, without the compilation
+time of `torch.compile`; and batch norm with the rounding behind it, with fewer passes than batch norm and a ReLU.
 
-Compiled with the machine's own compiler when it is first asked for (half a second, once for a process) and loaded from a
-folder that is gone afterwards. Where there is no compiler, `library` is None and the tensor operations do the work: the
-same numbers, but for the order in which the gradient of a step is summed.
+They are compiled with the machine's own compiler on first use (half a second, once for a process) and loaded from a
+temporary folder, which is removed. Where there is no compiler, `library` returns None and tensor operations are used: the
+same numbers, except for the order in which the gradient of a scale is summed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 SOURCES = tuple(Path(__file__).parent / name for name in ("rounding.c", "norm.c"))
-# what a compiler may not know, dropped one by one: threads, and the vectors of this very processor
+# flags that a compiler may not have, tried in this order: threads, and the vector instructions of this processor
 OPTIONAL = (("-fopenmp", "-march=native"), ("-march=native",), ("-mcpu=native",), ())
 
 
@@ -68,7 +68,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def can_round(x: Tensor, step: Tensor, s: Tensor) -> bool:
-    """Whether the kernels can do it: float32 on the CPU, one step for all or one for each entry of the first axis."""
+    """Whether the kernels apply: float32 on the CPU, one scale for all or one for each entry of the first axis."""
     return (
         x.is_cpu
         and step.is_cpu
@@ -118,7 +118,7 @@ def norm_round(
 ) -> tuple[Tensor, Tensor]:
     """Batch norm of x in training, rounded; x is channels last. -> y, and (2, channels): means and 1 / deviations
 
-    The running mean and variance are moved as batch norm moves them.
+    The running mean and variance are updated as batch norm does.
     """
     kernels, y, saved = library(), torch.empty_like(x), torch.empty(2, x.shape[1])
     assert kernels is not None

@@ -1,4 +1,4 @@
-"""DoReFa: weights through a tanh, activations clipped to a fixed range; nothing learned."""
+"""DoReFa: weights through a tanh, activations clipped to a fixed range; the quantizers have no learned parameter."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qkd.quantizers.fake_quant import FakeQuant, levels, shared_axes
-from qkd.quantizers.hwgq import straight_through
+from qkd.quantizers.fake_quant import FakeQuant, StoredScaleQuant, levels
+from qkd.quantizers.odd_grid import odd_levels
 from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32, round_to_grid
-from qkd.quantizers.step_search import steps
-
-MOST_BITS = 7
-"""Odd codes of 8 bits do not fit int8."""
+from qkd.quantizers.scale_search import search_scales
+from qkd.quantizers.straight_through import straight_through
+from qkd.quantizers.weight_statistics import mean_magnitude, shared_axes
 
 
 @final
@@ -29,8 +28,7 @@ class TanhQuant(FakeQuant):
     gain: Tensor
 
     def __init__(self, bits: int, calibration: str, shape: tuple[int, ...]) -> None:
-        top = 2**bits - 1
-        super().__init__(bits, -top, top, code_bits=bits + 1, calibration=calibration)
+        super().__init__(bits, *odd_levels(bits), calibration)
         self.shape = shape
         self.register_buffer("gain", torch.ones(shape))
 
@@ -45,19 +43,19 @@ class TanhQuant(FakeQuant):
         self.mark_calibrated()
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        still, axes = at_least_float32(x), shared_axes(x, self.shape)
         if self.bits == 1:
-            scale = still.detach().abs().mean(axes, keepdim=bool(self.shape)).clamp_min(SMALLEST)
+            scale = mean_magnitude(x, self.shape)
             return straight_through(x, (torch.where(x >= 0, 1.0, -1.0) * scale).to(x.dtype)), scale
-        curved = still.tanh()
-        unit = curved / curved.abs().amax(axes, keepdim=bool(self.shape)).clamp_min(SMALLEST)
-        scale = (self.gain / self.high).to(still.dtype)
-        codes = 2 * ((unit.detach() + 1) * (self.high / 2)).round_() - self.high
-        return straight_through((unit * self.gain).to(x.dtype), (codes * scale).to(x.dtype)), scale
+        curved = at_least_float32(x).tanh()
+        largest = curved.abs().amax(shared_axes(x, self.shape), keepdim=bool(self.shape))
+        unit = curved / largest.clamp_min(SMALLEST)
+        scale = (self.gain / self.high).to(curved.dtype)
+        integers = 2 * ((unit.detach() + 1) * (self.high / 2)).round_() - self.high
+        return straight_through((unit * self.gain).to(x.dtype), (integers * scale).to(x.dtype)), scale
 
 
 @final
-class RangeQuant(FakeQuant):
+class RangeQuant(StoredScaleQuant):
     """``round(n clip(x / c, 0, 1)) / n * c`` with ``n = 2 ** bits - 1``; gradient 1 inside the range, else 0. State: ``top`` (c).
 
     Source: Zhou et al., arXiv 1606.06160, eq. 10-11, where c = 1, as with ``calibration: paper``. Departure: otherwise
@@ -67,7 +65,7 @@ class RangeQuant(FakeQuant):
     top: Tensor
 
     def __init__(self, bits: int, calibration: str) -> None:
-        super().__init__(bits, *levels(bits, signed=False, narrow=False), code_bits=bits, calibration=calibration)
+        super().__init__(bits, *levels(bits, signed=False, narrow=False), integer_bits=bits, calibration=calibration)
         self.register_buffer("top", torch.tensor(1.0))
 
     def scale(self) -> Tensor:
@@ -75,7 +73,8 @@ class RangeQuant(FakeQuant):
 
     def fit(self, values: Tensor) -> None:
         if self.calibration != "paper":
-            self.top.copy_(steps(values.reshape(1, -1), self.low, self.high, self.calibration)[0] * self.high)
+            found = search_scales(values.reshape(1, -1), self.low, self.high, self.calibration)
+            self.top.copy_(found[0] * self.high)
         self.mark_calibrated()
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:

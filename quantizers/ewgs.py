@@ -1,42 +1,53 @@
-"""EWGS: gradients are scaled, element by element, by how far rounding moved the number."""
+"""EWGS: every element's gradient is scaled by how far rounding moved that element."""
 
 from __future__ import annotations
 
-from typing import Any, final
+from abc import ABC
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qkd.quantizers.fake_quant import levels
 from qkd.quantizers.hwgq import WEIGHT_STEPS
-from qkd.quantizers.lsq import LsqQuant
+from qkd.quantizers.learned_scale import LearnedScale
+from qkd.quantizers.odd_grid import odd_levels
 from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32, direction
 
 DELTA = 1e-3
 """The factor of the authors' code where it is not estimated from the Hessian."""
 
 
-class EwgsQuant(LsqQuant):
-    """LSQ's grid; the gradient that is passed on is ``g * (1 + delta * sign(g) * (x_n - x_q))``. State as LSQ.
+class ElementwiseScaling(LearnedScale, ABC):
+    """A learned scale; the gradient that is passed on is ``g * (1 + delta * sign(g) * (x_n - x_q))``. State as LSQ.
 
     x_n and x_q are the number before and after rounding, as shares of the interval from the lowest to the highest level.
     Source: Lee, Kim, Ham, Network Quantization with Element-wise Gradient Scaling, CVPR 2021, eq. 5. With delta = 0 it is
     the straight-through estimator. Departures: the interval begins at zero or is symmetric, so that it is an integer grid;
     its width and the scale of the output are one parameter; delta is fixed at 1e-3 unless it is estimated (see
-    `curvature`).
+    `hessian`), and then it is in the state dict as ``delta``.
     """
 
-    odd = False
+    odd: ClassVar[bool]
+    """Whether only odd integers are levels."""
     delta: Tensor | None
 
     def __init__(
-        self, bits: int, signed: bool, calibration: str, shape: tuple[int, ...] = (), of_weights: bool = False
+        self,
+        bits: int,
+        low: int,
+        high: int,
+        integer_bits: int,
+        calibration: str,
+        shape: tuple[int, ...],
+        of_weights: bool,
     ) -> None:
-        super().__init__(bits, signed, calibration, shape, of_weights)
+        super().__init__(bits, low, high, integer_bits, calibration, shape, of_weights)
         self.register_buffer("delta", None)
 
-    def own_delta(self) -> None:
-        """Have a delta that `curvature` estimates, in the state dict; until then it is the fixed one."""
+    def keep_own_delta(self) -> None:
+        """Keep a delta of its own in the state dict, for `hessian` to estimate; until then it is the fixed one."""
         self.delta = torch.tensor(DELTA)
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,8 +57,21 @@ class EwgsQuant(LsqQuant):
 
 
 @final
-class EwgsWeight(EwgsQuant):
-    """As `EwgsQuant` on the 2 ** bits odd codes from ``-(2 ** bits - 1)`` to ``2 ** bits - 1``: no level at zero.
+class EwgsQuant(ElementwiseScaling):
+    """`ElementwiseScaling` on LSQ's grid."""
+
+    odd = False
+
+    def __init__(
+        self, bits: int, signed: bool, calibration: str, shape: tuple[int, ...] = (), of_weights: bool = False
+    ) -> None:
+        grid = levels(bits, signed, narrow=of_weights)
+        super().__init__(bits, *grid, bits, calibration, shape, of_weights)
+
+
+@final
+class EwgsWeight(ElementwiseScaling):
+    """`ElementwiseScaling` on the 2 ** bits odd integers from ``-(2 ** bits - 1)`` to ``2 ** bits - 1``: no level at zero.
 
     The interval begins at plus and minus three standard deviations with ``calibration: paper``, else where it is best
     for Gaussian weights.
@@ -56,18 +80,12 @@ class EwgsWeight(EwgsQuant):
     odd = True
 
     def __init__(self, bits: int, calibration: str, shape: tuple[int, ...]) -> None:
-        super().__init__(max(bits, 2), True, calibration, shape, of_weights=True)
-        self.bits, self.high = bits, 2**bits - 1
-        self.low = -self.high
-        self.bit_width.fill_(bits + 1)
+        super().__init__(bits, *odd_levels(bits), calibration, shape, of_weights=True)
 
     def fit(self, values: Tensor) -> None:
         grouped = at_least_float32(values.detach()).reshape(self.step.numel(), -1)
         wanted = 3 / self.high if self.calibration == "paper" else WEIGHT_STEPS[self.bits] / 2
-        found = (grouped.std(1, correction=0) * wanted).clamp_min(SMALLEST)
-        with torch.no_grad():
-            self.step.copy_(found.reshape(self.step.shape))
-        self.mark_calibrated()
+        self.set_scale((grouped.std(1, correction=0) * wanted).clamp_min(SMALLEST))
 
 
 class _Scaled(torch.autograd.Function):
@@ -85,7 +103,7 @@ class _Scaled(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, step, s, *([delta] if isinstance(delta, Tensor) else []))
         ctx.settings = low, high, gradient_scale, odd
-        return (_codes(at_least_float32(x) / s, low, high, odd) * s).to(x.dtype)
+        return (_nearest(at_least_float32(x) / s, low, high, odd) * s).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -93,13 +111,14 @@ class _Scaled(torch.autograd.Function):
         (x, step, s, *own), (low, high, gradient_scale, odd) = ctx.saved_tensors, ctx.settings
         delta = own[0] if own else DELTA
         g, ratio = at_least_float32(gradient), at_least_float32(x) / s
-        codes = _codes(ratio, low, high, odd)
+        integers = _nearest(ratio, low, high, odd)
         passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
-        passed = passed + delta / (high - low) * passed.abs() * (ratio - codes)
-        to_step = (g * codes - passed * ratio).sum_to_size(s.shape) * gradient_scale
+        passed = passed + delta / (high - low) * passed.abs() * (ratio - integers)
+        to_step = (g * integers - passed * ratio).sum_to_size(s.shape) * gradient_scale
         return (passed.to(x.dtype), (to_step * direction(step)).to(step.dtype), *[None] * 6)
 
 
-def _codes(ratio: Tensor, low: int, high: int, odd: bool) -> Tensor:
-    codes = (ratio / 2).floor_().mul_(2).add_(1) if odd else ratio.round()
-    return codes.clamp_(low, high)
+def _nearest(ratio: Tensor, low: int, high: int, odd: bool) -> Tensor:
+    """The nearest integer of the grid, the nearest odd one where only those are levels."""
+    integers = (ratio / 2).floor_().mul_(2).add_(1) if odd else ratio.round()
+    return integers.clamp_(low, high)

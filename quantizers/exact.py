@@ -1,8 +1,8 @@
-"""The bit-exact edition: a network whose fake-quantized numbers are those of the integer kernels, to the last bit.
+"""Bit-exact networks: their fake-quantized numbers are those of the integer kernels, to the last bit.
 
-With scales that are powers of two every product and sum of codes is exact in float32 as it is in int32, and so is every
-change of scale. Two things would still round: a batch norm folded into scales at export, and a bias in whole units of
-input scale times weight scale. So the batch norm is folded into the weights before they are first rounded, and the bias
+With scales that are powers of two every product and sum of quantized values is exact in float32 as it is in int32, and so
+is every change of scale. Two things would still round: a batch norm folded into scales at export, and a bias in whole units
+of input scale times weight scale. So the batch norm is folded into the weights before they are first rounded, and the bias
 is rounded here as in the file. What it costs is in EXPERIMENTS.md.
 """
 
@@ -16,15 +16,15 @@ from torch import Tensor, fx, nn
 from qkd.errors import SchemeError
 from qkd.quantizers.node_kinds import folded, kinds
 
-FREE = 63
-"""Largest code that weights may be raised to at export (its headroom), which makes a unit of the bias as much finer."""
+HEADROOM = 63
+"""Largest integer that weights may be multiplied up to at export (its headroom), which makes a unit of the bias finer."""
 
 
 @torch.no_grad()
 def fold_batch_norms(module: fx.GraphModule) -> None:
-    """Every batch norm of a traced float network goes into the layer before it, as in evaluation mode.
+    """Fold every batch norm of a traced float network into the layer before it, as in evaluation mode.
 
-    Raises SchemeError, naming it, for one that does not stand directly behind a layer of its own.
+    Raises SchemeError, naming it, for a batch norm that is not directly behind a layer of its own.
     """
     kind = kinds(module)
     calls = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
@@ -33,7 +33,8 @@ def fold_batch_norms(module: fx.GraphModule) -> None:
         if not folded(node, kind) or calls.count(str(source.target)) > 1 or calls.count(str(node.target)) > 1:
             raise SchemeError(
                 f"exact: batch norm {node.target} has no layer of its own directly before it to be folded into; leave "
-                f"exact out for this network"
+                f"exact out for this network",
+                key="exact.batch-norm-without-layer",
             )
         _fold(module.get_submodule(str(source.target)), module.get_submodule(str(node.target)))
         node.replace_all_uses_with(source)
@@ -53,21 +54,28 @@ def _fold(layer: Any, norm: Any) -> None:
 
 
 def prepare_bias_rounding(module: fx.GraphModule, layers: list[fx.Node], kind: dict[fx.Node, str]) -> None:
-    """Tells every layer of a quantized graph what rounds its input, so that it can round its bias; see `round_bias`.
+    """Give every layer of a quantized graph the core that rounds its input, so that it can round its bias (`round_bias`).
 
-    Raises SchemeError for a layer whose input has no quantizer, or that is called on two of them.
+    Raises SchemeError for a layer whose input has no quantizer, or that is called on tensors of two quantizers.
     """
     for node in layers:
         core = _core_before(module, node.all_input_nodes[0], kind)
         layer: Any = module.get_submodule(str(node.target))
-        if core is None or (layer.input_core and layer.input_core[0] is not core):
-            what = "reads a tensor without a quantizer" if core is None else "is called on tensors of two scales"
-            raise SchemeError(f"exact: {node.target} {what}; leave exact out for this network")
+        if core is None:
+            raise SchemeError(
+                f"exact: {node.target} reads a tensor without a quantizer; leave exact out for this network",
+                key="exact.input-without-quantizer",
+            )
+        if layer.input_core and layer.input_core[0] is not core:
+            raise SchemeError(
+                f"exact: {node.target} is called on tensors of two scales; leave exact out for this network",
+                key="exact.input-of-two-scales",
+            )
         layer.input_core = (core,)
 
 
 def _core_before(module: fx.GraphModule, node: fx.Node, kind: dict[fx.Node, str]) -> Any:
-    """The quantizer whose grid a tensor lies on, seen through what only moves or picks its elements."""
+    """The core whose grid a tensor lies on, found behind operators that only move or pick its elements; None without one."""
     while kind.get(node) in ("pass", "max"):
         node = node.all_input_nodes[0]
     quantizer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -77,9 +85,9 @@ def _core_before(module: fx.GraphModule, node: fx.Node, kind: dict[fx.Node, str]
 def round_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor, bits: int) -> Tensor:
     """The bias in whole units of the file; the gradient passes straight through.
 
-    ``bits`` are those of the weights; their codes are raised by the power of two that fits beside them in ``FREE``.
+    ``bits`` are those of the weights; their integers are multiplied by the largest power of two that stays in ``HEADROOM``.
     """
     largest = max(2 ** (bits - 1) - 1, 1)
-    raised = 2 ** max((FREE // largest).bit_length() - 1, 0)
-    unit = input_scale.detach() * weight_scale.detach().reshape(-1) / raised
+    multiplier = 2 ** max((HEADROOM // largest).bit_length() - 1, 0)
+    unit = input_scale.detach() * weight_scale.detach().reshape(-1) / multiplier
     return bias + ((bias / unit).round() * unit - bias).detach()

@@ -1,8 +1,12 @@
-"""What Brevitas' proxies call: modules from a tensor to ``(dequantized, scale, zero point, bit width)``."""
+"""The abstract core of every quantizer: a module from a tensor to ``(dequantized, scale, zero point, bit width)``.
+
+Brevitas' proxies call it in this form; the layers of this package take the short way, ``value``.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,37 +18,45 @@ Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def levels(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
-    """The lowest and highest integer of a grid with zero point 0; narrow leaves out ``-2 ** (bits - 1)``."""
+    """The lowest and highest integer of a grid with zero point 0; narrow leaves out ``-2 ** (bits - 1)``.
+
+    Raises SchemeError for one signed bit.
+    """
     if not signed:
         return 0, 2**bits - 1
     top = 2 ** (bits - 1) - 1
     if top == 0:
-        raise SchemeError("1 bit: a signed grid around zero has one level, zero itself; take 2 bits or more")
+        raise SchemeError(
+            "1 bit: a signed grid around zero has one level, zero itself; take 2 bits or more",
+            key="scheme.one-signed-bit",
+        )
     return (-top if narrow else -top - 1), top
 
 
-def shared_axes(x: Tensor, shape: tuple[int, ...]) -> list[int]:
-    """The axes along which numbers share a step of that shape; all of them where it is ()."""
-    return [axis for axis in range(x.ndim) if not shape or shape[axis] == 1]
-
-
 class FakeQuant(nn.Module, ABC):
-    """A quantizer's core: bits, integer range, and whether its scale has been calibrated (kept in the state dict)."""
+    """The core of a quantizer: bits, integer range, and whether it has been calibrated (kept in the state dict).
+
+    Args:
+        bits: bits of the scheme.
+        low, high: the lowest and the highest integer of the grid.
+        integer_bits: bits that hold every integer from low to high.
+        calibration: how the scale is chosen from data, see `scale_search`.
+    """
 
     calibrated: Tensor
     zero_point: Tensor
     bit_width: Tensor
 
-    def __init__(self, bits: int, low: int, high: int, code_bits: int, calibration: str) -> None:
+    def __init__(self, bits: int, low: int, high: int, integer_bits: int, calibration: str) -> None:
         super().__init__()
         self.bits, self.low, self.high, self.calibration = bits, low, high, calibration
         self.name = ""
         self.compiled = False
-        self.ladder: tuple[int, ...] = ()  # see qkd.quantizers.progressive
+        self.bit_schedule: tuple[int, ...] = ()  # see qkd.quantizers.progressive
         self._ready = False
         self.register_buffer("calibrated", torch.tensor(False))
         self.register_buffer("zero_point", torch.tensor(0.0), persistent=False)
-        self.register_buffer("bit_width", torch.tensor(float(code_bits)), persistent=False)
+        self.register_buffer("bit_width", torch.tensor(float(integer_bits)), persistent=False)
 
     @abstractmethod
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,10 +91,12 @@ class FakeQuant(nn.Module, ABC):
         return self._ready
 
     def require_calibration(self) -> None:
+        """Raises SchemeError if the scale was never chosen from data."""
         if not self._ready and not self.is_calibrated():
             raise SchemeError(
                 f"quantizer {self.name or type(self).__name__} was never calibrated: call "
-                f"qkd.quantizers.calibrate(network, batches), or run inside `with qkd.quantizers.disabled(network):`"
+                f"qkd.quantizers.calibrate(network, batches), or run inside `with qkd.quantizers.disabled(network):`",
+                key="quantizer.not-calibrated",
             )
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
@@ -91,3 +105,16 @@ class FakeQuant(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, low={self.low}, high={self.high}"
+
+
+class StoredScaleQuant(FakeQuant, ABC):
+    """A core whose scale does not depend on its input: what activations need, since a file holds one scale for each."""
+
+    @abstractmethod
+    def scale(self) -> Tensor:
+        """The positive distance between neighbouring integers, as it is now; detached."""
+
+
+def cores_of(module: nn.Module) -> Iterator[FakeQuant]:
+    """The core of every quantizer inside a module, in the order of its submodules."""
+    return (core for core in module.modules() if isinstance(core, FakeQuant))

@@ -1,222 +1,144 @@
-"""The families: which quantizer is for weights, which for tensors from zero up, which for tensors of both signs.
+"""The families of quantizers: which core is for weights, which for tensors from zero up, which for tensors of both signs.
 
-Each is a Brevitas quantizer: pass its members as ``weight_quant`` or ``act_quant`` to any Brevitas layer.
+The table `FAMILIES` is the only list of them: schemes, the recipe's schema and ``qkd ls schemes`` read it.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 
-from torch import nn
-
-from qkd.quantizers.brevitas_imports import value
-from qkd.quantizers.dorefa import MOST_BITS, RangeQuant, TanhQuant
+from qkd.quantizers.dorefa import RangeQuant, TanhQuant
 from qkd.quantizers.ewgs import EwgsQuant, EwgsWeight
-from qkd.quantizers.injectors import (
-    Activation,
-    HwgqUnsigned,
-    HwgqWeight,
-    LsqSigned,
-    LsqUnsigned,
-    LsqWeight,
-    Weight,
-    lsq_of_weights,
-)
+from qkd.quantizers.fake_quant import FakeQuant, StoredScaleQuant
+from qkd.quantizers.hwgq import HalfWave, MidRise
+from qkd.quantizers.lsq import LsqQuant
 from qkd.quantizers.lsq_plus import ShiftedQuant
+from qkd.quantizers.odd_grid import POSSIBLE_BITS
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.pot import PowerOfTwo
 from qkd.quantizers.ternary import BinaryQuant, TernaryQuant
 
 Shape = tuple[int, ...]
+MakeWeightCore = Callable[[int, str, Shape], FakeQuant]
+"""From bits, calibration method and the shape of the scales, (channels, 1, ...) or () for one scale."""
+MakeActivationCore = Callable[[int, str], StoredScaleQuant]
+"""From bits and calibration method."""
 
 
-class LsqPlusWeight(Weight):
-    @value
-    def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
-        return lsq_of_weights(bit_width, "sigmas" if calibration == "paper" else calibration, step_shape)
-
-
-class LsqPlusSigned(Activation):
-    signed = True
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return ShiftedQuant(bit_width, calibration)
-
-
-class PactUnsigned(Activation):
-    signed = False
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return ClippedQuant(bit_width, calibration)
-
-
-class DorefaWeight(Weight):
-    @value
-    def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
-        if bit_width <= MOST_BITS:
-            return TanhQuant(bit_width, calibration, step_shape)
-        return lsq_of_weights(bit_width, calibration, step_shape)
-
-
-class DorefaUnsigned(Activation):
-    signed = False
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return RangeQuant(bit_width, calibration)
-
-
-class PotWeight(Weight):
-    @value
-    def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
-        return PowerOfTwo(bit_width, True, calibration, step_shape, of_weights=True)
-
-
-class PotUnsigned(Activation):
-    signed = False
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return PowerOfTwo(bit_width, False, calibration)
-
-
-class PotSigned(Activation):
-    signed = True
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return PowerOfTwo(bit_width, True, calibration)
-
-
-class TernaryWeight(Weight):
-    @value
-    def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
-        if bit_width == 2:
-            return TernaryQuant(bit_width, calibration, step_shape)
-        return lsq_of_weights(bit_width, calibration, step_shape)
-
-
-class BinaryWeight(Weight):
-    @value
-    def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
-        if bit_width == 1:
-            return BinaryQuant(bit_width, calibration, step_shape)
-        return lsq_of_weights(bit_width, calibration, step_shape)
-
-
-class EwgsWeights(Weight):
-    @value
-    def tensor_quant(bit_width: int, calibration: str, step_shape: Shape) -> nn.Module:
-        if bit_width <= MOST_BITS:
-            return EwgsWeight(bit_width, calibration, step_shape)
-        return lsq_of_weights(bit_width, calibration, step_shape)
-
-
-class EwgsUnsigned(Activation):
-    signed = False
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return EwgsQuant(bit_width, False, calibration)
-
-
-class EwgsSigned(Activation):
-    signed = True
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return EwgsQuant(bit_width, True, calibration)
-
-
+@dataclass(frozen=True)
 class Family:
-    """The quantizers of one scheme family; the first line of a family's documentation is what listings show.
+    """What one family is made of. Its first line of description is what listings show.
 
-    Where a paper has no form for a tensor (both signs, 8 bits), the quantizer is that of LSQ, so that every network runs
+    Where a paper has no form for a tensor (both signs, 8 bits), the core is that of LSQ, so that every network runs
     in integers.
+
+    Args:
+        description: the method, its source, and departures from it.
+        weights: makes the core of weights.
+        unsigned: makes the core of tensors from zero up.
+        signed: makes the core of tensors of both signs.
+        only_bits: the one number of bits that weights of this family have, if there is only one; first and last layers
+            and those of overrides take LSQ's grid at any other.
+        weights_without_zero: whether no level of the weights is zero, so that 1 bit is a grid: -1 and 1 times a scale.
     """
 
-    weight: ClassVar[type]
-    unsigned: ClassVar[type]
-    signed: ClassVar[type]
+    description: str
+    weights: MakeWeightCore
+    unsigned: MakeActivationCore
+    signed: MakeActivationCore
+    only_bits: int | None = None
+    weights_without_zero: bool = False
 
 
-@final
-class Lsq(Family):
-    """Learned step sizes for weights and activations (Esser et al., ICLR 2020)."""
-
-    weight, unsigned, signed = LsqWeight, LsqUnsigned, LsqSigned
+def _lsq_weights(bits: int, calibration: str, shape: Shape) -> FakeQuant:
+    return LsqQuant(bits, True, calibration, shape, of_weights=True)
 
 
-@final
-class LsqPlus(Family):
-    """LSQ with a learned zero point for tensors of both signs (Bhalgat et al., CVPR workshops 2020)."""
-
-    weight, unsigned, signed = LsqPlusWeight, LsqUnsigned, LsqPlusSigned
+def _lsq_unsigned(bits: int, calibration: str) -> StoredScaleQuant:
+    return LsqQuant(bits, False, calibration)
 
 
-@final
-class Pact(Family):
-    """Learned clipping of activations; weights as in DoReFa (Choi et al., 2018). Tensors of both signs: LSQ."""
-
-    weight, unsigned, signed = DorefaWeight, PactUnsigned, LsqSigned
+def _lsq_signed(bits: int, calibration: str) -> StoredScaleQuant:
+    return LsqQuant(bits, True, calibration)
 
 
-@final
-class Dorefa(Family):
-    """Weights through a tanh, activations of a fixed range (Zhou et al., 2016). Tensors of both signs, 8-bit weights: LSQ."""
-
-    weight, unsigned, signed = DorefaWeight, DorefaUnsigned, LsqSigned
+def _lsq_plus_weights(bits: int, calibration: str, shape: Shape) -> FakeQuant:
+    return _lsq_weights(bits, "sigmas" if calibration == "paper" else calibration, shape)
 
 
-@final
-class Hwgq(Family):
-    """Fixed Gaussian grids for weights and half-wave activations (Cai et al., CVPR 2017).
+def _or_lsq(make: MakeWeightCore, possible: Container[int]) -> MakeWeightCore:
+    """The weights of a paper that has a form for these numbers of bits only, with LSQ's grid at any other."""
 
-    The paper leaves tensors of both signs in float (the network's input, what an addition reads); here they take the
-    learned step of LSQ, so that the network still runs in integers.
-    """
+    def weights(bits: int, calibration: str, shape: Shape) -> FakeQuant:
+        return (make if bits in possible else _lsq_weights)(bits, calibration, shape)
 
-    weight, unsigned, signed = HwgqWeight, HwgqUnsigned, LsqSigned
+    return weights
 
 
-@final
-class Pot(Family):
-    """Learned scales that are powers of two (after Jain et al., MLSys 2020)."""
-
-    weight, unsigned, signed = PotWeight, PotUnsigned, PotSigned
-
-
-@final
-class Ternary(Family):
-    """Weights -1, 0, 1 times a scale that follows them (Li et al., 2016): w2 only. Activations and ends: LSQ."""
-
-    weight, unsigned, signed = TernaryWeight, LsqUnsigned, LsqSigned
-
-
-@final
-class Binary(Family):
-    """Weights -1, 1 times mean|W| (Rastegari et al., ECCV 2016): w1 only. Activations and ends: LSQ."""
-
-    weight, unsigned, signed = BinaryWeight, LsqUnsigned, LsqSigned
-
-
-@final
-class Ewgs(Family):
-    """Element-wise gradient scaling (Lee et al., CVPR 2021); weights at odd codes, 8-bit ones as in LSQ."""
-
-    weight, unsigned, signed = EwgsWeights, EwgsUnsigned, EwgsSigned
-
-
-FAMILIES: dict[str, type[Family]] = {
-    "lsq": Lsq,
-    "lsq_plus": LsqPlus,
-    "pact": Pact,
-    "dorefa": Dorefa,
-    "hwgq": Hwgq,
-    "pot": Pot,
-    "ternary": Ternary,
-    "binary": Binary,
-    "ewgs": Ewgs,
+FAMILIES: dict[str, Family] = {
+    "lsq": Family(
+        "Learned step sizes for weights and activations (Esser et al., ICLR 2020).",
+        weights=_lsq_weights,
+        unsigned=_lsq_unsigned,
+        signed=_lsq_signed,
+    ),
+    "lsq_plus": Family(
+        "LSQ with a learned zero point for tensors of both signs (Bhalgat et al., CVPR workshops 2020).",
+        weights=_lsq_plus_weights,
+        unsigned=_lsq_unsigned,
+        signed=ShiftedQuant,
+    ),
+    "pact": Family(
+        "Learned clipping of activations; weights as in DoReFa (Choi et al., 2018). Tensors of both signs: LSQ.",
+        weights=_or_lsq(TanhQuant, POSSIBLE_BITS),
+        unsigned=ClippedQuant,
+        signed=_lsq_signed,
+        weights_without_zero=True,
+    ),
+    "dorefa": Family(
+        "Weights through a tanh, activations of a fixed range (Zhou et al., 2016). "
+        "Tensors of both signs, 8-bit weights: LSQ.",
+        weights=_or_lsq(TanhQuant, POSSIBLE_BITS),
+        unsigned=RangeQuant,
+        signed=_lsq_signed,
+        weights_without_zero=True,
+    ),
+    "hwgq": Family(
+        "Fixed Gaussian grids for weights and half-wave activations (Cai et al., CVPR 2017).\n\n"
+        "The paper leaves tensors of both signs in float (the network's input, what an addition reads); here they take "
+        "the learned scale of LSQ, so that the network still runs in integers. So do 8-bit weights, whose odd integers "
+        "exceed int8.",
+        weights=_or_lsq(MidRise, POSSIBLE_BITS),
+        unsigned=HalfWave,
+        signed=_lsq_signed,
+        weights_without_zero=True,
+    ),
+    "pot": Family(
+        "Learned scales that are powers of two (after Jain et al., MLSys 2020).",
+        weights=lambda bits, calibration, shape: PowerOfTwo(bits, True, calibration, shape, of_weights=True),
+        unsigned=lambda bits, calibration: PowerOfTwo(bits, False, calibration),
+        signed=lambda bits, calibration: PowerOfTwo(bits, True, calibration),
+    ),
+    "ternary": Family(
+        "Weights -1, 0, 1 times a scale that follows them (Li et al., 2016): w2 only. Activations and ends: LSQ.",
+        weights=_or_lsq(TernaryQuant, (2,)),
+        unsigned=_lsq_unsigned,
+        signed=_lsq_signed,
+        only_bits=2,
+    ),
+    "binary": Family(
+        "Weights -1, 1 times mean|W| (Rastegari et al., ECCV 2016): w1 only. Activations and ends: LSQ.",
+        weights=_or_lsq(BinaryQuant, (1,)),
+        unsigned=_lsq_unsigned,
+        signed=_lsq_signed,
+        only_bits=1,
+    ),
+    "ewgs": Family(
+        "Element-wise gradient scaling (Lee et al., CVPR 2021); weights at odd codes, 8-bit ones as in LSQ.",
+        weights=_or_lsq(EwgsWeight, POSSIBLE_BITS),
+        unsigned=lambda bits, calibration: EwgsQuant(bits, False, calibration),
+        signed=lambda bits, calibration: EwgsQuant(bits, True, calibration),
+        weights_without_zero=True,
+    ),
 }

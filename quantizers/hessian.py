@@ -1,11 +1,11 @@
-"""EWGS's delta from the Hessian of the loss: how fast a gradient changes, beside how large it is.
+"""EWGS's delta from the Hessian of the loss: how fast a gradient changes, relative to how large it is.
 
 ``delta = max(0, (Tr(H) / N) / G)`` for each quantizer: H is the Hessian of the loss over its N rounded numbers, G three
 standard deviations of their gradients, both in units of the interval from the lowest to the highest level.
 
 Source: Lee, Kim, Ham, Network Quantization with Element-wise Gradient Scaling, CVPR 2021, section 3; the trace as Hutchinson
 estimates it. Departures: the network is in evaluation mode, so that nothing but delta changes; other quantizers pass
-derivatives straight through; the loss is the cross entropy with the labels, whatever else teaches the network.
+derivatives straight through; the loss is the cross entropy with the labels, whatever other loss terms the network has.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qkd.errors import DataError
-from qkd.quantizers.calibrate import evaluating
-from qkd.quantizers.ewgs import EwgsQuant
-from qkd.quantizers.fake_quant import FakeQuant
+from qkd.quantizers.calibration import evaluating, nonempty
+from qkd.quantizers.ewgs import ElementwiseScaling
+from qkd.quantizers.fake_quant import FakeQuant, cores_of
 from qkd.quantizers.inspection import quantizers
 
 PROBES = 8
@@ -29,40 +28,44 @@ PROBES = 8
 over batches makes smaller; each costs a third of a training step. The authors' code takes up to fifty."""
 Labelled = tuple[Tensor, Tensor]
 Quantize = Callable[[Tensor], tuple[Tensor, Tensor]]
+Shares = dict[str, list[Tensor]]
+"""By the name of a quantizer, for each of its calls in a forward pass: its output as a share of its interval."""
 
 
 def prepare_deltas(module: nn.Module, delta: str) -> None:
-    """Give every quantizer of EWGS a delta of its own, kept in the state dict, where it is to be estimated."""
-    for core in (core for core in module.modules() if isinstance(core, EwgsQuant)):
-        if delta == "hessian":
-            core.own_delta()
+    """With ``delta`` "hessian", give every quantizer of EWGS a delta of its own, kept in the state dict."""
+    for core in cores_of(module):
+        if delta == "hessian" and isinstance(core, ElementwiseScaling):
+            core.keep_own_delta()
 
 
 def needs_delta(network: nn.Module) -> bool:
     """Whether any quantizer's delta is to be estimated."""
-    return any(core.delta is not None for core in network.modules() if isinstance(core, EwgsQuant))
+    return any(_has_own_delta(core) for core in cores_of(network))
+
+
+def _has_own_delta(core: FakeQuant) -> bool:
+    return isinstance(core, ElementwiseScaling) and core.delta is not None
 
 
 def estimate_deltas(network: nn.Module, batches: Iterable[Labelled], seed: int) -> dict[str, float]:
-    """Set delta of every quantizer that asks for it, from (images, labels). -> the new values by quantizer
+    """Set delta of every quantizer that has its own, from (images, labels). -> the new values by quantizer
 
     Nothing else of the network changes, nor do the global random numbers. Raises DataError where there is no batch.
     """
-    cores = {name: c for name, c in quantizers(network) if isinstance(c, EwgsQuant) and c.delta is not None}
+    cores = {name: core for name, core in quantizers(network) if _has_own_delta(core)}
     total, count = dict.fromkeys(cores, 0.0), 0
     generator = torch.Generator().manual_seed(seed)
     with evaluating(network), torch.enable_grad():
-        for images, labels in batches:
+        for images, labels in nonempty(batches, "estimate_deltas"):
             count += 1
-            with _straight_through(network, cores) as seen:
+            with _straight_through(network, cores) as shares_of:
                 loss = F.cross_entropy(network(images), labels)
-            for name, ratio in _ratios(loss, seen, generator).items():
+            for name, ratio in _ratios(loss, shares_of, generator).items():
                 total[name] += ratio
-    if not count:
-        raise DataError("estimate_deltas: there is no batch; give at least one")
     found = {name: max(0.0, ratio / count) for name, ratio in total.items()}
     for name, core in cores.items():
-        assert core.delta is not None
+        assert isinstance(core, ElementwiseScaling) and core.delta is not None
         core.delta.fill_(found[name])
     return found
 
@@ -77,28 +80,21 @@ def traces(gradients: Sequence[Tensor], tensors: Sequence[Tensor], probes: int, 
     for index, (gradient, tensor) in enumerate(zip(gradients, tensors, strict=True)):
         for _ in range(probes):
             vector = 2 * torch.randint(2, tensor.shape, generator=generator).to(tensor) - 1
-            (product,) = torch.autograd.grad(
+            (times_hessian,) = torch.autograd.grad(
                 gradient, tensor, vector, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            total[index] += float((vector * product).sum())
+            total[index] += float((vector * times_hessian).sum())
     return total / probes
 
 
-class _Seen:
-    """What each quantizer gave in one forward pass: shares of its interval, from which its output was made."""
-
-    def __init__(self) -> None:
-        self.shares: dict[str, list[Tensor]] = {}
-
-
-def _ratios(loss: Tensor, seen: _Seen, generator: torch.Generator) -> dict[str, float]:
+def _ratios(loss: Tensor, shares_of: Shares, generator: torch.Generator) -> dict[str, float]:
     """(Tr(H) / N) / G of each quantizer; 0 where no gradient reaches it."""
-    names = [name for name, shares in seen.shares.items() for _ in shares]
-    tensors = [share for shares in seen.shares.values() for share in shares]
+    names = [name for name, shares in shares_of.items() for _ in shares]
+    tensors = [share for shares in shares_of.values() for share in shares]
     gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True, materialize_grads=True)
     found = traces(gradients, tensors, PROBES, generator)
     ratios = {}
-    for name, shares in seen.shares.items():
+    for name, shares in shares_of.items():
         own = [i for i, other in enumerate(names) if other == name]
         spread = 3 * float(torch.cat([gradients[i].detach().reshape(-1) for i in own]).std(correction=0))
         trace = float(found[own].sum()) / sum(share.numel() for share in shares)
@@ -107,10 +103,11 @@ def _ratios(loss: Tensor, seen: _Seen, generator: torch.Generator) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _straight_through(network: nn.Module, cores: dict[str, EwgsQuant]) -> Iterator[_Seen]:
-    """Every quantizer rounds as ever and passes gradients on unchanged inside its interval, by operations that can be
-    differentiated twice; what those in ``cores`` give is kept."""
-    seen, names = _Seen(), {core: name for name, core in cores.items()}
+def _straight_through(network: nn.Module, cores: dict[str, FakeQuant]) -> Iterator[Shares]:
+    """Every quantizer rounds as before and passes gradients on unchanged inside its interval, by operations that can be
+    differentiated twice. Yields what those in ``cores`` compute meanwhile."""
+    names = {core: name for name, core in cores.items()}
+    shares_of: Shares = {}
 
     def straight(core: FakeQuant, rounded: Quantize, x: Tensor) -> tuple[Tensor, Tensor]:
         y, scale = (part.detach() for part in rounded(x))
@@ -119,14 +116,14 @@ def _straight_through(network: nn.Module, cores: dict[str, EwgsQuant]) -> Iterat
         passed = x * ((x > low) & (x < low + width))
         share = (passed + (y - passed).detach()) / width
         if core in names:
-            seen.shares.setdefault(names[core], []).append(share.requires_grad_() if share.is_leaf else share)
+            shares_of.setdefault(names[core], []).append(share.requires_grad_() if share.is_leaf else share)
         return share * width, scale
 
-    changed = [core for core in network.modules() if isinstance(core, FakeQuant)]
+    changed = list(cores_of(network))
     for core in changed:
         core.quantize = partial(straight, core, core.quantize)  # type: ignore[method-assign]
     try:
-        yield seen
+        yield shares_of
     finally:
         for core in changed:
             del core.quantize

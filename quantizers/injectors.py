@@ -1,12 +1,14 @@
-"""The cores as Brevitas quantizers: pass these classes as ``weight_quant`` or ``act_quant`` to any Brevitas layer.
+"""The cores as Brevitas quantizers: two injectors, to pass as ``weight_quant`` or ``act_quant`` to any Brevitas layer.
 
-qnn.QuantConv2d(3, 8, 3, weight_quant=LsqWeight, weight_bit_width=4)
-qnn.QuantReLU(act_quant=LsqUnsigned, bit_width=4)
+    qnn.QuantConv2d(3, 8, 3, weight_quant=WeightQuantizer, weight_family=FAMILIES["lsq"], weight_bit_width=4)
+    qnn.QuantReLU(act_quant=ActivationQuantizer, family=FAMILIES["lsq"], signed=False, bit_width=4)
+
+Brevitas hands the keywords of a layer to its injector: of ``weight_quant`` those that begin with ``weight_``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,28 +20,8 @@ from qkd.quantizers.brevitas_imports import (
     WeightQuantProxyFromInjector,
     value,
 )
-from qkd.quantizers.hwgq import WEIGHT_STEPS, HalfWave, MidRise
-from qkd.quantizers.lsq import LsqQuant
-
-
-class ActivationCore(Protocol):
-    """What an activation quantizer's core offers besides being called: its grid as it is now."""
-
-    bits: int
-    low: int
-    high: int
-    bit_width: Tensor
-    calibrated: Tensor
-
-    def __call__(self, x: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
-
-    def value(self, x: Tensor) -> Tensor: ...
-
-    def scale(self) -> Tensor: ...
-
-    def zero(self) -> Tensor: ...
-
-    def fit(self, values: Tensor) -> None: ...
+from qkd.quantizers.fake_quant import FakeQuant, StoredScaleQuant
+from qkd.quantizers.families import FAMILIES, Family, Shape
 
 
 class WeightProxy(WeightQuantProxyFromInjector):
@@ -71,8 +53,8 @@ class ActivationProxy(ActQuantProxyFromInjector):
             self._built = True
 
     @property
-    def core(self) -> ActivationCore:
-        core: ActivationCore = self.fused_activation_quant_proxy.tensor_quant
+    def core(self) -> StoredScaleQuant:
+        core: StoredScaleQuant = self.fused_activation_quant_proxy.tensor_quant
         return core
 
     @property
@@ -95,80 +77,40 @@ class ActivationProxy(ActQuantProxyFromInjector):
         return self.core.bit_width if self.is_quant_enabled else None
 
 
-class Quantizer(ExtendedInjector):
-    """What all have in common; `families` lists what is made of it."""
+class WeightQuantizer(ExtendedInjector):
+    """Weights on the grid of a family, with one scale per output channel unless ``per_channel=False``."""
 
-    calibration = "mse"
-    float_to_int_impl_type = FloatToIntImplType.ROUND
-
-
-class Weight(Quantizer):
     proxy_class = WeightProxy
+    float_to_int_impl_type = FloatToIntImplType.ROUND
     signed = True
     narrow_range = True
+    family = FAMILIES["lsq"]
+    calibration = "mse"
     per_channel = True
 
     @value
-    def step_shape(module: Any, per_channel: bool) -> tuple[int, ...]:
+    def scale_shape(module: Any, per_channel: bool) -> Shape:
         if not per_channel:
             return ()
         axis = module.output_channel_dim
         return tuple(size if i == axis else 1 for i, size in enumerate(module.weight.shape))
 
+    @value
+    def tensor_quant(family: Family, bit_width: int, calibration: str, scale_shape: Shape) -> FakeQuant:
+        return family.weights(bit_width, calibration, scale_shape)
 
-class Activation(Quantizer):
+
+class ActivationQuantizer(ExtendedInjector):
+    """A tensor on the grid of a family, with one scale: from zero up, or of both signs with ``signed=True``."""
+
     proxy_class = ActivationProxy
+    float_to_int_impl_type = FloatToIntImplType.ROUND
+    signed = False
     narrow_range = False
-
-
-def lsq_of_weights(bits: int, calibration: str, shape: tuple[int, ...]) -> nn.Module:
-    """What the weights of every family come back to where its paper has no form for them."""
-    return LsqQuant(bits, True, calibration, shape, of_weights=True)
-
-
-class LsqWeight(Weight):
-    """Symmetric weights with a learned step, one per output channel unless ``per_channel=False``."""
+    family = FAMILIES["lsq"]
+    calibration = "mse"
 
     @value
-    def tensor_quant(bit_width: int, calibration: str, step_shape: tuple[int, ...]) -> nn.Module:
-        return lsq_of_weights(bit_width, calibration, step_shape)
-
-
-class LsqUnsigned(Activation):
-    """Activations from zero up, one learned step per tensor."""
-
-    signed = False
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return LsqQuant(bit_width, False, calibration)
-
-
-class LsqSigned(Activation):
-    """Activations of both signs, one learned step per tensor."""
-
-    signed = True
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return LsqQuant(bit_width, True, calibration)
-
-
-class HwgqWeight(Weight):
-    """Mid-rise Gaussian weights of 1 to 7 bits; 8-bit weights, whose odd codes exceed int8, take the LSQ grid."""
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str, step_shape: tuple[int, ...]) -> nn.Module:
-        if bit_width in WEIGHT_STEPS:
-            return MidRise(bit_width, calibration, step_shape)
-        return lsq_of_weights(bit_width, calibration, step_shape)
-
-
-class HwgqUnsigned(Activation):
-    """Half-wave Gaussian activations: the step is fixed by calibration."""
-
-    signed = False
-
-    @value
-    def tensor_quant(bit_width: int, calibration: str) -> nn.Module:
-        return HalfWave(bit_width, calibration)
+    def tensor_quant(family: Family, signed: bool, bit_width: int, calibration: str) -> StoredScaleQuant:
+        make = family.signed if signed else family.unsigned
+        return make(bit_width, calibration)

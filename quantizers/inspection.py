@@ -1,33 +1,30 @@
-"""What a quantized network consists of: its quantizers, their learned steps, and its layers for a report."""
+"""Access to the parts of a quantized network: its quantizers, their learned scales, and its layers for a report."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from qkd.quantizers.brevitas_imports import qnn
 from qkd.quantizers.fake_quant import FakeQuant
 from qkd.quantizers.fused_batch_norm import fuse_batch_norms
 from qkd.quantizers.injectors import ActivationProxy, WeightProxy
 
-_ACTIVATIONS = (qnn.QuantReLU, qnn.QuantIdentity)
-_LAYERS = (qnn.QuantConv1d, qnn.QuantConv2d, qnn.QuantLinear)
 
-
-def activations(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Names and modules of the quantizers between layers."""
+def activations(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[tuple[str, Any]]:
+    """Names and modules of the quantizers between layers, of those whose names begin with ``under``."""
     for name, module in network.named_modules():
-        if isinstance(module, _ACTIVATIONS) and isinstance(module.act_quant, ActivationProxy):
+        if name.startswith(under) and isinstance(getattr(module, "act_quant", None), ActivationProxy):
             yield name, module
 
 
-def weights(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Names and modules of the layers with quantized weights."""
+def weights(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[tuple[str, Any]]:
+    """Names and modules of the layers with quantized weights, of those whose names begin with ``under``."""
     for name, module in network.named_modules():
-        if isinstance(module, _LAYERS) and isinstance(module.weight_quant, WeightProxy):
+        if name.startswith(under) and isinstance(getattr(module, "weight_quant", None), WeightProxy):
             yield name, module
 
 
@@ -43,17 +40,17 @@ def uncalibrated(network: nn.Module) -> list[str]:
 
 
 def scales(network: nn.Module) -> list[nn.Parameter]:
-    """What quantizers learn (steps, offsets, clipping levels); weight decay would pull them to zero, so they get none."""
+    """The parameters of the quantizers (scales, offsets, clipping levels); weight decay would pull them to zero."""
     return [parameter for _, core in quantizers(network) for parameter in core.parameters()]
 
 
 def compile_cores(network: nn.Module, on: bool = True) -> None:
-    """Round with one kernel forward and one backward in every quantizer, for layers that stay eager.
+    """Round with one kernel forward and one backward in every quantizer, for layers that stay eager; or no longer.
 
     The kernels take tensors of every size. On the CPU they are C (half a second once for a process; nothing changes where
-    there is no compiler), and batch norm in training is one kernel with the rounding behind it (`norms`), equal to the two
-    within float32's last digits. Elsewhere they are made by ``torch.compile`` (seconds, at the first step). Inside a stage
-    that is compiled as a whole this changes nothing.
+    there is no compiler), and batch norm in training is one kernel with the rounding behind it (`fused_batch_norm`), equal
+    to the two within float32's last digits. Elsewhere ``torch.compile`` makes them (seconds, in the first step). Inside a
+    stage that is compiled as a whole this changes nothing.
     """
     for _, core in quantizers(network):
         core.compiled = on
@@ -76,10 +73,11 @@ def evaluated(network: nn.Module) -> Iterator[None]:
 def disabled(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[None]:
     """The network in float for the length of the block: nothing is rounded, activation functions still apply.
 
-    With ``under`` only the layers whose names begin so.
+    With ``under`` only those whose names begin with it.
     """
-    proxies = [layer.act_quant for name, layer in activations(network) if name.startswith(under)] + [
-        layer.weight_quant for name, layer in weights(network) if name.startswith(under)
+    proxies = [
+        *(layer.act_quant for _, layer in activations(network, under)),
+        *(layer.weight_quant for _, layer in weights(network, under)),
     ]
     before = [proxy.disable_quant for proxy in proxies]
     for proxy in proxies:
@@ -89,6 +87,24 @@ def disabled(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[
     finally:
         for proxy, was in zip(proxies, before, strict=True):
             proxy.disable_quant = was
+
+
+@contextlib.contextmanager
+def outputs_observed(layers: dict[str, Any], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """For the length of the block, call ``observe`` with a layer's name and its output in every forward pass."""
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def observed(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            observe(name, output)  # and return None: what a hook returns would replace the output
+
+        return observed
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Layer(NamedTuple):

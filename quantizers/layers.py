@@ -1,7 +1,7 @@
-"""Brevitas twins of float layers, and the quantizers between them.
+"""Brevitas layers in place of float ones, and the quantizers between them.
 
-They are Brevitas' layers, with a shorter way through ``forward`` where nothing but their own quantizer is on: per call
-Brevitas' general one costs as much as rounding a small tensor.
+They are Brevitas' layers with a shorter ``forward`` for plain tensors outside export: per call Brevitas' general one
+costs as much as rounding a small tensor.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from qkd.errors import SchemeError
 from qkd.quantizers.brevitas_imports import qnn
 from qkd.quantizers.exact import round_bias
-from qkd.quantizers.fake_quant import FakeQuant
+from qkd.quantizers.fake_quant import cores_of
 from qkd.quantizers.families import FAMILIES
+from qkd.quantizers.injectors import ActivationQuantizer, WeightQuantizer
 from qkd.quantizers.scheme import Scheme
 
 
@@ -25,7 +26,7 @@ class _Weighted:
 
     is_leaf = True
     input_core: tuple[Any, ...] = ()
-    """In the bit-exact edition the core that rounds the input; in a tuple, so that it is no part of this layer."""
+    """For a bit-exact network, the core that rounds the input; in a tuple, so that it is no submodule of this layer."""
 
     def forward(self: Any, x: Any) -> Any:
         proxy = self.weight_quant
@@ -43,7 +44,7 @@ class _Weighted:
         return result
 
     def final_bias(self: Any) -> Tensor | None:
-        """The bias that ``forward`` adds: rounded in the bit-exact edition."""
+        """The bias that ``forward`` adds: rounded in a bit-exact network."""
         _, scale, _, bits = self.weight_quant.tensor_quant(self.weight)
         bias: Tensor | None = self._rounded_bias(scale, bits)
         return bias
@@ -74,9 +75,9 @@ class Linear(_Weighted, qnn.QuantLinear):
 class _Activation:
     is_leaf = True
     norm: tuple[Any, ...] = ()
-    """The batch norm whose result this quantizer alone reads, if any; in a tuple, so that it is no part of this layer."""
+    """The batch norm whose result only this quantizer reads, if any; in a tuple, so that it is no submodule of this layer."""
     made: Any = None
-    """A weak reference to the tensor that this batch norm has rounded already."""
+    """A weak reference to the tensor that this batch norm has already rounded."""
 
     def forward(self: Any, x: Any) -> Any:
         if not torch.compiler.is_compiling() and self.made is not None and self.made() is x:
@@ -97,7 +98,7 @@ class Identity(_Activation, qnn.QuantIdentity):
     pass
 
 
-_TWINS: dict[type, Any] = {nn.Conv1d: Convolution1d, nn.Conv2d: Convolution2d, nn.Linear: Linear}
+_QUANTIZED: dict[type, Any] = {nn.Conv1d: Convolution1d, nn.Conv2d: Convolution2d, nn.Linear: Linear}
 _CONV_SETTINGS = (
     "in_channels",
     "out_channels",
@@ -111,13 +112,14 @@ _CONV_SETTINGS = (
 
 
 def quantized_layer(layer: nn.Module, bits: int, scheme: Scheme) -> nn.Module:
-    """The Brevitas layer that computes what ``layer`` does, with quantized weights; it takes over its parameters."""
+    """The Brevitas layer that computes what ``layer`` does, with quantized weights; it shares its parameters."""
     names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else _CONV_SETTINGS
-    made: nn.Module = _TWINS[type(layer)](
+    made: nn.Module = _QUANTIZED[type(layer)](
         **{name: getattr(layer, name) for name in names},
         bias=layer.bias is not None,
-        device="meta",  # the parameters made here are thrown away: no memory, no random numbers
-        weight_quant=FAMILIES[scheme.of_weights].weight,
+        device="meta",  # the parameters created here are replaced below: no memory, no random numbers
+        weight_quant=WeightQuantizer,
+        weight_family=FAMILIES[scheme.family_of_weights],
         weight_bit_width=bits,
         weight_calibration=scheme.calibration,
         weight_per_channel=scheme.per_channel,
@@ -128,33 +130,39 @@ def quantized_layer(layer: nn.Module, bits: int, scheme: Scheme) -> nn.Module:
 
 
 def relu_quantizer(name: str, bits: int, scheme: Scheme, six: bool = False) -> nn.Module:
-    """A ReLU whose output is quantized; six keeps ReLU6's bound while rounding is off, so calibration sees it.
+    """A ReLU whose output is quantized; ``six`` keeps ReLU6's bound while rounding is off, for calibration to see.
 
     With rounding on the top level bounds the output: calibration puts it at 6 or below, training may move it.
     """
-    made: nn.Module = Relu(
-        act_quant=FAMILIES[scheme.of_activations].unsigned, bit_width=bits, calibration=scheme.calibration
-    )
+    made: nn.Module = Relu(**_activation_settings(bits, scheme, signed=False))
     if six:
         made.act_quant.fused_activation_quant_proxy.activation_impl = nn.ReLU6()  # type: ignore[union-attr]
     return _named(made, name)
 
 
 def identity_quantizer(name: str, bits: int, scheme: Scheme, signed: bool) -> nn.Module:
-    """A quantizer of a tensor that no ReLU precedes."""
+    """A quantizer of a tensor that no ReLU precedes. Raises SchemeError for one bit where the tensor has both signs."""
     if signed and bits == 1:
         raise SchemeError(
             f"{name}: the tensor has both signs, and 1 bit has no grid for that; take 2 bits or more for the layers it "
-            f"feeds (overrides, first, last or sums)"
+            f"feeds (overrides, first, last or sums)",
+            key="scheme.one-signed-bit",
         )
-    family = FAMILIES[scheme.of_activations]
-    quantizer = family.signed if signed else family.unsigned
-    made: nn.Module = Identity(act_quant=quantizer, bit_width=bits, calibration=scheme.calibration)
+    made: nn.Module = Identity(**_activation_settings(bits, scheme, signed=signed))
     return _named(made, name)
 
 
+def _activation_settings(bits: int, scheme: Scheme, *, signed: bool) -> dict[str, Any]:
+    return {
+        "act_quant": ActivationQuantizer,
+        "family": FAMILIES[scheme.family_of_activations],
+        "signed": signed,
+        "bit_width": bits,
+        "calibration": scheme.calibration,
+    }
+
+
 def _named(layer: nn.Module, name: str) -> nn.Module:
-    for core in layer.modules():
-        if isinstance(core, FakeQuant):
-            core.name = name
+    for core in cores_of(layer):
+        core.name = name
     return layer

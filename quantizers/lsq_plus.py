@@ -1,4 +1,4 @@
-"""LSQ+: a learned offset for tensors of both signs, kept as an integer zero point."""
+"""LSQ+: a learned scale and a learned offset for tensors of both signs; the offset becomes an integer zero point."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.fake_quant import FakeQuant
+from qkd.quantizers.fake_quant import StoredScaleQuant
 from qkd.quantizers.round_to_grid import at_least_float32, direction, positive_scale
-from qkd.quantizers.step_search import offsets
+from qkd.quantizers.scale_search import search_scale_and_offset
 
 
 @final
-class ShiftedQuant(FakeQuant):
+class ShiftedQuant(StoredScaleQuant):
     """``y = (clip(round(x / s) + z, low, high) - z) * s``. State: ``step`` and ``offset`` (both learned), ``calibrated``.
 
     ``offset`` is the lowest value of the grid, the paper's beta; ``z = low - round(offset / s)``, limited to low..high, so
@@ -27,20 +27,20 @@ class ShiftedQuant(FakeQuant):
 
     def __init__(self, bits: int, calibration: str) -> None:
         low = -(2 ** (bits - 1))
-        super().__init__(bits, low, low + 2**bits - 1, code_bits=bits, calibration=calibration)
+        super().__init__(bits, low, low + 2**bits - 1, integer_bits=bits, calibration=calibration)
         self.step, self.offset = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.0))
 
     def scale(self) -> Tensor:
         return positive_scale(self.step)
 
     def zero(self) -> Tensor:
-        """The integer zero point, one of the codes low..high."""
+        """The integer zero point, from low to high."""
         return (self.low - (self.offset.detach() / self.scale()).round()).clamp(self.low, self.high)
 
     def fit(self, values: Tensor) -> None:
-        step, offset = offsets(values.reshape(-1), self.high - self.low, self.calibration)
+        scale, offset = search_scale_and_offset(values.reshape(-1), self.high - self.low, self.calibration)
         with torch.no_grad():
-            self.step.copy_(step)
+            self.step.copy_(scale)
             self.offset.copy_(offset)
         self.mark_calibrated()
 
@@ -68,8 +68,8 @@ class _Shifted(torch.autograd.Function):
         g, ratio = at_least_float32(gradient), at_least_float32(x) / s
         passed = torch.where(ratio > low, torch.where(ratio < high, g, 0.0), 0.0)
         clipped = (g - passed).sum()
-        codes = ratio.round().clamp_(low, high)
+        integers = ratio.round().clamp_(low, high)
         # counted from the offset: eq. 5 has n = 0 for what is clipped below
-        total = (g * (codes - low)).sum() - (passed * (ratio - low)).sum()
+        total = (g * (integers - low)).sum() - (passed * (ratio - low)).sum()
         to_step = (total * ctx.gradient_scale * direction(step)).to(step.dtype)
         return passed.to(x.dtype), to_step, (clipped * ctx.gradient_scale).to(step.dtype), None, None, None, None

@@ -1,4 +1,4 @@
-"""PACT: a clipping level that learns from what it clips, and from nothing else."""
+"""PACT: activations with a learned clipping level, whose gradient comes from the clipped values alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.fake_quant import FakeQuant, levels
+from qkd.quantizers.fake_quant import StoredScaleQuant, levels
 from qkd.quantizers.round_to_grid import at_least_float32, direction, positive_scale
-from qkd.quantizers.step_search import steps
+from qkd.quantizers.scale_search import search_scales
 
 START = 10.0
 """The clipping level the paper begins with."""
 
 
 @final
-class ClippedQuant(FakeQuant):
+class ClippedQuant(StoredScaleQuant):
     """``y = round(clip(x, 0, alpha) / s) * s`` with ``s = alpha / (2 ** bits - 1)``. State: ``alpha`` (learned), ``calibrated``.
 
     dy/dx = 1 for 0 < x < alpha, else 0; dy/dalpha = 1 for x >= alpha, else 0.
@@ -26,7 +26,7 @@ class ClippedQuant(FakeQuant):
     """
 
     def __init__(self, bits: int, calibration: str) -> None:
-        super().__init__(bits, *levels(bits, signed=False, narrow=False), code_bits=bits, calibration=calibration)
+        super().__init__(bits, *levels(bits, signed=False, narrow=False), integer_bits=bits, calibration=calibration)
         self.alpha = nn.Parameter(torch.tensor(START))
 
     def scale(self) -> Tensor:
@@ -37,7 +37,7 @@ class ClippedQuant(FakeQuant):
             if self.calibration == "paper":
                 self.alpha.fill_(START)
             else:
-                found = steps(values.reshape(1, -1), self.low, self.high, self.calibration)
+                found = search_scales(values.reshape(1, -1), self.low, self.high, self.calibration)
                 self.alpha.copy_(found[0] * self.high)
         self.mark_calibrated()
 

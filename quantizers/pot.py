@@ -6,12 +6,13 @@ from typing import final
 
 from torch import Tensor
 
-from qkd.quantizers.lsq import LsqQuant
+from qkd.quantizers.fake_quant import levels
+from qkd.quantizers.learned_scale import LearnedScale
 from qkd.quantizers.round_to_grid import positive_scale, round_to_grid
 
 
 @final
-class PowerOfTwo(LsqQuant):
+class PowerOfTwo(LearnedScale):
     """Learned step size with the scale ``2 ** round(log2 |step|)``. State: ``step`` (learned) and ``calibrated``.
 
     The rounding of the exponent is passed straight through, so ``ds/dstep = s / step`` (Jain et al., Trained Quantization
@@ -20,6 +21,12 @@ class PowerOfTwo(LsqQuant):
     the gradient is scaled as in LSQ. A batch norm folded into weights at export multiplies their scales, so there
     only those of layers without one stay powers of two.
     """
+
+    def __init__(
+        self, bits: int, signed: bool, calibration: str, shape: tuple[int, ...] = (), of_weights: bool = False
+    ) -> None:
+        grid = levels(bits, signed, narrow=of_weights)
+        super().__init__(bits, *grid, bits, calibration, shape, of_weights)
 
     def scale(self) -> Tensor:
         return positive_scale(self.step).log2().round_().exp2()

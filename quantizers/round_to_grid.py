@@ -1,4 +1,4 @@
-"""Rounding to a uniform grid with the gradient of LSQ: one pass forward, one backward, nothing kept but what is needed.
+"""Rounding to a uniform grid with the gradient of LSQ: one pass forward, one backward, no temporary tensors kept.
 
 ``y = clip(round(x / s), low, high) * s``; with ``q = y / s`` and *inside* meaning ``low * s < x < high * s``:
 
@@ -9,10 +9,10 @@ Summed over the tensor, ``dL/ds = (sum(g * y) - sum(dL/dx * x)) / s``: two dot p
 Arithmetic is float32 (float64 for float64 tensors) whatever autocast does: a bfloat16 ``x / s`` would round to a
 neighbouring level. ``y`` comes back in the type of ``x``.
 
-Ways that lead to the same numbers: on the CPU, with one step for a tensor, the work is done a block at a time, so that
-memory is read and written once; elsewhere with whole-tensor operations, which ``torch.compile`` traces and fuses with
-what surrounds them; or, where asked for (see `compile_cores`), with kernels of its own: on the CPU those of `native`, on
-other devices the same whole-tensor operations compiled. Behind a batch norm that trains, `norms` does both at once.
+There are several implementations of the same numbers: on the CPU, with one scale for a tensor, one block at a time, so
+that memory is read and written once; elsewhere whole-tensor operations, which ``torch.compile`` traces and fuses with
+what surrounds them; or, on request (see `compile_cores`), kernels of their own: on the CPU those of `c_kernels`, on other
+devices the same whole-tensor operations compiled. Behind a batch norm in training, `fused_batch_norm` does both at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qkd.quantizers import c_kernels
 SMALLEST = 1e-8
 """The floor of every scale: far below any trained step, far above the smallest float32."""
 BLOCK = 2**18
-"""Elements worked on at once: small enough to stay in the cache, large enough to make the calls cheap."""
+"""Elements of a block: small enough to stay in the cache, large enough to make the calls cheap."""
 
 
 def round_to_grid(
@@ -48,8 +48,8 @@ def round_to_grid(
     Args:
         step: learned step, 0-d for the whole tensor or shaped to broadcast over it, e.g. (O, 1, 1, 1).
         gradient_scale: factor on the gradient of the step (LSQ section 2.2).
-        scale: ``s`` where it is not ``positive(step)``; the gradient of the step is then that of ``s * step / step``,
-            straight through whatever made the one of the other.
+        scale: ``s`` where it is not ``positive_scale(step)``; the gradient of the step is then that of ``s * step / step``,
+            straight through the function that computed the scale.
         compiled: forward and backward as one kernel each, where there is one for the device and the type.
     Source: Esser et al., Learned Step Size Quantization, ICLR 2020, eq. 1-5.
     """
@@ -60,9 +60,9 @@ def round_to_grid(
 
 
 def positive_scale(step: Tensor) -> Tensor:
-    """The scale a stored step stands for, ``max(|step|, SMALLEST)``, detached.
+    """The scale of a stored step, ``max(|step|, SMALLEST)``, detached.
 
-    A step that an optimizer carries through zero is reflected, so it goes on learning instead of sticking at the floor.
+    A step that an optimizer moves through zero is reflected, so it goes on learning instead of staying at the floor.
     """
     return step.detach().abs().clamp_min(SMALLEST)
 
@@ -73,7 +73,7 @@ def direction(step: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in the type rounding is decided in: float64 stays, everything else becomes float32."""
+    """``x`` in the type in which it is rounded: float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -123,7 +123,7 @@ class _Round(torch.autograd.Function):
 
 
 class _RoundNatively(torch.autograd.Function):
-    """`_Round` for what `native` can do, with as little Python around it as there can be: small tensors notice."""
+    """`_Round` by `c_kernels`, with as little Python around it as possible, which is what small tensors wait for."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
@@ -162,7 +162,7 @@ def _differentiate_whole(
 
 
 def _summed(values: Tensor, s: Tensor) -> Tensor:
-    """The sum over what shares a step; of images channel by channel first, in one loop with batch norm's own sums."""
+    """The sum over numbers that share a scale; of images channel by channel first, in one loop with batch norm's own sums."""
     return values.sum((0, 2, 3)).sum() if s.ndim == 0 and values.ndim == 4 else values.sum_to_size(s.shape)
 
 
@@ -177,7 +177,7 @@ def _round_blocks(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
 def _differentiate_blocks(
     g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: int, high: int
 ) -> tuple[Tensor, Tensor | None]:
-    """As `_differentiate_whole`, by kernels that take plain numbers, which anywhere else would mean to wait for them."""
+    """As `_differentiate_whole`, by kernels that take plain numbers, for which other devices would have to be waited for."""
     x = _packed(x)
     g = _laid_out_as(x, g)
     passed = torch.empty_like(x)
@@ -217,7 +217,7 @@ def _differentiate_fused(g: Tensor, x: Tensor, s: Tensor, low: int, high: int) -
 
 
 def _rows(s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A packed tensor as one row, or one for each step, in the order of memory; and the steps beside them.
+    """A packed tensor as one row, or one for each scale, in the order of memory; and the scales, of a shape that fits.
 
     So the compiler sees two kinds of tensors, whatever the layers.
     """

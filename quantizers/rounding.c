@@ -17,7 +17,7 @@ void qkd_round(const float *restrict x, float *restrict y, long rows, long count
   }
 }
 
-/* Gradients of one block: that of x into passed, and the sum of g * (code - passing ratio), that of the scale. */
+/* Gradients of one block: that of x into passed, and the sum of g * (integer - passing ratio), that of the scale. */
 static double of_block(const float *restrict g, const float *restrict x, float *restrict passed, long n, float scale,
                        float low, float high) {
   float lanes[LANES] = {0};
@@ -38,7 +38,7 @@ static double of_block(const float *restrict g, const float *restrict x, float *
   return total;
 }
 
-/* passed: gradient of x; to_step: one number for each row. Returns whether there was memory. */
+/* passed: gradient of x; to_step: one number for each row. Returns 0 where there is no memory, else 1. */
 int qkd_differentiate(const float *g, const float *x, float *passed, float *to_step, long rows, long count,
                       const float *s, const float *step, float low, float high, float factor, float smallest, int threads) {
   long blocks = blocks_of(count);

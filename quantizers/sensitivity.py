@@ -1,4 +1,4 @@
-"""Sensitivity: what it costs to give one layer fewer bits, layer by layer, and how often each layer's bits count."""
+"""Sensitivity of a network to the bits of each layer's weights, and how often each bit of a layer is used."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qkd.quantizers import Scheme, calibrate, describe, insert
-from qkd.quantizers.scheme import bits_of
+from qkd.quantizers.calibration import calibrate
+from qkd.quantizers.families import FAMILIES
+from qkd.quantizers.insertion import insert
+from qkd.quantizers.inspection import outputs_observed, weights
+from qkd.quantizers.scheme import FamilyName, Scheme, bits_of
 
 CHOICES = (2, 3, 4, 5, 6, 8)
 By = Literal["size", "macs"]
 Measure = Literal["loss", "logits"]
-Sensitivity = Mapping[str, Mapping[int, float]]  # layer -> bits -> error
+Sensitivity = Mapping[str, Mapping[int, float]]
+"""The error by layer and number of bits."""
 
 
 @torch.no_grad()
@@ -30,29 +34,46 @@ def sensitivity(
     choices: Sequence[int] = CHOICES,
     measure: Measure = "loss",
 ) -> tuple[dict[str, dict[int, float]], dict[str, int]]:
-    """For each inner layer and number of bits, how much worse the network becomes when that layer alone has so few.
+    """For each inner layer and number of bits, the error of the network when only that layer's weights have these bits.
 
     By ``loss``: the rise of the cross-entropy against the labels, in nats, never less with fewer bits; by ``logits``: the
-    squared change of the logits as a share of their square. Everything else has 8-bit weights and the scheme's
-    activations. Also the bits of each layer's input. The network is a float one and stays as it is.
+    squared change of the logits as a share of their square. All other weights have 8 bits, and activations those of the
+    scheme. Also the bits of each layer's input. The network (float) stays as it is. Raises as `insert` and `calibrate`.
     """
-    own = replace(scheme, weights=8, weight_family=_uniform(scheme), overrides={}, progressive=())
+    own = replace(scheme, weights=8, weight_family=_family_of_any_bits(scheme), overrides={}, progressive=())
     reference = insert(network.eval(), own)
     calibrate(reference, [images])
     before = reference.eval()(images)
-    ends = {name for name, bits in _weight_bits(insert(network, replace(own, first=2, last=2))).items() if bits == 2}
-    inner = [name for name in _weight_bits(reference) if name not in ends]
-    found: dict[str, dict[int, float]] = {name: {} for name in inner}
+    found: dict[str, dict[int, float]] = {name: {} for name in _inner_layers(network, own)}
     for bits in sorted(choices, reverse=True):
-        lower = insert(network, replace(own, weights=bits))
-        calibrate(lower, [images[:1]])
-        for name in inner:
-            proxy, other = (module.get_submodule(name).weight_quant for module in (reference, lower))
-            proxy.tensor_quant, kept = other.tensor_quant, proxy.tensor_quant  # type: ignore[union-attr]
-            error = _error(reference(images), before, labels, measure)
-            found[name][bits] = max([error, *found[name].values()]) if measure == "loss" else error
-            proxy.tensor_quant = kept  # type: ignore[union-attr]
-    return found, _input_bits(scheme, inner)
+        lowered = insert(network, replace(own, weights=bits))
+        calibrate(lowered, [images[:1]])
+        for name, errors in found.items():
+            logits = _with_weights_of(reference, lowered, name, images)
+            error = _error(logits, before, labels, measure)
+            errors[bits] = max([error, *errors.values()]) if measure == "loss" else error
+    return found, _input_bits(scheme, found)
+
+
+def _family_of_any_bits(scheme: Scheme) -> FamilyName:
+    """The family of the weights, or LSQ where it has one number of bits only."""
+    name = scheme.family_of_weights
+    return name if FAMILIES[name].only_bits is None else "lsq"
+
+
+def _inner_layers(network: nn.Module, scheme: Scheme) -> list[str]:
+    """Layers whose weights have the bits of the scheme and not those of its first and last layers."""
+    marked = insert(network, replace(scheme, first=2, last=2))
+    return [name for name, layer in weights(marked) if layer.weight_quant.tensor_quant.bits != 2]
+
+
+def _with_weights_of(reference: nn.Module, lowered: nn.Module, name: str, images: Tensor) -> Tensor:
+    """The logits of the reference with the weight quantizer of one layer taken from the lowered network."""
+    proxy, other = (module.get_submodule(name).weight_quant for module in (reference, lowered))
+    proxy.tensor_quant, kept = other.tensor_quant, proxy.tensor_quant  # type: ignore[union-attr]
+    logits: Tensor = reference(images)
+    proxy.tensor_quant = kept  # type: ignore[union-attr]
+    return logits
 
 
 def _error(logits: Tensor, before: Tensor, labels: Tensor, measure: Measure) -> float:
@@ -61,36 +82,25 @@ def _error(logits: Tensor, before: Tensor, labels: Tensor, measure: Measure) -> 
     return float((logits - before).square().mean() / before.square().mean())
 
 
-def costs(network: nn.Module, layers: Iterable[str], images: Tensor, by: By) -> dict[str, int]:
-    """How often each bit of a layer counts: its weights, or its weights times the pixels they are used at."""
-    wanted, found = set(layers), {}
-    copied = copy.deepcopy(network).eval()
-    for name, layer in copied.named_modules():
-        if name in wanted:
-            count = layer.weight.numel()
-            found[name] = count
-            if by == "macs":
-                layer.register_forward_hook(
-                    lambda layer, inputs, output, name=name, count=count: found.update(
-                        {name: count * output[0].numel() // len(layer.weight)}
-                    )
-                )
-    with torch.no_grad():
-        copied(images)
-    return found
-
-
-def _uniform(scheme: Scheme) -> Any:
-    """The weights' family, or LSQ's where it has one number of bits only."""
-    return "lsq" if scheme.of_weights in ("ternary", "binary") else scheme.of_weights
-
-
-def _weight_bits(module: nn.Module) -> dict[str, int]:
-    return {layer.name: layer.bits for layer in describe(module) if layer.kind in ("conv", "linear")}
-
-
 def _input_bits(scheme: Scheme, layers: Iterable[str]) -> dict[str, int]:
     bits = dict.fromkeys(layers, scheme.activations)
     for pattern, shorthand in scheme.overrides.items():
         bits |= {name: bits_of(shorthand)[1] for name in bits if fnmatch(name, pattern)}
     return bits
+
+
+def costs(network: nn.Module, layers: Iterable[str], images: Tensor, by: By) -> dict[str, int]:
+    """How often each bit of a layer is used: its weights, or its weights times the pixels they are applied to."""
+    wanted, copied = set(layers), copy.deepcopy(network).eval()
+    chosen: dict[str, Any] = {name: layer for name, layer in copied.named_modules() if name in wanted}
+    found = {name: layer.weight.numel() for name, layer in chosen.items()}
+    if by == "size":
+        return found
+
+    def count(name: str, output: Tensor) -> None:
+        weight = chosen[name].weight
+        found[name] = weight.numel() * output[0].numel() // len(weight)
+
+    with outputs_observed(chosen, count), torch.no_grad():
+        copied(images)
+    return found

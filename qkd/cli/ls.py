@@ -14,15 +14,17 @@ def listing(what: str) -> list[tuple[str, str]]:
         from qkd import recipe as recipes
 
         return [(name, _comment(recipes.text_of(name))) for name in recipes.bundled()]
+    if what == "schemes":
+        from qkd.quantizers import FAMILIES
+
+        return [(name, family.description.split("\n")[0]) for name, family in FAMILIES.items()]
     table: dict[str, Any]
     if what == "methods":
         from qkd.methods import METHODS as table
     elif what == "networks":
         from qkd.networks import NETWORKS as table
-    elif what == "datasets":
-        from qkd.data import DATASETS as table
     else:
-        from qkd.quantizers import FAMILIES as table
+        from qkd.data import DATASETS as table
     return [(name, (thing.__doc__ or "").strip().split("\n")[0]) for name, thing in table.items()]
 
 

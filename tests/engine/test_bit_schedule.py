@@ -19,7 +19,7 @@ from qkd.quantizers import Scheme, bit_stages, calibrate, insert, quantizers, se
 from qkd.storage.run import Run
 from tests.support.refusals import Refused
 from tests.support.tiny_runs import TINY, recipe_in
-from tests.support.tiny_wirings import Residual, images, settled
+from tests.support.tiny_wirings import Residual, images, with_statistics
 
 ONE = Machine("cpu", threads=1)
 DOWN = {"weights": 2, "activations": 2, "progressive": [8, 4, 2]}
@@ -37,12 +37,12 @@ def bits_in(network: torch.nn.Module) -> set[int]:
 
 
 def test_ranges_stay_when_bits_go() -> None:
-    module = insert(settled(Residual), Scheme(2, 3, progressive=(8, 4, 2), overrides={"layer1.*": "w5a5"}))
+    module = insert(with_statistics(Residual), Scheme(2, 3, progressive=(8, 4, 2), overrides={"layer1.*": "w5a5"}))
     cores = dict(quantizers(module))
     assert bit_stages(module) == 3
-    assert cores["layer2.conv1.weight"].ladder == (8, 4, 2)
-    assert cores["layer1.conv1.weight"].ladder == (8, 5, 5)
-    assert cores["stem.0.weight"].ladder == (8, 8, 8)
+    assert cores["layer2.conv1.weight"].bit_schedule == (8, 4, 2)
+    assert cores["layer1.conv1.weight"].bit_schedule == (8, 5, 5)
+    assert cores["stem.0.weight"].bit_schedule == (8, 8, 8)
     set_bit_stage(module, 0, keep_range=False)
     assert bits_in(module) == {8}
     calibrate(module, [images()])
@@ -53,7 +53,7 @@ def test_ranges_stay_when_bits_go() -> None:
     assert set_bit_stage(module, 2, keep_range=True)
     for name, core in cores.items():
         assert torch.allclose((core.high - core.low) * core.scale(), before[name], rtol=1e-5), name
-    fresh = dict(quantizers(insert(settled(Residual), Scheme(2, 3, overrides={"layer1.*": "w5a5"}))))
+    fresh = dict(quantizers(insert(with_statistics(Residual), Scheme(2, 3, overrides={"layer1.*": "w5a5"}))))
     grids = {name: (c.bits, c.low, c.high, int(c.bit_width)) for name, c in fresh.items()}
     assert {name: (c.bits, c.low, c.high, int(c.bit_width)) for name, c in cores.items()} == grids
 

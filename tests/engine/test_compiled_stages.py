@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from qkd.distill.stages import cut
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, compile_cores, insert, quantizers
-from tests.support.tiny_wirings import Residual, images, made
+from tests.support.tiny_wirings import Residual, images, quantized
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # said by the compiler about its own look
@@ -35,7 +35,7 @@ def test_a_stage_is_one_graph_made_once(family: str) -> None:
 
 @pytest.mark.parametrize("cores", [False, True])
 def test_channels_last_goes_through_the_network(cores: bool) -> None:
-    module = made(Residual, "w4a4").to(memory_format=torch.channels_last).train()
+    module = quantized(Residual, "w4a4").to(memory_format=torch.channels_last).train()
     compile_cores(module, cores)
     seen: dict[str, bool] = {}
 
@@ -56,7 +56,7 @@ def test_channels_last_goes_through_the_network(cores: bool) -> None:
 @pytest.mark.parametrize("cores", [False, True])
 def test_autocast_to_bfloat16_decides_levels_as_float32_does(cores: bool) -> None:
     """Every value is a level times a float32 scale, rounded to bfloat16 once; zero is zero."""
-    module = made(Residual, "w4a4")
+    module = quantized(Residual, "w4a4")
     compile_cores(module, cores)
     outputs: dict[str, torch.Tensor] = {}
     for name, layer in module.named_modules():

@@ -31,7 +31,7 @@ from qkd.quantizers import Scheme, calibrate, insert, quantizers
 from qkd.storage.run import Run
 from tests.support.refusals import Refused
 from tests.support.tiny_runs import recipe_in
-from tests.support.tiny_wirings import Residual, images, settled
+from tests.support.tiny_wirings import Residual, images, with_statistics
 
 
 def test_the_budget_is_met_and_sensitive_layers_keep_their_bits(refused: Refused) -> None:
@@ -52,7 +52,7 @@ def test_the_budget_is_met_and_sensitive_layers_keep_their_bits(refused: Refused
 
 
 def test_lowering_one_layer_moves_the_logits_more_the_fewer_bits_it_has() -> None:
-    network = settled(Residual)
+    network = with_statistics(Residual)
     scheme = Scheme(4, 8, overrides={"layer1.*": "w4a6"})
     found, activations = sensitivity(network, scheme, images(), torch.arange(len(images())) % 4, (2, 4, 8), "logits")
     assert set(found) == {f"layer{i}.conv{j}" for i in (1, 2) for j in (1, 2)} | {"layer2.down.0"}
@@ -75,7 +75,7 @@ def test_lowering_one_layer_moves_the_logits_more_the_fewer_bits_it_has() -> Non
 
 
 def test_sensitivity_by_loss_is_what_the_loss_rises_by() -> None:
-    network, x = settled(Residual), images()
+    network, x = with_statistics(Residual), images()
     labels = network.eval()(x).argmax(1).detach()
     found, _ = sensitivity(network, Scheme(4, 8), x, labels, (2, 8))
     assert all(errors[2] >= errors[8] == 0 for errors in found.values())
@@ -91,7 +91,7 @@ def test_sensitivity_by_loss_is_what_the_loss_rises_by() -> None:
 
 
 def test_a_file_no_larger_than_the_budget(refused: Refused) -> None:
-    network, scheme, some = settled(Residual), Scheme(8, 8), images(4)
+    network, scheme, some = with_statistics(Residual), Scheme(8, 8), images(4)
     found, activations = sensitivity(network, scheme, images(), torch.arange(len(images())) % 4, (2, 4, 8), "logits")
     least, most = (packed_size(network, Scheme(bits, 8), some) for bits in (2, 8))
     sizes = []

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import qkd.quantizers.round_to_grid as rounding
-from qkd.quantizers import c_kernels, calibrate, compile_cores, insert, scheme
+from qkd.quantizers import Scheme, c_kernels, calibrate, compile_cores, insert
 from qkd.quantizers.round_to_grid import SMALLEST, positive_scale
-from tests.support.tiny_wirings import Residual, images, settled
+from tests.support.tiny_wirings import Residual, images, with_statistics
 
 needs_compiler = pytest.mark.skipif(c_kernels.library() is None, reason="there is no C compiler")
 
@@ -91,7 +91,7 @@ def test_what_kernels_cannot_do_is_left_to_tensor_operations() -> None:
 def test_without_a_compiler_training_goes_on(forgetting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert c_kernels.library() is None
-    module = insert(settled(Residual), scheme(weights=4, activations=4))
+    module = insert(with_statistics(Residual), Scheme(4, 4))
     calibrate(module, [images()])
     eager = module.eval()(images())
     compile_cores(module)

@@ -10,11 +10,12 @@ from torch import nn
 
 from qkd.errors import SchemeError
 from qkd.quantizers.brevitas_imports import qnn
-from qkd.quantizers.injectors import LsqUnsigned
+from qkd.quantizers.injectors import ActivationQuantizer
+from tests.support.refusals import Refused
 from tests.support.tiny_wirings import activation_layer, weight_layer
 
 SEVERAL = (2, 3, 4, 8)
-OLDEST = ("lsq", "hwgq")  # their grids by heart; what holds for all families is in test_families
+OLDEST = ("lsq", "hwgq")  # with their grids written out; what holds for all families is in test_families
 WEIGHTS = [(family, bits) for family in OLDEST for bits in range(1, 9) if (family, bits) != ("lsq", 1)]
 ACTIVATIONS = [(family, bits, False) for family in OLDEST for bits in range(1, 9)]
 ACTIVATIONS += [(family, bits, True) for family in OLDEST for bits in range(2, 9)]
@@ -27,13 +28,13 @@ def test_weights_lie_on_their_grid(family: str, bits: int, per_channel: bool) ->
     for mode in (True, False):
         layer.train(mode)
         quantized = layer.quant_weight()
-        codes = quantized.value / quantized.scale
+        integers = quantized.value / quantized.scale
         assert quantized.scale.shape == ((5, 1, 1, 1) if per_channel else ())
         assert (quantized.scale > 0).all()
-        assert torch.allclose(codes, codes.round(), atol=1e-5)
-        assert torch.equal(quantized.int(float_datatype=True), codes.round())
+        assert torch.allclose(integers, integers.round(), atol=1e-5)
+        assert torch.equal(quantized.int(float_datatype=True), integers.round())
         top = 2**bits - 1 if family == "hwgq" and bits < 8 else 2 ** (bits - 1) - 1
-        assert codes.round().abs().max() <= top
+        assert integers.round().abs().max() <= top
         assert layer.weight_quant.is_signed
         assert layer.weight_quant.is_narrow_range
         assert 2 ** (int(layer.weight_quant.bit_width()) - 1) - 1 == top
@@ -49,13 +50,13 @@ def test_activations_lie_on_their_grid(family: str, bits: int, signed: bool) -> 
     for mode in (True, False):
         layer.train(mode)
         y, scale = layer(x), proxy.scale()
-        codes = (y / scale).round()
+        integers = (y / scale).round()
         assert scale.shape == ()
         assert scale > 0
-        assert torch.equal(y, codes * scale)
+        assert torch.equal(y, integers * scale)
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        assert codes.min() == low
-        assert codes.max() == high
+        assert integers.min() == low
+        assert integers.max() == high
         assert (proxy.bit_width(), proxy.zero_point()) == (bits, 0)
         assert (proxy.is_signed, proxy.is_narrow_range) == (signed, False)
         assert torch.equal(layer(y), y)
@@ -65,14 +66,14 @@ def test_activations_lie_on_their_grid(family: str, bits: int, signed: bool) -> 
 def test_traced_by_the_compiler_equals_eager(family: str, bits: int) -> None:
     """Dynamo and the differentiable expression, without the code generator, which takes its time."""
     net = nn.Sequential(weight_layer(family, bits), nn.BatchNorm2d(5), activation_layer(family, bits, signed=False))
-    twin = copy.deepcopy(net)
-    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    copied = copy.deepcopy(net)
+    compiled = torch.compile(copied, backend="aot_eager", fullgraph=True)
     x = torch.randn(4, 3, 8, 8)
     y, again = net(x), compiled(x)
     assert torch.equal(y, again)
     for output in (y, again):
         output.square().mean().backward()
-    for (name, one), other in zip(net.named_parameters(), twin.parameters(), strict=True):
+    for (name, one), other in zip(net.named_parameters(), copied.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None), name
         if one.grad is not None:
             assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-7), name
@@ -104,16 +105,16 @@ def test_state_dict_and_copies_keep_everything_and_optimizers_keep_their_paramet
     assert first[0].weight.grad is None
 
 
-def test_the_state_says_whether_a_quantizer_is_calibrated() -> None:
-    fresh = qnn.QuantReLU(act_quant=LsqUnsigned, bit_width=4)
-    with pytest.raises(SchemeError, match="never calibrated"):
+def test_the_state_says_whether_a_quantizer_is_calibrated(refused: Refused) -> None:
+    fresh = qnn.QuantReLU(act_quant=ActivationQuantizer, bit_width=4)
+    with refused(SchemeError, "quantizer.not-calibrated"):
         fresh(torch.randn(3))
     done = activation_layer("lsq", 4, signed=False)
     assert any(name.endswith("calibrated") for name in done.state_dict())
     fresh.load_state_dict(done.state_dict())
     torch.compile(fresh, backend="aot_eager", fullgraph=True)(torch.randn(3))
-    done.load_state_dict(qnn.QuantReLU(act_quant=LsqUnsigned, bit_width=4).state_dict())
-    with pytest.raises(SchemeError):
+    done.load_state_dict(qnn.QuantReLU(act_quant=ActivationQuantizer, bit_width=4).state_dict())
+    with refused(SchemeError, "quantizer.not-calibrated"):
         done(torch.randn(3))
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from qkd.quantizers import diagnose, quantizers
-from tests.support.tiny_wirings import Residual, images, made
+from tests.support.tiny_wirings import Residual, images, quantized
 
 
-def test_a_sound_network_raises_no_alarm_and_stays_as_it_is() -> None:
-    module = made(Residual, "w4a4").train()
+def test_a_sound_network_has_no_findings_and_stays_as_it_is() -> None:
+    module = quantized(Residual, "w4a4").train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     assert diagnose(module, [images()]) == []
     assert module.training
@@ -18,9 +18,9 @@ def test_a_sound_network_raises_no_alarm_and_stays_as_it_is() -> None:
 
 
 def test_dead_saturated_and_infinite_quantizers_are_named() -> None:
-    module = made(Residual, "w4a4")
+    module = quantized(Residual, "w4a4")
     broken = (
-        ("layer1.relu", 1000, "dead: 100.0 % of its values are the code 0"),
+        ("layer1.relu", 1000, "dead: 100.0 % of its values are quantized to 0"),
         ("stem.2", 0.01, "saturated"),
         ("layer2.conv1.weight", 0.01, "saturated"),
         ("layer1.conv2.weight", 1000, "dead"),

@@ -19,10 +19,10 @@ from qkd.quantizers.ewgs import DELTA, EwgsQuant, EwgsWeight
 from qkd.quantizers.lsq_plus import ShiftedQuant
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.pot import PowerOfTwo
-from qkd.quantizers.scheme import ONLY
 from qkd.quantizers.ternary import BinaryQuant, TernaryQuant
-from tests.support.families import BITS, WEIGHTS, weights_have
-from tests.support.tiny_wirings import Bottleneck, activation_layer, images, settled, weight_layer
+from tests.support.families import BITS, WEIGHTS, weight_bits, weights_have
+from tests.support.refusals import Refused
+from tests.support.tiny_wirings import Bottleneck, activation_layer, images, weight_layer, with_statistics
 
 SIGNED = [(family, bits) for family in FAMILIES for bits in BITS if bits > 1]
 
@@ -32,12 +32,12 @@ SIGNED = [(family, bits) for family in FAMILIES for bits in BITS if bits > 1]
 def test_weights_are_few_integers_times_a_positive_scale(family: str, bits: int, per_channel: bool) -> None:
     layer = weight_layer(family, bits, per_channel)
     quantized = layer.quant_weight()
-    codes = quantized.value / quantized.scale
+    integers = quantized.value / quantized.scale
     assert (quantized.scale > 0).all()
     assert quantized.scale.numel() in ((5,) if per_channel else (1,)) or family in ("pact", "dorefa")
-    assert torch.allclose(codes, codes.round(), atol=1e-4)
-    assert len(codes.round().unique()) <= 2**bits
-    assert codes.abs().max() < 127.5
+    assert torch.allclose(integers, integers.round(), atol=1e-4)
+    assert len(integers.round().unique()) <= 2**bits
+    assert integers.abs().max() < 127.5
     layer(torch.randn(2, 3, 8, 8)).sum().backward()
     assert layer.weight.grad.isfinite().all()
     assert layer.weight.grad.abs().sum() > 0
@@ -48,10 +48,10 @@ def test_unsigned_activations_lie_on_their_grid(family: str, bits: int) -> None:
     layer = activation_layer(family, bits, signed=False)
     x = 3 * torch.randn(2, 4, 5, 5)
     y, scale = layer(x), layer.act_quant.scale()
-    codes = (y / scale).round()
+    integers = (y / scale).round()
     assert scale > 0
-    assert torch.allclose(y, codes * scale)
-    assert set(codes.unique().tolist()) <= set(range(2**bits))
+    assert torch.allclose(y, integers * scale)
+    assert set(integers.unique().tolist()) <= set(range(2**bits))
     assert layer.act_quant.zero_point() == 0
     assert torch.equal(layer(y), y)
 
@@ -60,18 +60,18 @@ def test_unsigned_activations_lie_on_their_grid(family: str, bits: int) -> None:
 def test_signed_activations_lie_on_their_grid_and_keep_zero(family: str, bits: int) -> None:
     layer = activation_layer(family, bits, signed=True)
     y, scale, zero = layer(3 * torch.randn(2, 4, 5, 5)), layer.act_quant.scale(), layer.act_quant.zero_point()
-    codes = (y / scale + zero).round()
-    assert torch.allclose(y, (codes - zero) * scale)
+    integers = (y / scale + zero).round()
+    assert torch.allclose(y, (integers - zero) * scale)
     low = -(2 ** (bits - 1))
-    assert low <= codes.min()
-    assert codes.max() <= -low - 1
+    assert low <= integers.min()
+    assert integers.max() <= -low - 1
     assert low <= zero <= -low - 1
     assert layer(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_state_copies_and_safetensors_keep_everything(family: str, tmp_path: Path) -> None:
-    bits = ONLY.get(family, 3)
+    bits = weight_bits(family, 3)
 
     def layers() -> nn.Sequential:
         parts = weight_layer(family, bits), activation_layer(family, 3, False), activation_layer(family, 3, True)
@@ -93,8 +93,8 @@ def test_state_copies_and_safetensors_keep_everything(family: str, tmp_path: Pat
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_exported_file_equals_its_emulator(family: str, per_channel: bool) -> None:
-    bits = ONLY.get(family, 2)
-    module = insert(settled(Bottleneck), Scheme(bits, 3, family=family, per_channel=per_channel))
+    bits = weight_bits(family, 2)
+    module = insert(with_statistics(Bottleneck), Scheme(bits, 3, family=family, per_channel=per_channel))
     calibrate(module, [images()])
     for _ in range(2):
         module.train()(images()).square().mean().backward()
@@ -108,17 +108,18 @@ def test_the_exported_file_equals_its_emulator(family: str, per_channel: bool) -
     assert np.abs(found - expected.numpy()).max() < 0.2 * expected.abs().max()
 
 
-def test_what_has_no_grid_is_refused_when_the_scheme_is_made() -> None:
+def test_what_has_no_grid_is_refused_when_the_scheme_is_made(refused: Refused) -> None:
     for family in FAMILIES:
         for bits in BITS:
             if not weights_have(family, bits):
-                with pytest.raises(SchemeError, match=f"weights.*{family}|{family}.*weights"):
+                one = FAMILIES[family].only_bits is None
+                with refused(SchemeError, "scheme.one-bit-weights" if one else "scheme.wrong-weight-bits"):
                     Scheme(bits, 4, family=family)
     mixed = Scheme(1, 2, weight_family="binary", activation_family="pact")
-    cores = dict(quantizers(insert(settled(Bottleneck), mixed)))
+    cores = dict(quantizers(insert(with_statistics(Bottleneck), mixed)))
     assert isinstance(cores["stem.3.weight"], BinaryQuant)
     assert isinstance(cores["stem.2"], ClippedQuant)
-    with pytest.raises(SchemeError, match="weight_family: 'lqs'.*did you mean"):
+    with refused(SchemeError, "scheme.unknown-family"):
         Scheme(4, 4, weight_family="lqs")
 
 
@@ -243,7 +244,7 @@ def test_ewgs_scales_each_gradient_by_its_rounding_error(odd: bool) -> None:
 
 
 def test_compiled_cores_equal_eager_ones() -> None:
-    module = insert(settled(Bottleneck), Scheme(4, 4))
+    module = insert(with_statistics(Bottleneck), Scheme(4, 4))
     calibrate(module, [images()])
     other, x = copy.deepcopy(module), images()
     compile_cores(other)

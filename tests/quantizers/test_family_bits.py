@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from qkd.export import emit, emulate, predict
 from qkd.quantizers import FAMILIES, Scheme, calibrate, insert
 from qkd.quantizers.dorefa import RangeQuant, TanhQuant
-from qkd.quantizers.ewgs import DELTA, EwgsQuant, EwgsWeight
+from qkd.quantizers.ewgs import DELTA, ElementwiseScaling, EwgsWeight
 from qkd.quantizers.fake_quant import FakeQuant
 from qkd.quantizers.hwgq import HalfWave, MidRise
+from qkd.quantizers.learned_scale import LearnedScale
 from qkd.quantizers.lsq import LsqQuant
 from qkd.quantizers.lsq_plus import ShiftedQuant
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.pot import PowerOfTwo
-from qkd.quantizers.scheme import ONLY, WITHOUT_ZERO
 from qkd.quantizers.ternary import BinaryQuant, TernaryQuant
-from tests.support.families import BITS, WEIGHTS, weights_have
-from tests.support.tiny_wirings import activation_layer, images, settled, weight_layer
+from tests.support.families import BITS, WEIGHTS, weight_bits, weights_have
+from tests.support.tiny_wirings import activation_layer, images, weight_layer, with_statistics
 
 Formula = Callable[..., Tensor]
 """Of x and the core's parameters, in their order, to y; smooth but for its kinks."""
@@ -75,16 +75,16 @@ def lsq(core: Any, x: Tensor) -> Formula:
     ratio = (
         core.scale().detach() / core.step.detach()
     )  # 1 or -1, and for powers of two what the exponent's rounding adds
-    codes = (x / core.scale().detach()).clamp(core.low, core.high)
-    added = kept(codes.round(), codes)
+    integers = (x / core.scale().detach()).clamp(core.low, core.high)
+    added = kept(integers.round(), integers)
     return lambda v, step: ((v / (step * ratio)).clamp(core.low, core.high) + added) * (step * ratio)
 
 
 def shifted(core: Any, x: Tensor) -> Formula:
     count, step = core.high - core.low, core.scale().detach()
     used = (core.low - core.zero().detach()) * step
-    codes = ((x - used) / step).clamp(0, count)
-    added, moved = kept(codes.round(), codes), (used - core.offset).detach()
+    integers = ((x - used) / step).clamp(0, count)
+    added, moved = kept(integers.round(), integers), (used - core.offset).detach()
     return lambda v, s, beta: (((v - beta - moved) / s).clamp(0, count) + added) * s + beta + moved
 
 
@@ -139,7 +139,7 @@ def scaling(core: FakeQuant, x: Tensor) -> float:
     """What LSQ multiplies gradients of its own parameters with."""
     if isinstance(core, ShiftedQuant):
         return 1 / math.sqrt(x.numel() // len(x) * (core.high - core.low))
-    return core.gradient_scale(x) if isinstance(core, LsqQuant) else 1.0
+    return core.gradient_scale(x) if isinstance(core, LearnedScale) else 1.0
 
 
 @pytest.mark.parametrize(("family", "bits", "kind"), KINDS)
@@ -149,7 +149,7 @@ def test_gradients_are_those_of_the_formula(family: str, bits: int, kind: str) -
     x = numbers(layer, core)
     g, towards = torch.randn_like(x), torch.randn_like(x)
     passed, learned = found(core, x, g)
-    if isinstance(core, EwgsQuant):
+    if isinstance(core, ElementwiseScaling):
         return ewgs(core, x, g, passed, learned[0])
     if isinstance(core, BinaryQuant):
         alpha = x.abs().mean((1, 2, 3) if core.shape else (0, 1, 2, 3), keepdim=True)
@@ -174,7 +174,7 @@ def test_gradients_are_those_of_the_formula(family: str, bits: int, kind: str) -
     return None
 
 
-def ewgs(core: EwgsQuant, x: Tensor, g: Tensor, passed: Tensor, learned: Tensor) -> None:
+def ewgs(core: ElementwiseScaling, x: Tensor, g: Tensor, passed: Tensor, learned: Tensor) -> None:
     """The paper's factor on the gradient is no derivative of anything: written out."""
     step, y = core.scale().detach(), core(x)[0].detach()
     inside = (x > core.low * step) & (x < core.high * step)
@@ -232,11 +232,11 @@ class Steps(nn.Module):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_a_file_of_all_bits_equals_its_emulator(family: str, per_channel: bool) -> None:
-    least = 1 if family in WITHOUT_ZERO or family == "binary" else 2
+    least = min(bits for bits in BITS if weights_have(family, bits) or bits > 1)
     overrides = {f"after_relu.{bits - 1}.0": f"w{max(bits, least)}a{bits}" for bits in BITS}
     overrides |= {f"after_norm.{bits - 2}.0": f"w{bits}a{bits}" for bits in BITS if bits > 1}
-    scheme = Scheme(ONLY.get(family, 4), 4, family=family, per_channel=per_channel, overrides=overrides)
-    module = insert(settled(Steps), scheme)
+    scheme = Scheme(weight_bits(family, 4), 4, family=family, per_channel=per_channel, overrides=overrides)
+    module = insert(with_statistics(Steps), scheme)
     calibrate(module, [images()])
     module.train()(images()).square().mean().backward()
     emitted = emit(module.eval(), (3, 16, 16))
@@ -245,6 +245,6 @@ def test_a_file_of_all_bits_equals_its_emulator(family: str, per_channel: bool) 
         name: layer.weight_quant.tensor_quant.bits for name, layer in module.named_modules() if name in overrides
     }
     assert set(trained.values()) == set(range(least, 9))
-    assert weights_have(family, ONLY.get(family, 4))
+    assert weights_have(family, weight_bits(family, 4))
     x = images().numpy().astype(np.float32)
     assert np.array_equal(predict(emitted.model, x), emulate(emitted.model, x))

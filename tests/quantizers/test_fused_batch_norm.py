@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qkd.distill.stages import cut
-from qkd.quantizers import c_kernels, calibrate, compile_cores, disabled, insert, reestimate_batch_norm, scheme
+from qkd.quantizers import Scheme, c_kernels, calibrate, compile_cores, disabled, insert, reestimate_batch_norm
 from qkd.quantizers.fused_batch_norm import FusedBatchNorm2d
 from qkd.quantizers.round_to_grid import SMALLEST, round_to_grid
-from tests.support.tiny_wirings import Residual, images, settled
+from tests.support.tiny_wirings import Residual, images, with_statistics
 
 needs_compiler = pytest.mark.skipif(c_kernels.library() is None, reason="there is no C compiler")
 STEP, LOW, HIGH, FACTOR = 0.25, -4, 3, 0.37
@@ -109,7 +109,7 @@ def test_numbers_that_are_none_stay_so() -> None:
 @pytest.fixture
 def network() -> Any:
     """A residual network, calibrated, channels last, in training."""
-    module = insert(settled(Residual), scheme(weights=4, activations=4))
+    module = insert(with_statistics(Residual), Scheme(4, 4))
     calibrate(module, [images()])
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Half-wave Gaussian quantization: its constants, its codes and its gradients."""
+"""Half-wave Gaussian quantization: its constants, its integers and its gradients."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_hwgq_steps_minimise_the_expected_error_on_a_gaussian() -> None:
 
 
 @pytest.mark.parametrize("bits", range(1, 8))
-def test_hwgq_weights_are_odd_codes_with_an_untouched_gradient(bits: int) -> None:
+def test_hwgq_weights_are_odd_integers_with_an_untouched_gradient(bits: int) -> None:
     layer = weight_layer("hwgq", bits)
     core = layer.weight_quant.tensor_quant
     assert isinstance(core, MidRise)
-    codes = layer.quant_weight().int(float_datatype=True)
-    assert (codes.abs() % 2 == 1).all()
-    assert torch.equal(codes.sign(), layer.weight.sign())
+    integers = layer.quant_weight().int(float_datatype=True)
+    assert (integers.abs() % 2 == 1).all()
+    assert torch.equal(integers.sign(), layer.weight.sign())
     g = torch.randn_like(layer.weight)
     core(layer.weight)[0].backward(g)
     assert torch.equal(layer.weight.grad, g)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import qkd.quantizers.round_to_grid as rounding
 from qkd.quantizers.brevitas_imports import qnn
-from qkd.quantizers.injectors import LsqSigned, LsqUnsigned, LsqWeight
+from qkd.quantizers.injectors import ActivationQuantizer, WeightQuantizer
 from tests.support.tiny_wirings import activation_layer
 
 SEVERAL = (2, 3, 4, 8)
@@ -37,14 +37,12 @@ def test_gradient_is_the_papers(kind: str, bits: int, monkeypatch: pytest.Monkey
     x = torch.randn(3, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     if kind.startswith("weight"):
         layer = qnn.QuantConv2d(
-            2, 3, (2, 3), weight_quant=LsqWeight, weight_bit_width=bits, weight_per_channel=kind == "weight"
+            2, 3, (2, 3), weight_quant=WeightQuantizer, weight_bit_width=bits, weight_per_channel=kind == "weight"
         )
         core = layer.double().weight_quant.tensor_quant
         count = x[0].numel() if kind == "weight" else x.numel()
     else:
-        core = qnn.QuantIdentity(
-            act_quant=LsqSigned if kind == "signed" else LsqUnsigned, bit_width=bits
-        ).act_quant.core
+        core = qnn.QuantIdentity(act_quant=ActivationQuantizer, signed=kind == "signed", bit_width=bits).act_quant.core
         count = x[0].numel()
     core.double().fit(x.detach().reshape(3, -1) / 2)
     g = torch.randn_like(x)
@@ -58,7 +56,7 @@ def test_gradient_is_the_papers(kind: str, bits: int, monkeypatch: pytest.Monkey
 
 
 def test_a_step_carried_through_zero_is_reflected() -> None:
-    core = qnn.QuantReLU(act_quant=LsqUnsigned, bit_width=2).act_quant.core
+    core = qnn.QuantReLU(act_quant=ActivationQuantizer, bit_width=2).act_quant.core
     core.fit(torch.rand(1, 100))
     x, grads = torch.randn(50), []
     for sign in (1, -1):

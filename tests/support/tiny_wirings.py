@@ -1,4 +1,4 @@
-"""Small networks of every wiring that insertion knows, and how the tests quantize and read them."""
+"""Small networks of every wiring that insertion supports, and how the tests quantize and read them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from qkd.quantizers import FAMILIES, Scheme, calibrate, insert
 from qkd.quantizers.brevitas_imports import qnn
+from qkd.quantizers.injectors import ActivationQuantizer, WeightQuantizer
 
 QUANTIZERS = (qnn.QuantReLU, qnn.QuantIdentity)
 LAYERS = (qnn.QuantConv2d, qnn.QuantLinear)
@@ -109,15 +110,21 @@ NETWORKS: list[Callable[[], nn.Module]] = [Residual, Functional, Bottleneck, Pre
 
 def weight_layer(family: str, bits: int, per_channel: bool = True) -> nn.Module:
     layer = qnn.QuantConv2d(
-        3, 5, 3, weight_quant=FAMILIES[family].weight, weight_bit_width=bits, weight_per_channel=per_channel
+        3,
+        5,
+        3,
+        weight_quant=WeightQuantizer,
+        weight_family=FAMILIES[family],
+        weight_bit_width=bits,
+        weight_per_channel=per_channel,
     )
     layer.weight_quant.tensor_quant.fit(layer.weight.flatten(1))
     return layer
 
 
 def activation_layer(family: str, bits: int, signed: bool) -> nn.Module:
-    kind = FAMILIES[family].signed if signed else FAMILIES[family].unsigned
-    layer = (qnn.QuantIdentity if signed else qnn.QuantReLU)(act_quant=kind, bit_width=bits)
+    settings = {"act_quant": ActivationQuantizer, "family": FAMILIES[family], "signed": signed, "bit_width": bits}
+    layer = (qnn.QuantIdentity if signed else qnn.QuantReLU)(**settings)
     layer.act_quant.core.fit(torch.randn(1, 1000) if signed else torch.randn(1, 1000).relu())
     return layer
 
@@ -128,7 +135,7 @@ def images(count: int = 16) -> Tensor:
     return F.interpolate(coarse, 16, mode="bilinear") + 0.1 * torch.randn(count, 3, 16, 16, generator=generator)
 
 
-def settled(build: Callable[[], nn.Module]) -> nn.Module:
+def with_statistics(build: Callable[[], nn.Module]) -> nn.Module:
     """A random network whose batch norms have statistics and affine parts of their own."""
     network = build()
     for module in network.modules():
@@ -141,14 +148,14 @@ def settled(build: Callable[[], nn.Module]) -> nn.Module:
     return network.eval()
 
 
-def made(build: Callable[[], nn.Module], text: str = "w4a4", **options: object) -> fx.GraphModule:
-    network = insert(settled(build), Scheme.parse(text, **options))
+def quantized(build: Callable[[], nn.Module], text: str = "w4a4", **options: object) -> fx.GraphModule:
+    network = insert(with_statistics(build), Scheme.parse(text, **options))
     calibrate(network, [images()])
     return network
 
 
 def sources(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """Where the operands of a node were made, seen through what keeps a grid."""
+    """The nodes that made the operands of a node, found behind operators that keep a grid."""
     found = []
     for source in node.all_input_nodes:
         keeps = isinstance(part(module, source), (nn.Flatten, nn.Dropout, nn.MaxPool2d, nn.Identity, nn.Sequential))

@@ -1,21 +1,28 @@
-"""Choosing a step from observed values: the calibration methods, pure functions of a (channels, values) tensor."""
+"""The calibration methods: scales chosen from observed values, as pure functions of a (channels, values) tensor."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from qkd.quantizers.round_to_grid import at_least_float32
+
+Calibration = Literal["mse", "lsq", "minmax", "percentile", "paper"]
+"""The methods a scheme may name; ``paper`` is that of the family's paper."""
 SAMPLE = 1024
-"""Values per channel the error search looks at; the rest of a large layer changes its minimum by noise."""
+"""Values per channel that the error search uses; the rest of a large layer changes its minimum by noise."""
 BINS = 4096
+"""Bins of the histogram that stands for the values of a single channel."""
 PERCENTILE = 0.9999
+"""Share of the magnitudes that ``percentile`` does not clip."""
 
 
 def mse(values: Tensor, low: int, high: int) -> Tensor:
-    """Steps (channels,) that minimise the mean squared rounding error, by a coarse and then a fine search."""
+    """Scales (channels,) that minimise the mean squared rounding error, by a coarse and then a fine search."""
     values, counts = _reduced(values)
     most = values.abs().amax(1) / high
     coarse = torch.linspace(1 / 64, 1, 64)
@@ -25,16 +32,17 @@ def mse(values: Tensor, low: int, high: int) -> Tensor:
 
 
 def _best(values: Tensor, counts: Tensor | None, most: Tensor, fractions: Tensor, low: int, high: int) -> Tensor:
+    """Of the fractions (channels, n) of the largest scale, that with the least squared error; (channels,)."""
     errors = []
     for fraction in fractions.unbind(1):
-        step = (most * fraction.to(most)).clamp_min(torch.finfo(most.dtype).tiny)[:, None]
-        error = ((values / step).round_().clamp_(low, high).mul_(step) - values).square_()
+        scale = (most * fraction.to(most)).clamp_min(torch.finfo(most.dtype).tiny)[:, None]
+        error = ((values / scale).round_().clamp_(low, high).mul_(scale) - values).square_()
         errors.append((error if counts is None else error * counts).sum(1))
     return fractions.gather(1, torch.stack(errors, 1).argmin(1, keepdim=True).cpu())[:, 0].to(most)
 
 
 def _reduced(values: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Few values that stand for many: a histogram of a single channel, a random draw from the columns of several."""
+    """Few values that stand for many, and their weights: a histogram of one channel, a random sample of columns of several."""
     channels, count = values.shape
     if channels == 1 and count > BINS:
         bottom, top = values.min().item(), values.max().item()
@@ -70,35 +78,35 @@ def sigmas(values: Tensor, low: int, high: int) -> Tensor:
     return (values.mean(1).abs() + 3 * values.std(1, correction=0)) / (high + 1)
 
 
-def offsets(values: Tensor, levels: int, method: str) -> tuple[Tensor, Tensor]:
-    """Step and lowest value of a grid of ``levels`` steps for values (n,), a whole number of steps around zero.
+def search_scale_and_offset(values: Tensor, intervals: int, method: str) -> tuple[Tensor, Tensor]:
+    """Scale and lowest value (both 0-d) of a grid of ``intervals`` equal intervals for values (n,); the grid reaches zero.
 
     minmax takes the extremes, percentile leaves out one in ten thousand on both sides; mse, lsq and paper (LSQ+ section 3.3)
-    search for the two ends with the least squared error. All zeros give a step of ordinary size.
+    search for the two ends with the least squared error. All zeros give a scale of ordinary size.
     """
-    values = values.detach().float() if values.dtype != torch.float64 else values.detach()
+    values = at_least_float32(values.detach())
     if not values.any():
-        return torch.tensor(1 / levels), torch.tensor(0.0)
+        return torch.tensor(1 / intervals), torch.tensor(0.0)
     bottom, top = values.min().clamp_max(0), values.max().clamp_min(0)
     if method == "percentile":
         ordered = values.sort().values
         cut = int((1 - PERCENTILE) * (len(values) - 1))
         bottom, top = ordered[cut].clamp_max(0), ordered[-1 - cut].clamp_min(0)
     if method in ("mse", "lsq", "paper"):
-        bottom, top = _best_ends(values[None], bottom, top, levels)
-    return (top - bottom).clamp_min(torch.finfo(values.dtype).tiny) / levels, bottom
+        bottom, top = _best_ends(values[None], bottom, top, intervals)
+    return (top - bottom).clamp_min(torch.finfo(values.dtype).tiny) / intervals, bottom
 
 
-def _best_ends(values: Tensor, bottom: Tensor, top: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Shares of both extremes, in turns until none is better."""
-    seen, counts = _reduced(values)
-    weights = torch.ones_like(seen) if counts is None else counts
+def _best_ends(values: Tensor, bottom: Tensor, top: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
+    """Both ends of the grid: the shares of the two extremes with the least error, searched alternately three times."""
+    sample, counts = _reduced(values)
+    weights = torch.ones_like(sample) if counts is None else counts
 
     def error(ends: tuple[float, float]) -> float:
-        step = ((top * ends[1] - bottom * ends[0]) / levels).clamp_min(torch.finfo(seen.dtype).tiny)
-        zero = (-bottom * ends[0] / step).round()
-        rounded = ((seen / step).round() + zero).clamp_(0, levels).sub_(zero).mul_(step)
-        return float(((rounded - seen).square_() * weights).sum())
+        scale = ((top * ends[1] - bottom * ends[0]) / intervals).clamp_min(torch.finfo(sample.dtype).tiny)
+        zero = (-bottom * ends[0] / scale).round()
+        rounded = ((sample / scale).round() + zero).clamp_(0, intervals).sub_(zero).mul_(scale)
+        return float(((rounded - sample).square_() * weights).sum())
 
     shares = [index / 32 for index in range(2, 34)]
     best = (1.0, 1.0)
@@ -116,15 +124,16 @@ METHODS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "paper": lsq,
     "sigmas": sigmas,
 }
+"""By the names in `Calibration`; and ``sigmas``, which is ``paper`` for the weights of LSQ+."""
 
 
-def steps(values: Tensor, low: int, high: int, method: str) -> Tensor:
-    """Positive steps (channels,) for values (channels, n).
+def search_scales(values: Tensor, low: int, high: int, method: str) -> Tensor:
+    """Positive scales (channels,) for values (channels, n), by a method of `METHODS`.
 
     A channel that is zero everywhere has no scale of its own: it gets the median of the others, or ``1 / high``
     where all are zero, so that an exporter finds a number of ordinary size.
     """
-    values = values.detach().float() if values.dtype != torch.float64 else values.detach()
+    values = at_least_float32(values.detach())
     found = METHODS[method](values, low, high)
     alive = values.abs().amax(1) > 0
     ordinary = found[alive].median() if alive.any() else torch.tensor(1 / high)

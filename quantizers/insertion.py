@@ -1,4 +1,6 @@
-"""Put a network on integer grids: Brevitas layers, and a quantizer on every tensor an integer kernel reads or writes."""
+"""Insertion of quantizers into a float network: Brevitas layers, and a quantizer on every tensor that an integer kernel
+reads or writes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch import Tensor, fx, nn
 from qkd.errors import SchemeError, nearest
 from qkd.networks.tracing import trace, where_from
 from qkd.quantizers.exact import fold_batch_norms, prepare_bias_rounding
-from qkd.quantizers.fake_quant import FakeQuant
+from qkd.quantizers.fake_quant import cores_of
 from qkd.quantizers.fused_batch_norm import pair_batch_norms
 from qkd.quantizers.hessian import prepare_deltas
 from qkd.quantizers.layers import identity_quantizer, quantized_layer, relu_quantizer
@@ -39,15 +41,18 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
     * In-place additions become plain ones, because the tensor they would overwrite is still needed.
 
     Other activation functions (Hardswish, SiLU, ...) read and write grids too, though most have no integer kernel and are
-    computed in float between them. What is not known stays float (softmax, functional convolutions, layers of other
+    computed in float between them. Unknown operators stay float (softmax, functional convolutions, layers of other
     classes), with quantized neighbours. So does a batch norm that does not follow a layer directly, as in DenseNet: what
-    it reads is quantized, and so is the ReLU behind it. Quantizers are born uncalibrated and refuse to run; see
+    it reads is quantized, and so is the ReLU behind it. Quantizers raise SchemeError until they are calibrated; call
     `calibrate`.
 
     Raises NetworkError where the network cannot be traced, SchemeError where the scheme does not fit it.
     """
-    if any(isinstance(module, FakeQuant) for module in network.modules()):
-        raise SchemeError(f"{type(network).__name__} is quantized already; insert takes the float network")
+    if any(True for _ in cores_of(network)):
+        raise SchemeError(
+            f"{type(network).__name__} is already quantized; insert takes the float network",
+            key="scheme.already-quantized",
+        )
     own = copy.deepcopy(network)
     module = own if isinstance(own, fx.GraphModule) else trace(own)
     if scheme.exact:
@@ -63,7 +68,7 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
 
 
 class _Insertion:
-    """One insertion under way: what is known of the graph before it is changed."""
+    """The state of one insertion: what the graph is like before it is changed, and the names in use."""
 
     def __init__(self, module: fx.GraphModule, scheme: Scheme) -> None:
         self.module, self.scheme = module, scheme
@@ -72,7 +77,7 @@ class _Insertion:
         self.first, self.last = ends(module.graph.nodes, self.kind)
         self.layers = [node for node in module.graph.nodes if self.kind[node] == "layer"]
         self.overrides = self._overrides()
-        self.taken: dict[str, int] = defaultdict(int)
+        self.calls: dict[str, int] = defaultdict(int)
 
     def run(self) -> None:
         wanted = {node: self._bits(node) for node in self.module.graph.nodes}
@@ -94,7 +99,10 @@ class _Insertion:
             matches = fnmatch.filter(names, pattern)
             if not matches:
                 near = nearest_layer(pattern, names)
-                raise SchemeError(f"overrides: no layer is called {pattern!r}{near}; layers are {', '.join(names)}")
+                raise SchemeError(
+                    f"overrides: no layer is called {pattern!r}{near}; layers are {', '.join(names)}",
+                    key="scheme.no-such-layer",
+                )
             found |= dict.fromkeys(matches, bits_of(shorthand))
         return found
 
@@ -108,7 +116,7 @@ class _Insertion:
         return self.scheme.weights, self.scheme.activations
 
     def _bits(self, node: fx.Node) -> int | None:
-        """Bits of a tensor, or None where nothing needs it on a grid."""
+        """Bits of a tensor, or None where no node reads it on a grid."""
         reading = list(readers(node, self.kind))
         of_layers = [self._bits_of_layer(reader)[1] for reader in reading if self.kind[reader] == "layer"]
         return min(of_layers) if of_layers else self.scheme.sums if reading else None
@@ -125,8 +133,8 @@ class _Insertion:
         if node.op == "call_module":
             old = str(node.target)
             six = isinstance(self.module.get_submodule(old), nn.ReLU6)
-            self.taken[old] += 1
-            path = old if self.taken[old] == 1 else self._free(f"{old}_{self.taken[old] - 1}")
+            self.calls[old] += 1
+            path = old if self.calls[old] == 1 else self._free(f"{old}_{self.calls[old] - 1}")
         else:
             path = self._free(_join(_scope(node), "relu"))
         self.module.add_submodule(path, relu_quantizer(path, bits, self.scheme, six).train(self.module.training))
@@ -146,7 +154,7 @@ class _Insertion:
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
     def _free(self, path: str) -> str:
-        """The path itself, or the path with a number, whichever names nothing yet."""
+        """The path itself, or with the first number that makes it unused."""
         parent, _, leaf = path.rpartition(".")
         try:
             home: nn.Module = self.module.get_submodule(parent)
@@ -160,14 +168,14 @@ class _Insertion:
 
 
 def _move_quantizers(module: nn.Module, like: Tensor | None) -> None:
-    """To the device of the network's parameters; in float64 where they are, else float32 whatever they are."""
-    for core in module.modules():
-        if isinstance(core, FakeQuant) and like is not None:
+    """Move quantizers to the device of the network's parameters; in float64 if they are, else in float32."""
+    if like is not None:
+        for core in cores_of(module):
             core.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
 def _forbid_overwriting(module: fx.GraphModule) -> None:
-    """Make in-place operations plain: what they would overwrite is a quantizer's output, needed for its gradient."""
+    """Replace in-place operations: what they would overwrite is a quantizer's output, needed for its gradient."""
     for part in module.modules():
         if getattr(part, "inplace", False):
             part.inplace = False  # type: ignore[assignment]
@@ -181,7 +189,7 @@ def _forbid_overwriting(module: fx.GraphModule) -> None:
 
 
 def nearest_layer(pattern: str, names: Sequence[str]) -> str:
-    """What to suggest for a pattern that matches no layer: a layer, or a group of layers (``layer1.*``)."""
+    """The suggestion for a pattern that matches no layer: a layer, or a group of layers (``layer1.*``)."""
     groups = [f"{'.'.join(words[:i])}.*" for words in map(_words, names) for i in range(1, len(words))]
     return nearest(pattern, [*names, *dict.fromkeys(groups)])
 
