@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qkd.errors import SchemeError, nearest
+from qkd.networks.batch_norm import replace_batch_norms
 from qkd.networks.tracing import trace, where_from
 from qkd.quantizers.exact import fold_batch_norms, prepare_bias_rounding
 from qkd.quantizers.fake_quant import cores_of
@@ -53,7 +54,7 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
             f"{type(network).__name__} is already quantized; insert takes the float network",
             key="scheme.already-quantized",
         )
-    own = copy.deepcopy(network)
+    own = replace_batch_norms(copy.deepcopy(network))
     module = own if isinstance(own, fx.GraphModule) else trace(own)
     if scheme.exact:
         fold_batch_norms(module)

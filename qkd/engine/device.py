@@ -65,7 +65,8 @@ class Machine:
             fabric.launch()
         except (RuntimeError, ValueError, TypeError, ImportError, wrong) as error:
             words = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UsageError(f"--device {self.device} --precision {self.precision}: {words}") from error
+            message = f"--device {self.device} --precision {self.precision}: {words}"
+            raise UsageError(message, key="device.not-available") from error
         return fabric
 
     def facts(self, fabric: Any) -> dict[str, Any]:

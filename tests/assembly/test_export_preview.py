@@ -10,11 +10,12 @@ from click.testing import CliRunner
 from qkd import recipe as recipes
 from qkd.cli.check import check
 from qkd.cli.progress import Reporter
-from qkd.cli.train import _print as shown
+from qkd.cli.train import _print_result as shown
 from qkd.engine.device import Machine
 from qkd.engine.events import Calibrated, Event, PlanChecked, StepTaken
 from qkd.errors import RecipeError, SchemeError
 from qkd.pipeline.train import train_recipe
+from qkd.storage.results import TrainResult
 from qkd.storage.run import Run
 from tests.support.refusals import Refused
 
@@ -106,7 +107,7 @@ def test_check_says_at_its_line_what_export_would_refuse(in_tmp: Path, student: 
 def test_training_that_made_it_worse_is_not_passed_over(
     before: float | None, worse: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = {"run": "runs/x", "method": "qat", "top1": 96.0, "float_top1": None, "before_top1": before}
+    result = TrainResult(run="runs/x", method="qat", top1=96.0, float_top1=None, before_top1=before)
     shown(result)
     said = capsys.readouterr()
     assert ("better before training; lower train.rate" in said.err) is worse

@@ -110,7 +110,7 @@ CASES = [
     Case(f"{TRAIN} --precision bf16 --device cpu", lower),
     Case(f"{TRAIN} -q --compile off --workers 0 --json", lambda done, folder: printed(done)["finished"]),
     Case(f"{TRAIN} --max-steps 2 --json", stopped),
-    Case("train tiny.yaml --resume --threads 1", says("finished already")),
+    Case("train tiny.yaml --resume --threads 1", says("nothing to resume")),
     Case("train tiny.yaml --dry-run --threads 1 --json", nothing_kept),
     Case("train tiny.yaml --dry-run --threads 1", says("trained 2 batches, exported, verified on 32 test images")),
     Case("train tiny.yaml --dry-run --out a", says("no use for --out and --resume"), 2),

@@ -74,7 +74,7 @@ def test_each_network_gets_the_view_of_the_plan() -> None:
 
 def test_kdcl_gives_each_network_an_own_view_by_default() -> None:
     assert company("kdcl", "a", "b")[1].views == {"student": 0, "a": 1, "b": 2}
-    assert company("kdcl", "a", "b", views="same")[1].sights == 1
+    assert company("kdcl", "a", "b", views="same")[1].num_views == 1
 
 
 def test_views_that_do_not_fit_the_plan_are_refused() -> None:
@@ -83,7 +83,7 @@ def test_views_that_do_not_fit_the_plan_are_refused() -> None:
     with pytest.raises(PlanError, match=r"views: no network 'studnet' \(did you mean 'student'\?\)"):
         rehearse(shown(plan, "student"), plan, {}, FACTS)
     plan = Plan(phases, exchange=Fuse(("a", "b"), ()), views={"b": 1})
-    with pytest.raises(PlanError, match="views: a, b hand each other features"):
+    with pytest.raises(PlanError, match="views: a, b exchange features"):
         rehearse(shown(plan, "student", "a", "b"), plan, {}, FACTS)
 
 

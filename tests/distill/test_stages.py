@@ -138,7 +138,7 @@ class Host(nn.Module):
 
 
 def test_what_cannot_be_traced_is_named_with_the_way_out(refused: Refused) -> None:
-    with refused(NetworkError, ""):
+    with refused(NetworkError, "network.cannot-be-traced"):
         trace(Host(Branch()))
     Branch.is_leaf = True
     try:
@@ -152,7 +152,7 @@ def test_modes_that_differ_by_more_than_a_flag_are_refused(refused: Refused) -> 
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(x) * 2 if self.training else torch.relu(x)
 
-    with refused(NetworkError, ""):
+    with refused(NetworkError, "network.modes-differ"):
         trace(Host(Auxiliary()))
 
 

@@ -242,7 +242,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, method: str, b
     assert qkd(*common, "--out", "one", cwd=tmp_path).returncode == 0
     two = torchrun("-m", "qkd", *common, "--out", "two", "--json", cwd=tmp_path)
     assert json.loads(two.stdout)["epochs"] == 3  # one writer: one JSON object
-    assert "2 ranks: batches of 16 in all, 8 each, rate 0.02" in two.stderr
+    assert "2 ranks: batches of 16, 8 per rank, rate 0.02" in two.stderr
     one, other = lines(Run(tmp_path / "one")), lines(Run(tmp_path / "two"))
     assert len(one) == len(other) == 3
     for number, (expected, found) in enumerate(zip(one, other, strict=True)):

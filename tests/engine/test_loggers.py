@@ -115,7 +115,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("lightning_fabric.loggers.TensorBoardLogger", missing)
     with (
-        refused(UsageError, ""),
+        refused(UsageError, "extra.not-installed"),
         with_loggers([name], tmp_path, {}, ignore),
     ):
         pass

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qkd.data import Batch
-from qkd.distill.plan import Phase, Plan, Step
+from qkd.distill.plan import Learner, Phase, Plan, Step
 from qkd.distill.terms import label
 from qkd.engine.device import Machine
 from qkd.engine.ema import Ema
@@ -71,11 +71,16 @@ def test_calibration_error_by_hand() -> None:
 
 
 def test_the_best_is_chosen_among_phases_that_come_last_for_the_product() -> None:
-    def phase(name: str, *learners: str) -> Phase:
+    def phase(name: str, *learners: str | Learner) -> Phase:
         return Phase(name, (Step(learners, [label("student")]),))
 
     assert first_compared_phase(Plan((phase("a", "student"),))) == 0
-    assert first_compared_phase(Plan((phase("a", "student"), phase("b", "teacher"), phase("c", "student.logits")))) == 2
+    assert (
+        first_compared_phase(
+            Plan((phase("a", "student"), phase("b", "teacher"), phase("c", Learner("student", "logits"))))
+        )
+        == 2
+    )
     assert first_compared_phase(Plan((phase("a", "student"), phase("b", "teacher")))) == 0
 
 

@@ -20,7 +20,7 @@ from lightning_fabric.plugins import MixedPrecision
 
 from qkd.cli.progress import Reporter
 from qkd.engine.device import Machine
-from qkd.engine.events import Event, Resumed, StepTaken
+from qkd.engine.events import EpochEnded, Event, Resumed, StepTaken
 from qkd.engine.signals import Interrupted
 from qkd.engine.state import restore
 from qkd.errors import RunError
@@ -295,8 +295,8 @@ def test_half_a_line_of_metrics_is_none(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: Reporter, event: str, values: Any) -> None:
-        if event == "epoch" and values["phase"] == "train":
+    def interrupt(self: Reporter, event: Event) -> None:
+        if isinstance(event, EpochEnded) and event.metrics["phase"] == "train":
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Reporter, "__call__", interrupt)
@@ -309,5 +309,5 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert qkd("train", "tiny.yaml", "--threads", "1", "--out", "run", "--resume", cwd=tmp_path).returncode == 0
     again = qkd("train", "tiny.yaml", "--threads", "1", "--out", "run", "--resume", "--json", cwd=tmp_path)
     assert again.returncode == 0
-    assert "run: finished already" in again.stderr
+    assert "run: is finished" in again.stderr
     assert json.loads(again.stdout)["steps"] == 12

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from qkd.distill.stages import cut
 from qkd.quantizers import Scheme, c_kernels, calibrate, compile_cores, disabled, insert, reestimate_batch_norm
-from qkd.quantizers.fused_batch_norm import FusedBatchNorm2d
 from qkd.quantizers.round_to_grid import SMALLEST, round_to_grid
 from tests.support.tiny_wirings import Residual, images, with_statistics
 
@@ -131,6 +130,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return made
 
 
+def fused(network: nn.Module) -> list[Any]:
+    """The batch norms that are computed together with the quantizer behind them."""
+    return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and getattr(m, "fused", None) is not None]
+
+
 def step_of(module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The output, and every gradient and buffer behind one step."""
     module.zero_grad()
@@ -145,7 +149,7 @@ def test_a_network_learns_the_same_with_joined_norms(network: Any, calls: list[i
     x, other = last(images()), copy.deepcopy(network)
     compile_cores(network)
     joined, found = step_of(network, x)
-    assert len(calls) == sum(type(m) is FusedBatchNorm2d for m in network.modules()) > 1
+    assert len(calls) == len(fused(network)) > 1
     plain, expected = step_of(other, x)
     assert torch.allclose(joined, plain, rtol=1e-4, atol=1e-4)
     assert found.keys() == expected.keys()
@@ -163,11 +167,11 @@ def test_each_for_itself_where_it_must_be(network: Any, calls: list[int]) -> Non
         calibrate(network, [x])
         with disabled(network):
             network.train()(x)
-    norm = next(m for m in network.modules() if isinstance(m, FusedBatchNorm2d))
+    norm = fused(network)[0]
     norm(torch.randn(4, norm.num_features, 6, 6))  # not channels last
     norm(last(torch.randn(4, norm.num_features, 6, 6)).bfloat16())
     assert not calls
-    handles = [m.register_forward_hook(lambda *_: None) for m in network.modules() if isinstance(m, FusedBatchNorm2d)]
+    handles = [norm.register_forward_hook(lambda *_: None) for norm in fused(network)]
     network(x)
     assert not calls
     for handle in handles:
@@ -175,14 +179,14 @@ def test_each_for_itself_where_it_must_be(network: Any, calls: list[int]) -> Non
     network(x)
     assert calls
     compile_cores(network, False)
-    assert not any(isinstance(m, FusedBatchNorm2d) for m in network.modules())
+    assert not fused(network)
 
 
 @needs_compiler
 def test_a_quantizer_rounds_whatever_was_not_made_for_it(network: Any) -> None:
     compile_cores(network)
-    norm = next(m for m in network.modules() if isinstance(m, FusedBatchNorm2d))
-    (reader,) = norm.reader
+    norm = fused(network)[0]
+    reader = norm.fused.reader
     y = norm(last(torch.randn(4, norm.num_features, 6, 6)))
     assert reader(y) is y
     other = y + 0.01
@@ -195,7 +199,7 @@ def test_copies_are_pairs_of_their_own(network: Any, calls: list[int]) -> None:
     network(last(images()))
     twin = copy.deepcopy(network)
     readers = {m for m in twin.modules()}
-    assert all(m.reader[0] in readers for m in twin.modules() if isinstance(m, FusedBatchNorm2d))
+    assert all(norm.fused.reader in readers for norm in fused(twin))
     assert twin.state_dict().keys() == network.state_dict().keys()
     del calls[:]
     twin(last(images()))

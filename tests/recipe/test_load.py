@@ -161,22 +161,22 @@ def test_options_without_effect_are_named_unless_they_are_at_their_defaults() ->
     )
     found = recipe.warnings(recipe.load("r.yaml"))
     assert [str(problem) for problem in found] == [
-        "r.yaml:1: method.gamma: does nothing with `feature: none`; it counts where `feature` is attention or hint",
-        "r.yaml:1: method.importance_rate: does nothing with `importance: uniform`; it counts where `importance` is learned",
+        "r.yaml:1: method.gamma: no effect with `feature: none`; it is used where `feature` is attention or hint",
+        "r.yaml:1: method.importance_rate: no effect with `importance: uniform`; it is used where `importance` is learned",
     ]
     Path("r.yaml").write_text(changed(method="{name: dgkd, soft: 0, temperature: 3}"))
     (found_again,) = recipe.warnings(recipe.load("r.yaml"))
-    assert found_again.message == "does nothing with `soft: 0.0`; it counts where `soft` is above zero"
+    assert found_again.message == "no effect with `soft: 0.0`; it is used where `soft` is above zero"
 
 
 def test_settings_that_their_optimizer_or_schedule_does_not_use_are_named() -> None:
     unread = "{epochs: 4, optimizer: adamw, momentum: 0.8, nesterov: false, milestones: [0.3]}"
     Path("r.yaml").write_text(changed(train=unread, pretrain="{optimizer: adamw, momentum: 0.9, nesterov: false}"))
     assert [str(problem) for problem in recipe.warnings(recipe.load("r.yaml"))] == [
-        "r.yaml:5: pretrain.nesterov: does nothing with `optimizer: adamw`; it counts where `optimizer` is sgd",
-        "r.yaml:4: train.milestones: does nothing with `schedule: cosine`; it counts where `schedule` is step",
-        "r.yaml:4: train.momentum: does nothing with `optimizer: adamw`; it counts where `optimizer` is sgd",
-        "r.yaml:4: train.nesterov: does nothing with `optimizer: adamw`; it counts where `optimizer` is sgd",
+        "r.yaml:5: pretrain.nesterov: no effect with `optimizer: adamw`; it is used where `optimizer` is sgd",
+        "r.yaml:4: train.milestones: no effect with `schedule: cosine`; it is used where `schedule` is step",
+        "r.yaml:4: train.momentum: no effect with `optimizer: adamw`; it is used where `optimizer` is sgd",
+        "r.yaml:4: train.nesterov: no effect with `optimizer: adamw`; it is used where `optimizer` is sgd",
     ]
     Path("r.yaml").write_text(changed(train="{epochs: 4, schedule: step, milestones: [0.3], momentum: 0.8}"))
     assert recipe.warnings(recipe.load("r.yaml")) == []
