@@ -162,7 +162,8 @@ def operator_called(target: Any) -> Operator | None:
 
 
 def operator_of_class(kind: type) -> Operator | None:
-    """The operator of exactly this class of layers, not of what it is derived from."""
+    """The operator of exactly this class of layers, or of the one that it ``computes`` (`qkd.networks.batch_norm`)."""
+    kind = getattr(kind, "computes", kind)
     found = (each for each in OPERATORS.values() if kind in each.modules or kind.__name__ in each.elsewhere)
     return next(found, None)
 

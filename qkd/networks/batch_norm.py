@@ -21,10 +21,12 @@ class BatchNorm(_BatchNorm):
     """torch's batch norm, which can also normalise over the batches of all ranks, or be computed with what follows it.
 
     ``synchronised``: in training, use the mean and variance of all ranks together (torch's SyncBatchNorm has no CPU form).
-    ``fused``: computes this layer and the quantizer behind it in one kernel, where it can.
+    ``fused``: computes this layer and the quantizer behind it in one kernel, where it can. ``computes``: torch's class
+    with the same result.
     """
 
     is_leaf = True  # one node when traced
+    computes: type[nn.Module] = _BatchNorm
     synchronised: bool = False
     fused: Fused | None = None
 
@@ -131,5 +133,6 @@ def _class_for(kind: type) -> type:
     """`BatchNorm` and a class of torch's or the user's in one, under the latter's name; always the same one for a class."""
     if kind not in _classes:
         name = "BatchNorm2d" if kind is _AnySize else kind.__name__
-        _classes[kind] = type(name, (BatchNorm, kind), {"__module__": kind.__module__})
+        computes = next(each for each in kind.__mro__ if each.__module__ == _BatchNorm.__module__)
+        _classes[kind] = type(name, (BatchNorm, kind), {"__module__": kind.__module__, "computes": computes})
     return _classes[kind]

@@ -75,12 +75,8 @@ def test_the_best_is_chosen_among_phases_that_come_last_for_the_product() -> Non
         return Phase(name, (Step(learners, [label("student")]),))
 
     assert first_compared_phase(Plan((phase("a", "student"),))) == 0
-    assert (
-        first_compared_phase(
-            Plan((phase("a", "student"), phase("b", "teacher"), phase("c", Learner("student", "logits"))))
-        )
-        == 2
-    )
+    third = phase("c", Learner("student", "logits"))
+    assert first_compared_phase(Plan((phase("a", "student"), phase("b", "teacher"), third))) == 2
     assert first_compared_phase(Plan((phase("a", "student"), phase("b", "teacher")))) == 0
 
 

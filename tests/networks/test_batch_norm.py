@@ -14,6 +14,7 @@ from qkd.engine.distributed import synchronise
 from qkd.errors import NetworkError
 from qkd.networks.batch_norm import BatchNorm, other_batch_norms, replace_batch_norms
 from qkd.networks.tracing import trace
+from qkd.quantizers.node_kinds import kinds
 from tests.support.refusals import Refused
 
 
@@ -61,6 +62,12 @@ def test_a_sync_batch_norm_runs_on_the_cpu() -> None:
     x = torch.randn(6, 4, 3, 3)
     torch.testing.assert_close(network(x), nn.BatchNorm2d(4)(x))
     assert network[0](torch.randn(6, 4)).shape == (6, 4)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, Plain, nn.SyncBatchNorm], ids=lambda kind: kind.__name__)
+def test_quantizers_are_inserted_as_around_torchs_layer(kind: type[nn.Module]) -> None:
+    graph = trace(replace_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 1), kind(4), nn.ReLU())))  # type: ignore[call-arg]
+    assert [found for node, found in kinds(graph).items() if node.op == "call_module"] == ["layer", "norm", "relu"]
 
 
 def test_it_is_one_node_when_traced() -> None:
