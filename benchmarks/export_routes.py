@@ -28,9 +28,10 @@ import torch
 from interleaved import arguments, machine, table, write
 from torch import nn
 
-from qkd.export import SETTINGS, BenchRow, bench, contenders, emit, emit_float, emulate, predict, quantize_file, save
+from qkd.export import SETTINGS, bench, contenders, emit, emit_float, emulate, predict, quantize_file, save
 from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, insert
+from qkd.storage.results import BenchRow
 
 NETWORKS = {"resnet20": ("resnet20", 32, 32), "resnet18": ("torchvision:resnet18", 224, 96)}
 NETWORKS["mobilenet_v2"] = ("torchvision:mobilenet_v2", 224, 96)

@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qkd.export.benchmark import BenchRow as BenchRow
     from qkd.export.benchmark import bench as bench
     from qkd.export.contender import Contender as Contender
     from qkd.export.contender import Images as Images
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
     from qkd.export.verification import verify as verify
 
 _MODULES = {
-    "BenchRow": "benchmark",
     "Contender": "contender",
     "Divergence": "emulator",
     "Emitted": "emission",

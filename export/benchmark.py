@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,44 +15,8 @@ from qkd.export.op_counts import convolutions
 from qkd.export.session import only_input, open_session, run
 from qkd.export.timing import Clock, Timed, time_over_openings
 from qkd.storage.environment import instructions
+from qkd.storage.results import BenchRow
 from qkd.tasks.classification import top1
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One file at one batch size and number of threads, in one runtime. The names are the keys of ``bench.json``.
-
-    p50_ms, p95_ms: time of one call, not of one image. speedup: median of the compared file over this one's, None
-    without a compared file. top1: % of the labels, None without them. rounds: how many calls were timed.
-    instructions: the best integer instructions of the processor; int8 is far slower where "vnni" is missing.
-    load_ms: time to open the file. integer_convs of convs: convolutions that run as integer kernels; 0 for another
-    runtime, where that is not known. peak_mb: the most memory a process of its own needs for the file beyond
-    onnxruntime itself, None where it was not measured. agreement: for another runtime how often its top-1 is
-    onnxruntime's, in %, None without images. beside: the file ``speedup`` is over, None without one.
-    """
-
-    file: str
-    batch: int
-    threads: int
-    p50_ms: float
-    p95_ms: float
-    images_per_second: float
-    bytes: int
-    speedup: float | None
-    top1: float | None
-    rounds: int
-    instructions: str
-    load_ms: float
-    integer_convs: int
-    convs: int
-    peak_mb: float | None
-    runtime: str = "onnxruntime"
-    agreement: float | None = None
-    beside: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
-        return dataclasses.asdict(self)
 
 
 def bench(

@@ -47,7 +47,7 @@ def loop(recipe: recipes.Recipe, data: Data, asked: Job) -> Callable[[], object]
     [step] = phase.steps
     optimizer = fabric.setup_optimizers(optimizer_for(step, assembly.ensemble, assembly.plan, recipe.train))
     running.actions = [Action(step, sorted(networks_needed(assembly.plan, step)), optimizer)]
-    return lambda: running.batches(phase, EPOCHS, EpochProgress())
+    return lambda: running._run_batches(phase, EPOCHS, EpochProgress())
 
 
 if __name__ == "__main__":

@@ -59,9 +59,8 @@ def benchmark_files(
     images = _images([*paths, *rivals, *beside.values()], runs, paths[0])
     settings: dict[str, Any] = {"batches": batches, "threads": threads, "seconds": seconds, "memory": memory}
     samples = {path: Images(*sample) for path, sample in images.items()}
-    timed = bench(contenders([*paths, *rivals], against=beside, images=samples, also_in=also_in), **settings)
-    rows = tuple(BenchRow.from_json(row.as_dict()) for row in timed)
-    report = BenchReport(processor(), rows, tuple(map(str, paths)))
+    rows = bench(contenders([*paths, *rivals], against=beside, images=samples, also_in=also_in), **settings)
+    report = BenchReport(processor(), tuple(rows), tuple(map(str, paths)))
     for run in (runs[path] for path in paths if path in runs and path.name == STUDENT_ONNX):
         _keep(run, report, {other.folder for other in runs.values()} - {run.folder})
     return report

@@ -158,7 +158,16 @@ class UnprovenExportReport(JsonRecord):
 
 @dataclass(frozen=True)
 class BenchRow(JsonRecord):
-    """One file at one batch size and number of threads in one runtime; the fields are those of `qkd.export`'s rows."""
+    """One file at one batch size and number of threads, in one runtime.
+
+    p50_ms, p95_ms: time of one call, not of one image. speedup: median of the compared file over this one's, None
+    without a compared file. top1: % of the labels, None without them. rounds: how many calls were timed.
+    instructions: the best integer instructions of the processor; int8 is far slower where "vnni" is missing.
+    load_ms: time to open the file. integer_convs of convs: convolutions that run as integer kernels; 0 for another
+    runtime, where that is not known. peak_mb: the most memory a process of its own needs for the file beyond
+    onnxruntime itself, None where it was not measured. agreement: for another runtime how often its top-1 is
+    onnxruntime's, in %, None without images. beside: the file ``speedup`` is over, None without one.
+    """
 
     file: str | None = None
     batch: int | None = None

@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 
 from qkd.errors import ExportError, UsageError
 from qkd.export import (
-    BenchRow,
     Contender,
     Images,
     Runtime,
@@ -30,6 +29,7 @@ from qkd.export import (
 )
 from qkd.export.session import open_session
 from qkd.report.bench_table import processor_notes
+from qkd.storage.results import BenchRow
 from tests.support.refusals import Refused
 from tests.support.tiny_products import SHAPE, Residual, images, product
 
@@ -68,7 +68,7 @@ def test_rows_for_every_file_batch_and_thread(files: tuple[Path, Path]) -> None:
         assert row.bytes == Path(row.file).stat().st_size
     assert rows[0].top1 == 100 and rows[1].speedup == 1
     assert rows[0].speedup == pytest.approx(rows[1].p50_ms / rows[0].p50_ms)
-    assert json.loads(json.dumps(rows[0].as_dict()))["file"] == str(student)
+    assert json.loads(json.dumps(rows[0].to_json()))["file"] == str(student)
 
 
 def test_no_speedup_without_something_to_compare(files: tuple[Path, Path]) -> None:
