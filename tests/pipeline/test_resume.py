@@ -162,9 +162,7 @@ def test_an_epoch_that_leaves_out_a_lone_image_is_not_cut_short(tmp_path: Path) 
     assert train_recipe(recipe, run, ONE, resume=True, max_steps=8).finished is True
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, whole: Run, caplog: pytest.LogCaptureFixture, refused: Refused
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, whole: Run, caplog: pytest.LogCaptureFixture) -> None:
     recipe, broken = recipe_in(tmp_path), Run(tmp_path / "broken")
     shutil.copytree(whole.folder, broken.folder)
     newest = broken.checkpoints.files(LAST)[0]
@@ -177,8 +175,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert losses(whole) == losses(broken)
     for path in broken.checkpoints.files(LAST):
         path.write_bytes(b"")
-    with refused(RunError, "checkpoint.all-damaged"):
+    with pytest.raises(RunError, match="every checkpoint is damaged") as error:  # their names depend on the processor
         broken.checkpoints.load(LAST)
+    assert error.value.key == "checkpoint.all-damaged"
 
 
 @pytest.mark.parametrize("content", ["{half", "[1, 2]"])
