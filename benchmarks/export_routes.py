@@ -177,7 +177,7 @@ def _speeds(route: Route) -> list[object]:
 
 def behind(name: str, routes: Mapping[str, Route], seconds: float) -> list[str]:
     """Where ours at 8 bits is slower than another route; those that come near it are met in turns."""
-    told, ours = [], routes["ours w8a8"]
+    slower, ours = [], routes["ours w8a8"]
     assert ours.file is not None
     for batch, count in settings(ours.file):
         where = f"b{batch} t{count}"
@@ -189,8 +189,8 @@ def behind(name: str, routes: Mapping[str, Route], seconds: float) -> list[str]:
             speed = turns(ours.file, found.file, batch, count, seconds).speedup or 0.0
             print(f"{name} {where}: in turns with {route} ours w8a8 has {speed:.2f} of its speed")
             if speed < LEAST:
-                told.append(f"{name} {where}: ours w8a8 has {speed:.2f} of the speed of {route}")
-    return told
+                slower.append(f"{name} {where}: ours w8a8 has {speed:.2f} of the speed of {route}")
+    return slower
 
 
 HEAD = (
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="for each file, batch size and number of threads")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows, told, figures = [], [], {}
+    rows, slower, figures = [], [], {}
     for name in options.names:
         build_name, size, small = NETWORKS[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -219,12 +219,12 @@ def main() -> None:
             seconds = 0.5 if options.quick else options.seconds
             time_all(routes, seconds)
             rows += rows_of(name, routes)
-            told += behind(name, routes, seconds)
+            slower += behind(name, routes, seconds)
             figures[name] = {key: {**vars(route), "file": None} for key, route in routes.items()}
     speeds = [f"speed b{batch} t{count}" for batch in BATCHES for count in THREADS]
     print(table((*HEAD, *speeds), rows))
-    print(*(told or ["Ours at 8 bits is as fast as the fastest other route in every row."]), sep="\n")
-    write(options.json, {"machine": machine("cpu"), "routes": figures, "behind": told}, "cpu")
+    print(*(slower or ["Ours at 8 bits is as fast as the fastest other route in every row."]), sep="\n")
+    write(options.json, {"machine": machine("cpu"), "routes": figures, "behind": slower}, "cpu")
 
 
 if __name__ == "__main__":

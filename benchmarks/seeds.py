@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 class Failed(Exception):
-    """A command that did not end well, with what it said."""
+    """A command that failed, with its output."""
 
 
 def qkd(*words: str) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def main() -> None:
             continue
         equal = min(row["equal"] for row in rows)
         cells = [cell([row.get(key) for row in rows]) for key in COLUMNS.values()]
-        heard = [line for row in rows for line in row.get("alarms", [])]
-        alarms = f"{len(heard)}, {sum(': dead' in line for line in heard)}"
+        lines = [line for row in rows for line in row.get("alarms", [])]
+        alarms = f"{len(lines)}, {sum(': dead' in line for line in lines)}"
         print(f"| {Path(recipe).stem} |", " | ".join(cells), f"| {100 * equal:.0f} % | {alarms} |", flush=True)
     raise SystemExit(failed)
 

@@ -33,17 +33,9 @@ class ElementwiseScaling(LearnedScale, ABC):
     """Whether only odd integers are levels."""
     delta: Tensor | None
 
-    def __init__(
-        self,
-        bits: int,
-        low: int,
-        high: int,
-        integer_bits: int,
-        calibration: str,
-        shape: tuple[int, ...],
-        of_weights: bool,
-    ) -> None:
-        super().__init__(bits, low, high, integer_bits, calibration, shape, of_weights)
+    def __init__(self, *settings: Any, **more: Any) -> None:
+        """All settings are those of `LearnedScale`."""
+        super().__init__(*settings, **more)
         self.register_buffer("delta", None)
 
     def keep_own_delta(self) -> None:

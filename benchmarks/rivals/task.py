@@ -94,7 +94,7 @@ def arrays(path: str) -> Data:
 
 
 def calibration(data: Data) -> Tensor:
-    """The same images for everybody, (512, C, H, W), normalised, not augmented."""
+    """The same images for every tool, (512, C, H, W), normalised, not augmented."""
     return next(data.train_batches(CALIBRATION, seed=0)).images
 
 

@@ -111,11 +111,11 @@ def cut(network: nn.Module, at: Mapping[str, str] | Sequence[str]) -> Staged:
 
 
 def _unpair(module: fx.GraphModule, ends: Sequence[fx.Node]) -> None:
-    """A batch norm that ends a stage is read by taps too: its quantizer is not alone with it any more (`quantizers.norms`)."""
-    heard = [module.get_submodule(str(node.target)) for node in ends if node.op == "call_module"]
+    """A batch norm that ends a stage is read by taps too, so it cannot be fused with its quantizer (`fused_batch_norm`)."""
+    read = [module.get_submodule(str(node.target)) for node in ends if node.op == "call_module"]
     for reader in module.modules():
         pair = getattr(reader, "norm", None)
-        if isinstance(pair, tuple) and any(norm is layer for norm in pair for layer in heard):
+        if isinstance(pair, tuple) and any(norm is layer for norm in pair for layer in read):
             reader.norm = ()  # type: ignore[assignment]
 
 

@@ -29,7 +29,7 @@ def is_first() -> bool:
 class Machine:
     """``save_every``: minutes between checkpoints inside an epoch (behind each epoch there is one anyway).
 
-    ``loggers``: the tools that are told the metrics of every epoch, `qkd.engine.loggers.LOGGERS`. ``workers``: processes
+    ``loggers``: the tools that get the metrics of every epoch, of `qkd.engine.loggers.LOGGERS`. ``workers``: processes
     that decode images which do not lie in memory; None for one per processor, at most eight.
     """
 

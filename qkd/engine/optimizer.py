@@ -24,7 +24,7 @@ FUSED = ("cpu", "cuda")
 def optimizer_for(
     step: Step, ensemble: Ensemble, plan: Plan, settings: Train, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
-    """One optimizer over the learners of a step; fused (one pass over memory), where nobody unscales its gradients first.
+    """One optimizer over the learners of a step; fused (one pass over memory), unless gradients are unscaled before it.
 
     Every group carries ``factor``, its share of the learning rate: a part's from ``plan.rates``, times
     ``settings.scale_rate`` for quantizer scales. Weight decay is for weights of two or more dimensions alone: decay pulls

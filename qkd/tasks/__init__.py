@@ -1,1 +1,1 @@
-"""What a network is trained for: what it is told of the data, what a batch holds, how good an output is."""
+"""The task, image classification: the shape of its data, a batch, and how outputs are scored."""
