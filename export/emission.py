@@ -20,6 +20,7 @@ from qkd.export.quantizer_map import MappedQuantizer
 from qkd.export.resolution import Resolution, resolutions
 from qkd.export.targets import ONNXRUNTIME, Storage, Target
 from qkd.export.uint8_input import Uint8Input, require_exact_floats
+from qkd.quantizers.exact import HEADROOM
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -51,7 +52,7 @@ def emit(
     shape: tuple[int, int, int],
     *,
     storage: Storage = "int8",
-    headroom: int = 63,
+    headroom: int = HEADROOM,
     metadata: Mapping[str, str] = NOTHING,
     raw: Uint8Input | None = None,
     target: Target = ONNXRUNTIME,
