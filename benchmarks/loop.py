@@ -38,7 +38,7 @@ from qkd.engine.optimizer import optimizer_for, rate_at, set_rate
 from qkd.engine.signals import InterruptHandler
 from qkd.engine.state import EpochProgress, TrainingState
 from qkd.engine.step import Action
-from qkd.engine.training import Training
+from qkd.engine.training_context import Training
 from qkd.quantizers import calibrate
 
 EPOCHS = 1000

@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qkd.quantizers.batch_norm_reestimation import reestimate_batch_norm as reestimate_batch_norm
     from qkd.quantizers.calibration import calibrate as calibrate
     from qkd.quantizers.calibration import pretend_calibrated as pretend_calibrated
-    from qkd.quantizers.calibration import reestimate_batch_norm as reestimate_batch_norm
     from qkd.quantizers.diagnostics import diagnose as diagnose
     from qkd.quantizers.families import FAMILIES as FAMILIES
     from qkd.quantizers.hessian import estimate_deltas as estimate_deltas
@@ -49,7 +49,7 @@ MODULES = {
     "needs_delta": "hessian",
     "pretend_calibrated": "calibration",
     "quantizers": "inspection",
-    "reestimate_batch_norm": "calibration",
+    "reestimate_batch_norm": "batch_norm_reestimation",
     "scales": "inspection",
     "set_bit_stage": "progressive",
     "uncalibrated": "inspection",

@@ -1,13 +1,11 @@
-"""Calibration: scales from data, by one pass in float that observes and a choice for every quantizer; and running
-statistics of batch norms from data, by a pass with rounding on.
-"""
+"""Calibration: scales from data, by one pass in float that observes and a choice for every quantizer."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -122,25 +120,3 @@ def _unseen(norm: _BatchNorm) -> bool:
         return False
     fresh = not norm.running_mean.any() and bool((norm.running_var == 1).all())
     return int(norm.num_batches_tracked) == 0 and fresh
-
-
-def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], *, leave: Collection[nn.Module] = ()) -> None:
-    """Replace the running statistics of every batch norm by their mean over the batches, with rounding on.
-
-    Weights, scales and the batch norms in ``leave`` stay as they are; the mode of the network is restored. Raises
-    DataError where there is no batch.
-    """
-    given = nonempty(batches, "reestimate_batch_norm")
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m not in leave]
-    momenta = {norm: norm.momentum for norm in norms}
-    try:
-        with evaluated(network), torch.no_grad():
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # torch then takes the mean over all batches
-                norm.train()
-            for images in given:
-                network(images)
-    finally:
-        for norm in norms:
-            norm.momentum = momenta[norm]

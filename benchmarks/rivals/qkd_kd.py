@@ -19,7 +19,7 @@ from qkd.engine.optimizer import optimizer_for
 from qkd.engine.signals import InterruptHandler
 from qkd.engine.state import EpochProgress, TrainingState
 from qkd.engine.step import Action
-from qkd.engine.training import Training
+from qkd.engine.training_context import Training
 
 EPOCHS = 1000
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkd.assembly import recompute
+from qkd.assembly import activation_checkpointing
 from qkd.assembly.product import product_of
 from qkd.distill.epoch_statistics import EpochStatistics
 from qkd.distill.exchange import Exchange
@@ -77,7 +77,11 @@ class Ensemble(nn.Module):
 
     def advance(self, part: str, stage: str, flow: Flow) -> Flow:
         network = self.networks[part]
-        return recompute.advance(network, stage, flow) if part in self.recomputed else network.advance(stage, flow)
+        return (
+            activation_checkpointing.advance(network, stage, flow)
+            if part in self.recomputed
+            else network.advance(stage, flow)
+        )
 
     def view(self, part: str, images: Views) -> Tensor:
         """The images that a network gets."""

@@ -12,7 +12,7 @@ from qkd.errors import PlanError
 from qkd.quantizers import bit_stages, set_bit_stage
 
 if TYPE_CHECKING:
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
 
 def apply_bit_schedule(training: Training, done: int, *, keep_range: bool) -> bool:

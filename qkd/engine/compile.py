@@ -20,7 +20,7 @@ from qkd.errors import TrainingError
 from qkd.quantizers import disabled
 
 if TYPE_CHECKING:
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
 ENOUGH = {"cpu": 3e13, "cuda": 1e17}
 """Floating-point operations of a whole run, forward alone, from which on compiling pays by itself: about an hour on one

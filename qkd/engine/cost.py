@@ -13,7 +13,7 @@ from torch import nn
 from qkd.storage.environment import peak_memory
 
 if TYPE_CHECKING:
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
 REPEATS = 3
 

@@ -13,7 +13,7 @@ from qkd.quantizers import diagnose
 
 if TYPE_CHECKING:
     from qkd.assembly.ensemble import Ensemble
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
 IMAGES = 64  # for diagnosing quantizers
 

@@ -12,7 +12,7 @@ from qkd.quantizers import estimate_deltas, needs_delta
 
 if TYPE_CHECKING:
     from qkd.distill.plan import Phase
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
 EVERY, BATCHES = 10, 3
 """Epochs between estimates and batches for one, as in the authors' code."""

@@ -33,7 +33,7 @@ from qkd.engine.step import (
     take_step,
 )
 from qkd.engine.teacher_cache import build_teacher_cache
-from qkd.engine.training import Training
+from qkd.engine.training_context import Training
 from qkd.engine.validation import update_statistics, validate
 from qkd.errors import TrainingError
 from qkd.storage.checkpoints import BEST, LAST

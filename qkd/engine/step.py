@@ -24,7 +24,7 @@ from qkd.errors import TrainingError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
     from qkd.tasks.batch import Batch
 
 Views = Tensor | tuple[Tensor, ...]

@@ -17,7 +17,7 @@ from qkd.distill.plan import EXCHANGE, Phase, Plan, networks_needed
 from qkd.distill.taps import Outputs, Tap
 
 if TYPE_CHECKING:
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
 LIMIT = 2**30
 """Bytes that may be kept; for more, networks run in every epoch."""

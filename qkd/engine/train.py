@@ -15,7 +15,7 @@ from qkd.engine.events import CompilationStarted
 from qkd.engine.loop import Loop
 from qkd.engine.signals import InterruptHandler
 from qkd.engine.state import TrainingState
-from qkd.engine.training import Training
+from qkd.engine.training_context import Training
 from qkd.quantizers import compile_cores
 from qkd.storage.checkpoints import BEST
 

@@ -14,7 +14,7 @@ from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
 
 if TYPE_CHECKING:
     from qkd.distill.epoch_statistics import EpochStatistics
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
 
 def validate(training: Training) -> float:

@@ -25,7 +25,7 @@ from qkd.engine.diagnostics import is_finite
 from qkd.engine.events import FloatCached, Listener, PretrainingStarted, ignore
 from qkd.engine.metrics import logits
 from qkd.engine.train import train
-from qkd.engine.training import Training
+from qkd.engine.training_context import Training
 from qkd.errors import NetworkError, RunError, TrainingError, nearest
 from qkd.networks.tracing import trace
 from qkd.storage.atomic import wait_for_lock, write_atomic

@@ -30,7 +30,7 @@ from qkd.engine.loggers import with_loggers
 from qkd.engine.metrics import logits, top1_of_all
 from qkd.engine.state import TrainingState, snapshot
 from qkd.engine.train import is_finished, train
-from qkd.engine.training import Training
+from qkd.engine.training_context import Training
 from qkd.engine.validation import reestimate_batch_norms
 from qkd.errors import DataError, ExportError
 from qkd.pipeline.pretrain import FloatStarts

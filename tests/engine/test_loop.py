@@ -164,7 +164,7 @@ def test_teachers_are_asked_once_only_where_images_stay_the_same(
     from qkd.assembly.assemble import assemble
     from qkd.assembly.inputs import load_data, spec_of
     from qkd.engine.teacher_cache import build_teacher_cache
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
     (tmp_path / "own.py").write_text(MOVED)
     data = {"name": f"{tmp_path / 'own.py'}:moved", "batch": 16}
@@ -207,7 +207,7 @@ def test_auto_compiles_long_runs_only(tmp_path: Path) -> None:
     from qkd.assembly.inputs import spec_of
     from qkd.data import load
     from qkd.engine import compile
-    from qkd.engine.training import Training
+    from qkd.engine.training_context import Training
 
     def training(epochs: int) -> Training:
         recipe = recipe_in(tmp_path, train={"epochs": epochs})
@@ -288,7 +288,7 @@ def test_a_run_that_computes_again_is_the_same_and_keeps_less(tmp_path: Path, re
 
 
 def test_the_statistics_of_batch_norm_are_not_gathered_twice() -> None:
-    from qkd.assembly.recompute import advance
+    from qkd.assembly.activation_checkpointing import advance
 
     network = staged(0).train()
     images = torch.randn(4, 3, 16, 16, requires_grad=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from qkd.assembly.assemble import assemble
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.engine.device import Machine
-from qkd.engine.training import Training
+from qkd.engine.training_context import Training
 from qkd.engine.validation import reestimate_batch_norms
 from qkd.quantizers import disabled
 from tests.support.tiny_data import MOVED

@@ -1,4 +1,4 @@
-"""Training: everything that the loop needs, put together once."""
+"""Training context: everything that the loop needs, put together once."""
 
 from __future__ import annotations
 

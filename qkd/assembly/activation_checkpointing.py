@@ -1,4 +1,4 @@
-"""Recompute (activation checkpointing): a stage keeps no activations and computes them again for the backward pass."""
+"""Activation checkpointing (`train.recompute`): a stage keeps no activations and computes them again for the backward pass."""
 
 from __future__ import annotations
 
