@@ -16,6 +16,7 @@ from qkd.engine.loop import Loop
 from qkd.engine.signals import InterruptHandler
 from qkd.engine.state import TrainingState
 from qkd.engine.training_context import Training
+from qkd.errors import RunError
 from qkd.quantizers import compile_cores
 from qkd.storage.checkpoints import BEST
 
@@ -78,8 +79,12 @@ def is_finished(training: Training, state: TrainingState) -> bool:
 
 
 def restore_training(training: Training, saved: Mapping[str, Any]) -> TrainingState:
-    """Load a checkpoint into the ensemble and delete what was kept or logged after it. -> how far it was"""
+    """Load a checkpoint into the ensemble and delete what was kept or logged after it. -> how far it was
+
+    Raises RunError for a checkpoint with other tensors, such as one of an earlier version of qkd.
+    """
     state = TrainingState(**saved["cursor"])
+    _require_same_tensors(training.ensemble.state_dict(), saved["parts"])
     training.ensemble.load_state_dict(saved["parts"])
     whole = saved["running"] is None
     restore_bits(training, state, whole=whole)
@@ -89,3 +94,15 @@ def restore_training(training: Training, saved: Mapping[str, Any]) -> TrainingSt
         if training.run is not None:
             training.run.remove_metrics_after(state.steps, whole=whole)
     return state
+
+
+def _require_same_tensors(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raises RunError where a checkpoint has other names than the ensemble: that of an earlier version of qkd, for example."""
+    missing, unknown = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    if missing or unknown:
+        found = [f"it {verb} {names[0]}" for verb, names in (("lacks", missing), ("has an unknown", unknown)) if names]
+        raise RunError(
+            f"the checkpoint does not fit this version of qkd: {', '.join(found)} ({len(missing)} missing, {len(unknown)} "
+            f"unknown); start a new run",
+            key="run.checkpoint-does-not-fit",
+        )

@@ -180,6 +180,19 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, whole: Run, caplog:
     assert error.value.key == "checkpoint.all-damaged"
 
 
+def test_a_checkpoint_of_another_version_is_refused_and_kept(tmp_path: Path, refused: Refused) -> None:
+    recipe, run = recipe_in(tmp_path, **ALONE), Run.create(tmp_path / "run")
+    train_recipe(recipe, run, ONE, max_steps=2)
+    kept = run.checkpoints.load(LAST)
+    assert kept is not None
+    kept["parts"]["surveys.0.weights"] = kept["parts"].pop("networks.student.network.fc.bias")
+    run.checkpoints.save(LAST, kept, steps=kept["cursor"]["steps"] + 1, whole=False)
+    before = {path.name: path.read_bytes() for path in run.checkpoints.files(LAST)}
+    with refused(RunError, "run.checkpoint-does-not-fit"):
+        train_recipe(recipe, run, ONE, resume=True)
+    assert {path.name: path.read_bytes() for path in run.checkpoints.files(LAST)} == before
+
+
 @pytest.mark.parametrize("content", ["{half", "[1, 2]"])
 def test_a_damaged_result_is_named_and_made_again(
     tmp_path: Path, whole: Run, caplog: pytest.LogCaptureFixture, content: str, refused: Refused
