@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qkd.export.targets import TARGETS, InputKind, Layout, Storage
+from qkd.cli.choices import ChoiceOf
 
 if TYPE_CHECKING:
     from qkd.storage.results import ExportReport, UnprovenExportReport
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--storage",
-    type=click.Choice(get_args(Storage)),
+    type=ChoiceOf("qkd.export.targets:Storage"),
     default="int8",
     show_default=True,
     help="packed: weights of 4 and 2 bits take 4 and 2 bits; needs a newer onnxruntime, which is printed.",
 )
 @click.option(
     "--input",
-    type=click.Choice(get_args(InputKind)),
+    type=ChoiceOf("qkd.export.targets:InputKind"),
     default="float",
     show_default=True,
     help="uint8: the file takes raw images and normalises them itself, to the same logits.",
 )
 @click.option(
     "--layout",
-    type=click.Choice(get_args(Layout)),
+    type=ChoiceOf("qkd.export.targets:Layout"),
     default="nchw",
     show_default=True,
     help="Where the channels of raw images lie.",
 )
 @click.option(
     "--target",
-    type=click.Choice(list(TARGETS)),
+    type=ChoiceOf("qkd.export.targets:TARGETS"),
     default="onnxruntime",
     show_default=True,
     help="openvino: run there too, if it is installed. tensorrt, litert: a file of its own, as their documents ask.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qkd.pipeline.launchers import LAUNCHERS
+from qkd.cli.choices import ChoiceOf
 
 if TYPE_CHECKING:
     from qkd.pipeline.sweep import Point
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at the same time.")
 @click.option(
     "--launcher",
-    type=click.Choice(list(LAUNCHERS)),
+    type=ChoiceOf("qkd.pipeline.launchers:LAUNCHERS"),
     default="local",
     show_default=True,
     help="Where runs are computed: on this machine, on Slurm through submitit, on a Ray cluster.",

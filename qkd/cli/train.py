@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qkd.engine.device import PRECISIONS
-from qkd.engine.loggers import LOGGERS
+from qkd.cli.choices import ChoiceOf
 
 if TYPE_CHECKING:
     from qkd.engine.device import Machine
@@ -38,7 +37,7 @@ def on_machine(function: Any) -> Any:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder. [default: runs/<recipe name>[-N]]")
 @click.option("--resume", is_flag=True, help="Continue the newest run of this recipe, or the one of --out.")
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="fp32", show_default=True)
+@click.option("--precision", type=ChoiceOf("qkd.engine.device:PRECISIONS"), default="fp32", show_default=True)
 @click.option(
     "--compile",
     "compile_",
@@ -62,7 +61,7 @@ def on_machine(function: Any) -> Any:
 @click.option(
     "--logger",
     "loggers",
-    type=click.Choice(list(LOGGERS)),
+    type=ChoiceOf("qkd.engine.loggers:LOGGERS"),
     multiple=True,
     help="Also log the metrics of every epoch with this tool, if it is installed; repeatable.",
 )
