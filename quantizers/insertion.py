@@ -4,7 +4,6 @@ reads or writes.
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import operator
 from collections import defaultdict
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qkd.errors import SchemeError, nearest
-from qkd.networks.batch_norm import replace_batch_norms
+from qkd.networks.batch_norm import copied_module
 from qkd.networks.tracing import trace, where_from
 from qkd.quantizers.exact import fold_batch_norms, prepare_bias_rounding
 from qkd.quantizers.fake_quant import cores_of
@@ -54,7 +53,7 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
             f"{type(network).__name__} is already quantized; insert takes the float network",
             key="scheme.already-quantized",
         )
-    own = replace_batch_norms(copy.deepcopy(network))
+    own = copied_module(network)
     module = own if isinstance(own, fx.GraphModule) else trace(own)
     if scheme.exact:
         fold_batch_norms(module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from qkd.distill.plan import EXCHANGE, Learner, Plan
 from qkd.distill.regularizers import L2SP
 from qkd.distill.stages import Flow, Staged
 from qkd.distill.taps import Outputs, Tap
-from qkd.networks.batch_norm import replace_batch_norms
+from qkd.networks.batch_norm import copied_module
 
 Views = Tensor | tuple[Tensor, ...]
 
@@ -33,13 +32,15 @@ class Ensemble(nn.Module):
     def __init__(self, networks: Mapping[str, Staged], plan: Plan, heads: Mapping[str, Head] | None = None) -> None:
         super().__init__()
         self.networks: ModuleMap[Staged] = ModuleMap(networks)
-        self.exchange: Exchange = _copied(plan.exchange)
+        self.exchange: Exchange = copied_module(plan.exchange)
         self.views = dict(plan.views)
         self.recomputed: frozenset[str] = frozenset()  # networks that recompute activations instead of keeping them
-        own = {head.name: _copied(head) for head in plan.heads} if heads is None else heads
+        own = {head.name: copied_module(head) for head in plan.heads} if heads is None else heads
         self.heads: ModuleMap[Head] = ModuleMap(own)
-        self.regularizers: ModuleMap[L2SP] = ModuleMap({each.part: _copied(each) for each in plan.regularizers})
-        self.statistics: ModuleMap[EpochStatistics] = ModuleMap({each.name: _copied(each) for each in plan.statistics})
+        self.regularizers: ModuleMap[L2SP] = ModuleMap({each.part: copied_module(each) for each in plan.regularizers})
+        self.statistics: ModuleMap[EpochStatistics] = ModuleMap(
+            {each.name: copied_module(each) for each in plan.statistics}
+        )
         self._products: list[nn.Module] = []  # in a list, so that it is no submodule
         self.snapshot_regularizers()
 
@@ -126,7 +127,3 @@ class Ensemble(nn.Module):
         if not self._products:
             self._products.append(product_of(plan, self.networks, self.heads))
         return self._products[0]
-
-
-def _copied(module: Any) -> Any:
-    return replace_batch_norms(copy.deepcopy(module))

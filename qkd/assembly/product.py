@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from qkd.distill.plan import Learner, Plan
 from qkd.distill.stages import Flow, Staged
 from qkd.distill.taps import Outputs, Tap
 from qkd.errors import SchemeError
-from qkd.networks.batch_norm import replace_batch_norms
+from qkd.networks.batch_norm import copied_module
 from qkd.networks.tracing import is_leaf, trace
 from qkd.quantizers import Scheme, insert, nearest_layer, quantizers
 from qkd.quantizers.operators import modules_where
@@ -82,9 +81,7 @@ def quantized_heads(plan: Plan, networks: Mapping[str, Staged], scheme: Scheme) 
     classifier borrowed from a float network is quantized for the product and stays float for its owner; both share their
     weights. Raises SchemeError for overrides that match no layer of a head.
     """
-    heads: dict[str, Head] = {head.name: copy.deepcopy(head) for head in plan.heads}
-    for head in heads.values():
-        replace_batch_norms(head)
+    heads = {head.name: copied_module(head) for head in plan.heads}
     deployed = [heads[head.name] for head in plan.deployed()]
     for head in deployed:
         head.body = _with_joined_inputs(head, networks, heads)

@@ -19,8 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from qkd.engine.device import is_first as is_first
-from qkd.engine.device import world_size as world_size
 from qkd.errors import NetworkError, QkdError, TrainingError
 from qkd.networks.batch_norm import BatchNorm, other_batch_norms
 

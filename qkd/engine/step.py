@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qkd.assembly.ensemble import Views
 from qkd.distill.plan import Phase, Step
 from qkd.distill.taps import Outputs
 from qkd.distill.terms import weighted_sum
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from qkd.engine.training_context import Training
     from qkd.tasks.batch import Batch
 
-Views = Tensor | tuple[Tensor, ...]
 Forward = Callable[[Views, Sequence[str], float], Outputs]  # (views, active networks, progress)
 CHECK_EVERY = 20  # steps between looks at whether losses are finite: a look makes a GPU wait
 

@@ -6,14 +6,16 @@ place of each ``BatchNorm1d``, ``2d``, ``3d``, ``SyncBatchNorm`` and each subcla
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+M = TypeVar("M", bound=nn.Module)
 Fused = Callable[[Any, Tensor], Tensor | None]  # (layer, input) -> output, or None where it cannot do that input
 
 
@@ -102,6 +104,11 @@ def replace_batch_norms(network: nn.Module) -> nn.Module:
                     replacements[layer] = _replacement(layer)
                 setattr(parent, name, replacements[layer])
     return _replacement(network) if _replaceable(network) else network
+
+
+def copied_module(module: M) -> M:
+    """A deep copy, whose batch norms are `BatchNorm` layers."""
+    return cast(M, replace_batch_norms(copy.deepcopy(module)))
 
 
 def other_batch_norms(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -11,8 +11,7 @@ import torch
 
 from qkd import recipe as recipes
 from qkd.engine import ewgs_delta
-from qkd.engine.device import Machine
-from qkd.engine.distributed import is_first
+from qkd.engine.device import Machine, is_first
 from qkd.engine.loop import Loop
 from qkd.pipeline.train import train_recipe
 from qkd.quantizers import hessian
