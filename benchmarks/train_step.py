@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                        # ResNet-20 and MobileNetV2, W4A4 and W8A8, CMT-KD
     python benchmarks/train_step.py --quick --parts eager core cmtkd
+    python benchmarks/train_step.py --parts core --precision bf16      # both networks under autocast
 
 A step is forward, backward and SGD (fused, as training takes it) on one batch that stays the same. Ratios are of medians:
 to float in eager mode, and for networks compiled whole to float compiled whole. Compiling takes minutes the first time;
@@ -53,9 +54,14 @@ def stock(module: nn.Module) -> nn.Module:
     return module
 
 
-def step_of(network: nn.Module, images: torch.Tensor) -> Work:
+def step_of(network: nn.Module, images: torch.Tensor, precision: str = "fp32") -> Work:
     network = network.to(images.device, memory_format=torch.channels_last).train()
-    return _step(network, network.parameters(), images)
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return network(images)
+
+    return _step(forward, network.parameters(), images)
 
 
 def _step(network: Callable[[torch.Tensor], torch.Tensor], parameters: object, images: torch.Tensor) -> Work:
@@ -64,13 +70,13 @@ def _step(network: Callable[[torch.Tensor], torch.Tensor], parameters: object, i
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(network(images), labels).backward()
+        F.cross_entropy(network(images).float(), labels).backward()
         optimizer.step()
 
     return step
 
 
-def contestants(name: str, scheme: Scheme, images: torch.Tensor, parts: list[str]) -> dict[str, Work]:
+def contestants(name: str, scheme: Scheme, images: torch.Tensor, parts: list[str], precision: str) -> dict[str, Work]:
     """One step of each, warm: calibrated, statistics gathered."""
     torch.manual_seed(0)
     network = build(NETWORKS[name], classes=CLASSES)
@@ -80,15 +86,15 @@ def contestants(name: str, scheme: Scheme, images: torch.Tensor, parts: list[str
         calibrate(module, [images[:32].cpu()])
         return module
 
-    works = {"float": step_of(insert_nothing(network), images)}
+    works = {"float": step_of(insert_nothing(network), images, precision)}
     if "stock" in parts:
         works["stock"] = step_of(stock(insert(network, scheme)), images)
     if "eager" in parts:
-        works["eager"] = step_of(ours(), images)
+        works["eager"] = step_of(ours(), images, precision)
     if "core" in parts:
         module = ours()
         compile_cores(module)
-        works["core"] = step_of(module, images)
+        works["core"] = step_of(module, images, precision)
     if "whole" in parts:
         works["float whole"] = step_of(torch.compile(insert_nothing(network)), images)  # type: ignore[arg-type]
         works["whole"] = step_of(torch.compile(ours()), images)  # type: ignore[arg-type]
@@ -148,6 +154,7 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=["w4a4", "w8a8"])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of float, eager and core")
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -155,12 +162,17 @@ def main() -> None:
     rounds = 5 if options.quick else options.rounds
     images = torch.randn(options.batch or (32 if options.quick else 128), 3, options.size, options.size)
     images = images.to(options.device, memory_format=torch.channels_last)
-    figures: dict[str, object] = {"batch": len(images), "size": options.size, "rounds": rounds}
+    figures: dict[str, object] = {
+        "batch": len(images),
+        "size": options.size,
+        "rounds": rounds,
+        "precision": options.precision,
+    }
     rows: list[list[object]] = [["aim", "", *(AIMS[part] for part in PARTS)]]
     print(machine(options.device), figures, flush=True)
     for name in options.networks if {*options.parts} - {"cmtkd"} else []:
         for text in options.schemes:
-            works = contestants(name, Scheme.parse(text), images, options.parts)
+            works = contestants(name, Scheme.parse(text), images, options.parts, options.precision)
             times = medians(works, rounds=rounds, warm=3, device=options.device)
             found = ratios(times, "float", instead={"whole": "float whole"})
             figures[f"{name} {text}"] = {"milliseconds": times, "ratios": found}

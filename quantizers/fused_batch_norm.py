@@ -67,7 +67,7 @@ class NormThenRound:
 
 
 def _supported(norm: Any, x: Tensor) -> bool:
-    """Whether the kernel takes it: batch statistics that are tracked, of float32 images, channels last, on the CPU."""
+    """Whether the kernel takes it: batch statistics that are tracked, of images, channels last, on the CPU."""
     return (
         norm.training
         and norm.affine
@@ -78,7 +78,8 @@ def _supported(norm: Any, x: Tensor) -> bool:
         and x.is_cpu
         and norm.weight.is_cpu
         and norm.running_mean.is_cpu
-        and x.dtype is norm.weight.dtype is torch.float32
+        and x.dtype in c_kernels.SUFFIXES
+        and norm.weight.dtype is torch.float32
         and x.numel() > x.shape[1]
         and x.is_contiguous(memory_format=torch.channels_last)
         and c_kernels.library() is not None

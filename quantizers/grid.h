@@ -1,6 +1,30 @@
 /* Shared by all kernels: the levels of a uniform grid, and when work is divided among threads. */
 #include <math.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
+
+/* Every kernel is compiled for tensors of float32, and with BFLOAT16 for those of bfloat16; it computes in float32. */
+#ifdef BFLOAT16
+typedef uint16_t real;
+#define KERNEL(name) name##_bfloat16
+static inline float get(real stored) {
+  uint32_t bits = (uint32_t)stored << 16;
+  float value;
+  return memcpy(&value, &bits, sizeof value), value;
+}
+static inline real put(float value) { /* to the nearest, ties to even */
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return value == value ? (real)nearest : (real)0x7fc0;
+}
+#else
+typedef float real;
+#define KERNEL(name) name
+static inline float get(real stored) { return stored; }
+static inline real put(float value) { return value; }
+#endif
 
 #define LANES 16
 #define FEW 32768 /* numbers below which threads cost more than they save */

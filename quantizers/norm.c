@@ -48,10 +48,10 @@ static inline long left(Shape shape, long b, long i) {
 
 /* What is done with the numbers of one period. */
 
-static inline void add_deviations(const float *restrict x, const float *restrict centre, float *restrict first,
+static inline void add_deviations(const real *restrict x, const float *restrict centre, float *restrict first,
                                   float *restrict second, long n) {
   for (long j = 0; j < n; j++) {
-    float away = x[j] - centre[j];
+    float away = get(x[j]) - centre[j];
     first[j] += away;
     second[j] += away * away;
   }
@@ -66,46 +66,48 @@ static Grid grid_of(float step, float low, float high, float smallest) {
   return (Grid){scale, low, high, low * scale, high * scale};
 }
 
-static inline void normalise(const float *restrict x, const float *restrict gain, const float *restrict offset,
-                             float *restrict y, Grid grid, long n) {
-  for (long j = 0; j < n; j++) y[j] = level((x[j] * gain[j] + offset[j]) / grid.scale, grid.low, grid.high) * grid.scale;
+static inline void normalise(const real *restrict x, const float *restrict gain, const float *restrict offset,
+                             real *restrict y, Grid grid, long n) {
+  for (long j = 0; j < n; j++) {
+    float ratio = (get(x[j]) * gain[j] + offset[j]) / grid.scale;
+    y[j] = put(level(ratio, grid.low, grid.high) * grid.scale);
+  }
 }
 
 typedef struct {
   float *gain, *offset, *centre, *slope, *shift; /* a period each */
 } Line;
 
-static inline void add_gradients(const float *restrict g, const float *restrict x, Line of, float *restrict to_bias,
+static inline void add_gradients(const real *restrict g, const real *restrict x, Line of, float *restrict to_bias,
                                  float *restrict to_weight, float *restrict to_step, Grid grid, long n) {
   const float *restrict gain = of.gain, *restrict offset = of.offset, *restrict centre = of.centre;
   for (long j = 0; j < n; j++) {
-    float value = x[j] * gain[j] + offset[j], ratio = value / grid.scale;
-    float on = passes(value, grid.bottom, grid.top, g[j]);
+    float found = get(x[j]), given = get(g[j]), value = found * gain[j] + offset[j], ratio = value / grid.scale;
+    float on = passes(value, grid.bottom, grid.top, given);
     to_bias[j] += on;
-    to_weight[j] += on * (x[j] - centre[j]);
-    to_step[j] += g[j] * level(ratio, grid.low, grid.high) - on * ratio;
+    to_weight[j] += on * (found - centre[j]);
+    to_step[j] += given * level(ratio, grid.low, grid.high) - on * ratio;
   }
 }
 
-static inline void pass_on(const float *restrict g, const float *restrict x, Line of, float *restrict to_x, Grid grid,
-                           long n) {
+static inline void pass_on(const real *restrict g, const real *restrict x, Line of, real *restrict to_x, Grid grid, long n) {
   const float *restrict gain = of.gain, *restrict offset = of.offset, *restrict centre = of.centre;
   const float *restrict slope = of.slope, *restrict shift = of.shift;
   for (long j = 0; j < n; j++) {
-    float on = passes(x[j] * gain[j] + offset[j], grid.bottom, grid.top, g[j]);
-    to_x[j] = on * gain[j] + (x[j] - centre[j]) * slope[j] + shift[j];
+    float found = get(x[j]), on = passes(found * gain[j] + offset[j], grid.bottom, grid.top, get(g[j]));
+    to_x[j] = put(on * gain[j] + (found - centre[j]) * slope[j] + shift[j]);
   }
 }
 
 /* Mean and variance (biased) of every channel. */
-static int statistics(const float *x, Shape shape, float *mean, float *variance, int threads) {
+static int statistics(const real *x, Shape shape, float *mean, float *variance, int threads) {
   long rows = shape.total / shape.channels, sampled = least(SAMPLED, rows);
   float *centre = malloc(shape.period * sizeof(float)), *sums = calloc(shape.blocks * 2 * shape.period, sizeof(float));
   double *totals = malloc(2 * shape.channels * sizeof(double));
   if (!centre || !sums || !totals) return free(centre), free(sums), free(totals), 0;
   for (long c = 0; c < shape.channels; c++) {
     double total = 0;
-    for (long r = 0; r < sampled; r++) total += x[r * rows / sampled * shape.channels + c];
+    for (long r = 0; r < sampled; r++) total += get(x[r * rows / sampled * shape.channels + c]);
     mean[c] = (float)(total / sampled);
   }
   repeat(mean, centre, shape);
@@ -125,7 +127,7 @@ static int statistics(const float *x, Shape shape, float *mean, float *variance,
 }
 
 /* y: normalised and rounded; saved: mean and 1 / deviation of every channel; running statistics move by `momentum`. */
-int qkd_norm_round(const float *x, float *y, float *saved, long rows, long channels, const float *weight, const float *bias,
+int KERNEL(qkd_norm_round)(const real *x, real *y, float *saved, long rows, long channels, const float *weight, const float *bias,
                    float *running_mean, float *running_variance, float momentum, float eps, const float *step, float low,
                    float high, float smallest, int threads) {
   Shape shape = shape_of(rows, channels);
@@ -151,7 +153,7 @@ int qkd_norm_round(const float *x, float *y, float *saved, long rows, long chann
 }
 
 /* Gradients of x, weight, bias and step, from that of y. What batch norm made of x is computed again, not kept. */
-int qkd_norm_round_backward(const float *g, const float *x, const float *saved, float *to_x, float *to_weight, float *to_bias,
+int KERNEL(qkd_norm_round_backward)(const real *g, const real *x, const float *saved, real *to_x, float *to_weight, float *to_bias,
                             float *to_step, long rows, long channels, const float *weight, const float *bias,
                             const float *step, float low, float high, float factor, float smallest, int threads) {
   Shape shape = shape_of(rows, channels);

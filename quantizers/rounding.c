@@ -5,7 +5,7 @@
 
 static inline long blocks_of(long count) { return (count + BLOCK - 1) / BLOCK; }
 
-void qkd_round(const float *restrict x, float *restrict y, long rows, long count, const float *s, float low, float high,
+void KERNEL(qkd_round)(const real *restrict x, real *restrict y, long rows, long count, const float *s, float low, float high,
                int threads) {
   long blocks = blocks_of(count);
 #pragma omp parallel for num_threads(threads) schedule(static) if (many(rows * count, threads))
@@ -13,33 +13,33 @@ void qkd_round(const float *restrict x, float *restrict y, long rows, long count
     long row = b / blocks, from = row * count + b % blocks * BLOCK, end = (row + 1) * count;
     if (from + BLOCK < end) end = from + BLOCK;
     float scale = s[row];
-    for (long i = from; i < end; i++) y[i] = level(x[i] / scale, low, high) * scale;
+    for (long i = from; i < end; i++) y[i] = put(level(get(x[i]) / scale, low, high) * scale);
   }
 }
 
 /* Gradients of one block: that of x into passed, and the sum of g * (integer - passing ratio), that of the scale. */
-static double of_block(const float *restrict g, const float *restrict x, float *restrict passed, long n, float scale,
+static double of_block(const real *restrict g, const real *restrict x, real *restrict passed, long n, float scale,
                        float low, float high) {
   float lanes[LANES] = {0};
   double total = 0;
   long i = 0;
   for (; i + LANES <= n; i += LANES)
     for (int j = 0; j < LANES; j++) {
-      float ratio = x[i + j] / scale, given = g[i + j], on = passes(ratio, low, high, given);
+      float ratio = get(x[i + j]) / scale, given = get(g[i + j]), on = passes(ratio, low, high, given);
       lanes[j] += given * level(ratio, low, high) - on * ratio;
-      passed[i + j] = on;
+      passed[i + j] = put(on);
     }
   for (; i < n; i++) {
-    float ratio = x[i] / scale, on = passes(ratio, low, high, g[i]);
-    lanes[0] += g[i] * level(ratio, low, high) - on * ratio;
-    passed[i] = on;
+    float ratio = get(x[i]) / scale, given = get(g[i]), on = passes(ratio, low, high, given);
+    lanes[0] += given * level(ratio, low, high) - on * ratio;
+    passed[i] = put(on);
   }
   for (int j = 0; j < LANES; j++) total += lanes[j];
   return total;
 }
 
 /* passed: gradient of x; to_step: one number for each row. Returns 0 where there is no memory, else 1. */
-int qkd_differentiate(const float *g, const float *x, float *passed, float *to_step, long rows, long count,
+int KERNEL(qkd_differentiate)(const real *g, const real *x, real *passed, float *to_step, long rows, long count,
                       const float *s, const float *step, float low, float high, float factor, float smallest, int threads) {
   long blocks = blocks_of(count);
   double *sums = malloc(rows * blocks * sizeof(double) + 1);

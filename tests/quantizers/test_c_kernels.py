@@ -38,11 +38,13 @@ def both_ways(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> list[t
 @needs_compiler
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 31, 33), (9, 16, 3, 3), (1, 1)])
 @pytest.mark.parametrize("rows", [False, True])
-def test_kernels_equal_tensor_operations(shape: tuple[int, ...], rows: bool) -> None:
-    x, g = 2 * torch.randn(shape), torch.randn(shape)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_kernels_equal_tensor_operations(shape: tuple[int, ...], rows: bool, kind: torch.dtype) -> None:
+    x, g = 2 * torch.randn(shape).to(kind), torch.randn(shape).to(kind)
     step = 0.1 + torch.rand(len(x), *[1] * (len(shape) - 1)) if rows else torch.tensor(-0.3)
     assert c_kernels.can_round(x, step, positive_scale(step))
     (y, to_x, to_step), (y2, to_x2, to_step2) = both_ways(x, step, -4, 3, g)
+    assert y.dtype is to_x.dtype is kind
     assert torch.equal(y, y2)
     assert torch.equal(to_x, to_x2)
     assert torch.allclose(to_step, to_step2, rtol=1e-4, atol=1e-5)
@@ -66,8 +68,16 @@ def test_threads_and_layout_change_no_bit() -> None:
 
 
 @needs_compiler
-def test_numbers_that_are_none_stay_so_and_a_step_of_zero_divides_nothing_by_zero() -> None:
-    x = torch.tensor([float("nan"), 1.0, float("inf"), -float("inf")])
+def test_the_levels_of_a_bfloat16_tensor_are_the_nearest_bfloat16_numbers() -> None:
+    x, step = torch.linspace(-80, 80, 4001).bfloat16(), torch.tensor(0.2731)
+    y = c_kernels.round_rows(x, step, -128, 127)
+    assert torch.equal(y, (c_kernels.round_rows(x.float(), step, -128, 127)).bfloat16())
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_numbers_that_are_none_stay_so_and_a_step_of_zero_divides_nothing_by_zero(kind: torch.dtype) -> None:
+    x = torch.tensor([float("nan"), 1.0, float("inf"), -float("inf")], dtype=kind)
     y = c_kernels.round_rows(x, torch.tensor(0.5), -2, 1)
     assert y[0].isnan()
     assert y[1:].tolist() == [0.5, 0.5, -1.0]
@@ -80,7 +90,7 @@ def test_numbers_that_are_none_stay_so_and_a_step_of_zero_divides_nothing_by_zer
 
 def test_what_kernels_cannot_do_is_left_to_tensor_operations() -> None:
     step = torch.tensor(0.5)
-    for x in (torch.randn(5, dtype=torch.float64), torch.randn(5).bfloat16(), torch.randn(5, device="meta")):
+    for x in (torch.randn(5, dtype=torch.float64), torch.randn(5).half(), torch.randn(5, device="meta")):
         assert not c_kernels.can_round(x, step, step)
     per_column = torch.rand(1, 5)
     assert not c_kernels.can_round(torch.randn(3, 5), per_column, per_column)

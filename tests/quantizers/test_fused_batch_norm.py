@@ -72,6 +72,15 @@ def test_one_kernel_gives_what_batch_norm_and_rounding_give(shape: tuple[int, ..
 
 
 @needs_compiler
+def test_of_bfloat16_tensors_only_what_is_written_is_rounded() -> None:
+    norm, x, g = batch_norm(24), last(torch.randn(4, 24, 9, 9)).bfloat16(), last(torch.randn(4, 24, 9, 9)).bfloat16()
+    y, to_x, *ours = in_one(norm, x, g, torch.tensor(STEP))
+    expected, gradient, *others = in_one(norm, x.float(), g.float(), torch.tensor(STEP))
+    assert torch.equal(y, expected.bfloat16()) and torch.equal(to_x, gradient.bfloat16())
+    assert all(torch.equal(one, two) for one, two in zip(ours, others, strict=True))
+
+
+@needs_compiler
 def test_a_large_mean_costs_no_digits() -> None:
     norm, x = batch_norm(8), last(1000 + torch.randn(16, 8, 20, 20))
     y, *_, mean, variance = in_one(norm, x, torch.ones_like(x), torch.tensor(STEP))
@@ -158,6 +167,19 @@ def test_a_network_learns_the_same_with_joined_norms(network: Any, calls: list[i
 
 
 @needs_compiler
+def test_under_autocast_everything_stays_bfloat16_and_joined(network: Any, calls: list[int]) -> None:
+    x = last(images())
+    compile_cores(network)
+    expected, _ = step_of(network, x)
+    del calls[:]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, gradients = step_of(network, x)
+    assert len(calls) == len(fused(network))
+    assert torch.allclose(found.float(), expected, atol=0.05 * float(expected.abs().max()))
+    assert all(tensor.isfinite().all() for tensor in gradients.values())
+
+
+@needs_compiler
 def test_each_for_itself_where_it_must_be(network: Any, calls: list[int]) -> None:
     x = last(images())
     compile_cores(network)
@@ -169,7 +191,7 @@ def test_each_for_itself_where_it_must_be(network: Any, calls: list[int]) -> Non
             network.train()(x)
     norm = fused(network)[0]
     norm(torch.randn(4, norm.num_features, 6, 6))  # not channels last
-    norm(last(torch.randn(4, norm.num_features, 6, 6)).bfloat16())
+    norm(last(torch.randn(4, norm.num_features, 6, 6)).half())
     assert not calls
     handles = [norm.register_forward_hook(lambda *_: None) for norm in fused(network)]
     network(x)
