@@ -99,7 +99,9 @@ class Bounds:
 
 Count = Annotated[int, Bounds(at_least=1)]
 
-Seed = Annotated[int, Bounds(at_least=0, at_most=2**63 - 1)]  # the range of torch.manual_seed
+MAX_SEED = 2**63 - 1  # of torch.manual_seed
+
+Seed = Annotated[int, Bounds(at_least=0, at_most=MAX_SEED)]
 
 Positive = Annotated[float, Bounds(above=0)]
 

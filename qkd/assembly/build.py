@@ -68,11 +68,11 @@ def _merged(wrong: Sequence[Problem]) -> list[Problem]:
 
 def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: DataSpec, start: Start) -> Staged:
     """One network. Raises RecipeError with every mistake in it."""
-    torch.manual_seed(recipe.seed)  # networks of one architecture start equal
+    torch.manual_seed(recipe.seed_of(part))
     try:
         built = build(entry.build, classes=facts.classes, channels=facts.shape[0], options=entry.options)
     except UsageError as error:
-        raise RecipeError([recipe.problem((*_key(part), "build"), str(error))]) from error
+        raise RecipeError([recipe.problem((*recipe.key_of(part), "build"), str(error))]) from error
     network = replace_batch_norms(built)
     try:
         start(part, entry, network)
@@ -86,7 +86,7 @@ def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: DataSpec, st
     try:
         quantized = trace(network) if scheme is None else insert(network, scheme)
     except NetworkError as error:
-        raise RecipeError([recipe.problem((*_key(part), "build"), str(error))]) from error
+        raise RecipeError([recipe.problem((*recipe.key_of(part), "build"), str(error))]) from error
     except SchemeError as error:
         assert scheme is not None
         raise RecipeError(_refused(part, network, scheme, recipe, str(error))) from error
@@ -97,13 +97,9 @@ def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: DataSpec, st
         raise RecipeError(_mismatched(part, quantized, recipe) or [order]) from error
 
 
-def _key(part: str) -> tuple[str, ...]:
-    return (part,) if part == STUDENT else ("teachers", part)
-
-
 def _refused(part: str, network: nn.Module, scheme: Scheme, recipe: Recipe, first: str) -> list[Problem]:
     """Why a scheme does not fit a network, override by override, and the mistakes in its match."""
-    key = (*_key(part), "quantize")
+    key = (*recipe.key_of(part), "quantize")
     try:
         plain = insert(network, replace(scheme, overrides={}))
     except SchemeError as error:
@@ -142,7 +138,7 @@ def _measured(part: str, network: Staged, recipe: Recipe, facts: DataSpec) -> di
         return measure_shapes({part: network}, facts)
     except NetworkError as error:
         message = str(error).removeprefix(f"{part}: ")
-        raise RecipeError([recipe.problem((*_key(part), "build"), message)]) from error
+        raise RecipeError([recipe.problem((*recipe.key_of(part), "build"), message)]) from error
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +22,6 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
     """Report every mistake of RECIPE, in seconds; exit code 2 if there is one."""
     from qkd import recipe as recipes
     from qkd.assembly.inputs import load_and_assemble
-    from qkd.assembly.unused import find_unused
     from qkd.errors import RecipeError, UsageError
 
     try:
@@ -36,14 +36,22 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
             problem = {"file": recipe, "line": 0, "key": "", "message": str(error)}
             click.echo(json.dumps({"problems": [problem], "plan": None}))
         raise
-    for warning in (*recipes.warnings(loaded), *find_unused(loaded, assembly), *float_layers):
-        click.echo(f"warning: {warning}", err=True)
+    _warn(loaded, assembly, float_layers)
     if as_json:
         click.echo(json.dumps({"problems": [], "plan": [phase.name for phase in assembly.plan.phases]}))
     elif complete:
         click.echo(recipes.dump(loaded), nl=False)
     else:
         click.echo(f"{recipe}: no mistakes; `qkd explain {recipe}` describes the training")
+
+
+def _warn(recipe: Recipe, assembly: Assembly, more: Sequence[str] = ()) -> None:
+    """Print on stderr what is valid but suspicious."""
+    from qkd import recipe as recipes
+    from qkd.assembly.plan_warnings import plan_warnings
+
+    for warning in (*recipes.warnings(recipe), *plan_warnings(recipe, assembly), *more):
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _export_warnings(recipe: Recipe, assembly: Assembly) -> list[str]:
@@ -70,6 +78,7 @@ def explain(recipe: str, overrides: tuple[str, ...]) -> None:
     from qkd.report.describe import describe
 
     loaded, assembly = load_and_assemble(recipe, overrides)
+    _warn(loaded, assembly)
     print_wrapped(describe(loaded, assembly))
 
 

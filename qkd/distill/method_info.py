@@ -24,7 +24,8 @@ class MethodInfo:
     """``teachers`` is the least number of them, ``most`` the largest, ``match`` whether layers have to be matched, ``labels``
     whether they are used.
 
-    ``only_with`` lists the options that do nothing unless another option has certain values.
+    ``only_with`` lists the options that do nothing unless another option has certain values. ``own_copy``: the teachers are
+    meant to be the float network that the student was quantized from.
     """
 
     paper: str
@@ -33,6 +34,7 @@ class MethodInfo:
     labels: bool = True
     most: int | None = None
     only_with: OnlyWith = field(default_factory=dict)
+    own_copy: bool = False
 
     @property
     def year(self) -> int | None:
@@ -93,9 +95,10 @@ def published(
     labels: bool = True,
     most: int | None = None,
     only_with: OnlyWith | None = None,
+    own_copy: bool = False,
 ) -> Callable[[Method], Method]:
     """Declares a method's paper and requirements; the requirements are checked before the method makes a plan."""
-    info = MethodInfo(paper, teachers, match, labels, most, only_with or {})
+    info = MethodInfo(paper, teachers, match, labels, most, only_with or {}, own_copy)
 
     def mark(method: Method) -> Method:
         @functools.wraps(method)

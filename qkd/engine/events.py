@@ -111,7 +111,7 @@ class RanksConnected(Event):
 
 @dataclass(frozen=True)
 class PlanChecked(Event):
-    """What in a recipe is unused, and what of its product will stay float."""
+    """What in a recipe is unused or begins as a copy, and what of its product will stay float."""
 
     lines: Sequence[str]
     is_warning = True

@@ -22,6 +22,7 @@ from qkd.options import NotNegative, Positive
     most=1,
     labels=False,
     only_with={"beta": ("feature", ("hint", "lattice"))},
+    own_copy=True,
 )
 def sqakd(
     setup: Setup,
@@ -36,6 +37,7 @@ def sqakd(
 
     ``gamma CE + alpha KL + beta L_feature``; the authors' code sets gamma and beta to zero, alpha to 1 at one and two
     bits and to 100 at W4A4 (which diverges on some networks without ``train: {clip: 5}``). The teacher is frozen.
+    It needs ``seed: same`` in its entry, or the student's checkpoint, to begin with the student's float weights.
 
     * ``gamma``: above zero, labels are used too, for comparison.
     * ``feature: hint``: equal the float copy's features at the layers of ``match:`` too. ``lattice``: equal them after they

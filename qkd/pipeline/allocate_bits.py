@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from qkd.assembly.build import STUDENT
 from qkd.assembly.product import scheme_of_network
 from qkd.engine.device import Machine
 from qkd.errors import SchemeError
@@ -95,10 +96,10 @@ def allocate_bits(
 
 
 def _float_start(recipe: Recipe, data: Data, machine: Machine) -> nn.Module:
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed_of(STUDENT))
     network = build(recipe.student.build, classes=data.classes, channels=data.shape[0], options=recipe.student.options)
     with TemporaryDirectory() as scratch:
-        FloatStarts(recipe, data, machine.fabric(), Path(scratch), machine)("student", recipe.student, network)
+        FloatStarts(recipe, data, machine.fabric(), Path(scratch), machine)(STUDENT, recipe.student, network)
     return network
 
 

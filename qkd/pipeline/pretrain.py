@@ -1,4 +1,4 @@
-"""Pretraining: the float weights that a network starts from, trained once per architecture, data and settings, and cached."""
+"""Pretraining: the float weights that a network starts from, trained once per architecture, seed, data and settings; cached."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ class FloatStarts:
         network.to("cpu")
 
     def _pretrained(self, part: str, entry: NetworkEntry, network: nn.Module) -> dict[str, Tensor]:
-        key = self._key(network)
+        seed = self.recipe.seed_of(part)
+        key = self._key(network, seed)
         path = cache_folder() / "float" / f"{key}.safetensors"
         # another run may be training the same network
         with wait_for_lock(path) if self.fabric.world_size == 1 else contextlib.nullcontext():
@@ -87,7 +88,7 @@ class FloatStarts:
                 return dict(state)
             self.listen(PretrainingStarted(part, entry.build, self.recipe.pretrain.epochs))
             checkpoints = Checkpoints(self.folder / f"float-{key}")
-            self._train(network, checkpoints)
+            self._train(network, checkpoints, seed)
             state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
             if broken := _broken(state):
                 found = f"the float start of {part} ended with numbers that are not finite: {broken}"
@@ -97,7 +98,7 @@ class FloatStarts:
                 checkpoints.clear()
         return state
 
-    def _train(self, network: nn.Module, checkpoints: Checkpoints) -> None:
+    def _train(self, network: nn.Module, checkpoints: Checkpoints, seed: int) -> None:
         """Train a float network; resumes what an interrupted run of the same folder had done of it."""
         staged = cut(trace(network), [])
         plan = Plan((Phase("float", (Step(["student"], [label("student")]),)),))
@@ -107,7 +108,7 @@ class FloatStarts:
             data=self.data,
             settings=self.recipe.pretrain,
             batch=self.recipe.data.batch,
-            seed=self.recipe.seed,
+            seed=seed,
             fabric=self.fabric,
             checkpoints=checkpoints,
             choose=False,
@@ -115,13 +116,13 @@ class FloatStarts:
             compile=self.machine.compile,
             listen=self.listen,
         )
-        torch.manual_seed(self.recipe.seed)
+        torch.manual_seed(seed)
         saved = self.fabric.broadcast(checkpoints.load(LAST) if self.fabric.is_global_zero else None)
         train(training, saved=saved)
         network.to("cpu")
 
-    def _key(self, network: nn.Module) -> str:
-        """A hash of what the result depends on: architecture (graph and initial weights), data and settings."""
+    def _key(self, network: nn.Module, seed: int) -> str:
+        """A hash of what the result depends on: architecture (graph and initial weights), seed, data and settings."""
         digest = hashlib.sha256(f"{__version__.rpartition('.')[0]} {trace(network).code}".encode())
         for name, tensor in network.state_dict().items():
             digest.update(name.encode())
@@ -131,7 +132,7 @@ class FloatStarts:
         for name, default in LATER.items():
             if settings[name] == default:
                 del settings[name]
-        facts = [settings, self.recipe.data.batch, self.recipe.seed, self.data.fingerprint()]
+        facts = [settings, self.recipe.data.batch, seed, self.data.fingerprint()]
         facts += [self.machine.precision] * (self.machine.precision != "fp32")
         facts += ["averaged"] * (settings["ema"] is not None)  # files from before 0.1 did not hold the average
         digest.update(json.dumps(facts, sort_keys=True).encode())

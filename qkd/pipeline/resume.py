@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from qkd import recipe as recipes
 from qkd.errors import RunError
+from qkd.recipe.models import SAME, STUDENT
 from qkd.storage.artifacts import CHECKPOINTS, ENVIRONMENT, ORIGINAL_RECIPE, RECIPE
 from qkd.storage.checkpoints import LAST
 from qkd.storage.run import Run
 
 if TYPE_CHECKING:
-    from qkd.recipe import Recipe
+    from qkd.recipe import NetworkEntry, Recipe
 
 
 CHANGES_BITS = ("device", "precision", "compile", "threads", "ranks", "torch")  # facts of the environment
 
 
 def refuse_changed(run: Run, recipe: Recipe) -> None:
-    """Raise RunError naming every key in which the recipe differs from the run's."""
-    before, now = (
-        recipes.load(run.folder / RECIPE, paths_exist=False).model_dump(mode="json"),
-        recipe.model_dump(mode="json"),
-    )
+    """Raise RunError naming every key in which the recipe differs from the run's; a ``seed: null`` is any (`keep_seeds`)."""
+    seeds, old = recorded_seeds(run), recipes.load(run.folder / RECIPE, paths_exist=False)
+    before, now = (keep_seeds(each, seeds).model_dump(mode="json") for each in (old, recipe))
     order = [list(one["teachers"]) for one in (before, now)]  # of a chain the order is the method
     moved = sorted(order[0]) == sorted(order[1]) and order[0] != order[1]
     changed = [f"teachers stood in the order {', '.join(order[0])}, now {', '.join(order[1])}"] if moved else []
@@ -36,6 +35,26 @@ def refuse_changed(run: Run, recipe: Recipe) -> None:
             f"{run.folder}: the recipe changed since: {'; '.join(changed)}; start a new run instead of --resume",
             key="run.recipe-changed",
         )
+
+
+def keep_seeds(recipe: Recipe, recorded: Mapping[str, int | str | None]) -> Recipe:
+    """The recipe with the recorded ``seed:`` of every network for which it gives none.
+
+    A run that goes on has its weights, so that it stays what it was where the default changes.
+    """
+
+    def kept(part: str, entry: NetworkEntry) -> NetworkEntry:
+        return entry if entry.seed is not None else entry.model_copy(update={"seed": recorded.get(part)})
+
+    teachers = {part: kept(part, entry) for part, entry in recipe.teachers.items()}
+    return recipe.model_copy(update={"student": kept(STUDENT, recipe.student), "teachers": teachers})
+
+
+def recorded_seeds(run: Run) -> dict[str, int | str | None]:
+    """The ``seed:`` of every network of a run; ``same`` where its recipe is from before there was such a key. -> by name"""
+    recipe = recipes.load(run.folder / RECIPE, paths_exist=False)
+    stated = {part: (*recipe.key_of(part), "seed") in recipe.origin.positions for part in recipe.networks}
+    return {part: entry.seed if stated[part] else SAME for part, entry in recipe.networks.items()}
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -18,7 +18,7 @@ from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.build import STUDENT
 from qkd.assembly.export_preview import export_preview
 from qkd.assembly.inputs import load_data, spec_of
-from qkd.assembly.unused import find_unused
+from qkd.assembly.plan_warnings import plan_warnings
 from qkd.data import Data
 from qkd.engine.bit_schedule import apply_bit_schedule
 from qkd.engine.cost import cost
@@ -34,7 +34,7 @@ from qkd.engine.training_context import Training
 from qkd.engine.validation import reestimate_batch_norms
 from qkd.errors import DataError, ExportError
 from qkd.pipeline.pretrain import FloatStarts
-from qkd.pipeline.resume import changed_environment, is_complete
+from qkd.pipeline.resume import changed_environment, is_complete, keep_seeds, recorded_seeds
 from qkd.quantizers import calibrate
 from qkd.storage.artifacts import CALIBRATED, DATA, ENVIRONMENT, FLOAT_START, METRICS, RECIPE, RESULT
 from qkd.storage.atomic import lock_folder, remove_unfinished
@@ -75,6 +75,9 @@ def train_recipe(
         if resume and fabric.broadcast(run.writes and is_complete(run)):
             listen(AlreadyFinished(str(folder)))
             return TrainResult.from_json(run.read_json(RESULT))
+        if resume:
+            begun = run.writes and (folder / RECIPE).is_file()
+            recipe = keep_seeds(recipe, fabric.broadcast(recorded_seeds(run) if begun else {}))
         if run.writes:
             held.enter_context(lock_folder(folder))
             listen = held.enter_context(with_loggers(machine.loggers, folder, recipe.model_dump(mode="json"), listen))
@@ -137,10 +140,10 @@ class _TrainingJob:
         return training, assembly, state
 
     def _check_plan(self, data: Data) -> None:
-        """Before training, report what is unused and what will stay float. Raises SchemeError for what cannot be exact."""
+        """Before training, report what is suspicious and what will stay float. Raises SchemeError for what cannot be exact."""
         with torch.random.fork_rng(devices=[]):
             assembly = assemble(self.recipe, spec_of(data))
-        lines = [str(problem) for problem in find_unused(self.recipe, assembly)]
+        lines = [str(problem) for problem in plan_warnings(self.recipe, assembly)]
         try:
             lines += export_preview(self.recipe, assembly)
         except ExportError as error:

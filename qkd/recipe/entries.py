@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter
-from typing import Any
+from typing import Any, Literal
 
 from qkd.errors import SchemeError, UsageError, nearest
-from qkd.options import Count, Options, is_user_code, look_up, options_from
-from qkd.recipe.models import FLOAT, SCRATCH, DataEntry, MethodEntry, NetworkEntry
+from qkd.options import MAX_SEED, Count, Options, is_user_code, look_up, options_from
+from qkd.recipe.models import FLOAT, SAME, SCRATCH, DataEntry, MethodEntry, NetworkEntry
 from qkd.recipe.source import Key, Source, joined, quoted, split_key
 from qkd.recipe.validate import options_model, validate
 
@@ -41,15 +41,16 @@ def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
     """The entry at ``key``; None, with the mistakes reported, if it does not fit."""
     from qkd.networks.build import options_of
 
-    fixed = {"build": (str, ...), "quantize": (Any, None), "start_from": (Any, FLOAT)}
+    fixed = {"build": (str, ...), "quantize": (Any, None), "start_from": (Any, FLOAT), "seed": (Any, None)}
     given, options = _entry_and_options(source, key, value, "build", fixed, options_of)
     scheme = _parse_scheme(source, (*key, "quantize"), given.get("quantize"))
     start = _parse_start(source, (*key, "start_from"), given.get("start_from", FLOAT))
+    seed = _parse_seed(source, (*key, "seed"), given.get("seed"))
     made = _validate_entry(source, key, given, options, fixed) if options is not None else None
     if made is None:
         return None
     rest = {name: value for name, value in made.items() if name not in fixed}
-    return NetworkEntry(build=made["build"], options=rest, quantize=scheme, start_from=start)
+    return NetworkEntry(build=made["build"], options=rest, quantize=scheme, start_from=start, seed=seed)
 
 
 def _options_of(name: str, known: Mapping[str, Any], what: str) -> Options:
@@ -130,6 +131,16 @@ def _parse_start(source: Source, key: Key, value: Any) -> str:
         near = nearest(value, (FLOAT, SCRATCH))
         source.report(key, f"neither float nor scratch{near}, and no such checkpoint: {value} (tried {joined(tried)})")
     return str(path or value)
+
+
+def _parse_seed(source: Source, key: Key, value: Any) -> int | Literal["same"] | None:
+    if value is None or value == SAME:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED:
+        return value
+    near = nearest(value, (SAME,)) if isinstance(value, str) else ""
+    source.report(key, f"must be null, same or a whole number from 0 to 2^63 - 1, got {quoted(value)}{near}")
+    return None
 
 
 def _parse_scheme(source: Source, key: Key, value: Any) -> Any:

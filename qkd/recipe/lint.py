@@ -8,7 +8,7 @@ from typing import Any
 from qkd.distill.method_info import OnlyWith, method_info, unused_options
 from qkd.errors import Problem
 from qkd.options import look_up, options_from
-from qkd.recipe.models import Recipe, Train
+from qkd.recipe.models import FLOAT, SCRATCH, Recipe, Train
 
 READ_WITH: OnlyWith = {
     "milestones": ("schedule", ("step",)),
@@ -27,6 +27,10 @@ def warnings(recipe: Recipe) -> list[Problem]:
         if scheme is not None and (student is None or _fewer(scheme, student)):
             message = f"the teacher has fewer bits ({_bits(scheme)}) than the student ({_bits(student)})"
             found.append(recipe.problem(f"teachers.{name}.quantize", message))
+    for name, entry in recipe.networks.items():
+        if entry.seed is not None and not entry.is_seeded:
+            message = f"no effect with a checkpoint; it is used where `start_from` is {FLOAT} or {SCRATCH}"
+            found.append(recipe.problem((*recipe.key_of(name), "seed"), message))
     for section in ("pretrain", "train"):
         settings = getattr(recipe, section)
         if settings.warmup >= settings.epochs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ else:
 
 STUDENT = "student"
 FLOAT, SCRATCH = "float", "scratch"
+SAME = "same"
 
 
 class Section(BaseModel):
@@ -96,14 +98,22 @@ class MethodEntry(Section):
 class NetworkEntry(Section):
     """``build`` and ``options`` are the name and the options for `qkd.networks.build.build`.
 
-    ``quantize`` is the quantization scheme, None for a float network. ``start_from`` is ``float`` (train the float network
-    first), ``scratch`` (random weights), or the path of a checkpoint.
+    ``quantize`` is the quantization scheme, None for a float network.
     """
 
     build: str
     options: dict[str, Any] = Field(default_factory=dict)
     quantize: Scheme | None = None
     start_from: str = FLOAT
+    """What it begins with: `float` (the weights of a float network trained first), `scratch` (random ones), or a checkpoint."""
+    seed: Seed | Literal["same"] | None = None
+    """Seed of the initial weights and of the float training: a number, `same` (the recipe's), or null: the recipe's for the
+    student, for every other network one that follows from the recipe's and its name. Without effect with a checkpoint."""
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether its first weights depend on a seed; those of a checkpoint do not."""
+        return self.start_from in (FLOAT, SCRATCH)
 
 
 class DataEntry(Section):
@@ -145,6 +155,33 @@ class Recipe(Section):
     def networks(self) -> dict[str, NetworkEntry]:
         """The student and all teachers, by name."""
         return {STUDENT: self.student, **self.teachers}
+
+    def key_of(self, part: str) -> Key:
+        """Where the entry of a network stands in a recipe."""
+        return (part,) if part == STUDENT else ("teachers", part)
+
+    def seed_of(self, part: str) -> int:
+        """The seed of a network's initial weights and of the training of its float start.
+
+        Without a ``seed:`` of its own a teacher gets a number below 2^32 that depends on the recipe's seed and the teacher's
+        name alone (SHA-256), so that networks of one architecture do not begin as copies of each other.
+        """
+        seed = self.networks[part].seed
+        if seed == SAME or (seed is None and part == STUDENT):
+            return self.seed
+        if seed is None:
+            return int.from_bytes(hashlib.sha256(f"{self.seed} {part}".encode()).digest()[:4], "big")
+        return int(seed)
+
+    def begin_equal(self, part: str, other: str) -> bool:
+        """Whether two networks have the same float weights before training: one architecture, one start, one seed."""
+
+        def start(name: str) -> tuple[object, ...]:
+            entry = self.networks[name]
+            seed = self.seed_of(name) if entry.is_seeded else None
+            return entry.build, entry.options, entry.start_from, seed
+
+        return start(part) == start(other)
 
     def problem(self, key: str | Key, message: str) -> Problem:
         """A mistake at a key (``teachers.four.build``) and the line on which that stands."""

@@ -71,8 +71,9 @@ def _other_code(key: str, **more: Any) -> dict[str, Any]:
 def _network() -> dict[str, Any]:
     from qkd.networks import NETWORKS
 
-    start = NetworkEntry.model_json_schema()["properties"]["start_from"]
-    return _one_of("build", NETWORKS, leave=("classes", "channels"), quantize=_scheme(), start_from=start)
+    own = NetworkEntry.model_json_schema()["properties"]
+    fixed = {"quantize": _scheme(), "start_from": own["start_from"], "seed": own["seed"]}
+    return _one_of("build", NETWORKS, leave=("classes", "channels"), **fixed)
 
 
 def _scheme() -> dict[str, Any]:

@@ -28,7 +28,8 @@ def dump(recipe: Recipe) -> str:
 
 def _network(entry: NetworkEntry) -> dict[str, Any]:
     scheme = "off" if entry.quantize is None else _fields(entry.quantize)
-    return {"build": entry.build, **entry.options, "quantize": scheme, "start_from": entry.start_from}
+    start = {"start_from": entry.start_from, "seed": entry.seed}
+    return {"build": entry.build, **entry.options, "quantize": scheme, **start}
 
 
 def _fields(scheme: Any) -> dict[str, Any]:

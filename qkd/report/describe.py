@@ -25,7 +25,8 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
         bits = str(entry.quantize) if entry.quantize else "float"
         size = sum(p.numel() for p in assembly.ensemble.part(part).parameters())
         view = f", sees view {plan.views.get(part, 0) + 1} of {plan.num_views} of each batch" * (plan.num_views > 1)
-        lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, starts from {entry.start_from}{view}")
+        start = f"starts from {entry.start_from}" + f", seed {recipe.seed_of(part)}" * entry.is_seeded
+        lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, {start}{view}")
     lines += [_head(head, plan) for head in plan.heads]
     lines += _exchange(recipe, assembly)
     for phase, epochs in zip(plan.phases, epochs_per_phase(plan, recipe.train.epochs), strict=True):

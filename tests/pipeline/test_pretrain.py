@@ -1,4 +1,4 @@
-"""Float starts that are not finite are neither kept nor used."""
+"""Float starts: one for each seed, shared where it is the same; those that are not finite are neither kept nor used."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qkd.engine.device import Machine
+from qkd.engine.events import Event, PretrainingStarted
 from qkd.errors import NetworkError, TrainingError
 from qkd.networks import NETWORKS
 from qkd.pipeline import pretrain
+from qkd.pipeline.allocate_bits import allocate_bits
 from qkd.pipeline.train import train_recipe
 from qkd.storage.cache import cache_folder
 from qkd.storage.run import Run
 from tests.support.refusals import Refused
-from tests.support.tiny_runs import recipe_in
+from tests.support.tiny_runs import TINY, recipe_in
 
 ONE = Machine("cpu", threads=1)
 ALONE: dict[str, Any] = {"method": {"name": "qat"}, "teachers": {}, "train": {"epochs": 1, "rate": 0.05}}
@@ -70,6 +72,47 @@ def test_an_averaged_start_is_the_average(tmp_path: Path) -> None:
     one, two = (load_file(path) for path in (cache_folder() / "float").glob("*.safetensors"))
     apart = [name for name in one if not torch.equal(one[name], two[name])]
     assert "conv1.weight" in apart and "fc.bias" in apart
+
+
+def trained_starts(folder: Path, name: str, **changes: Any) -> list[str]:
+    """Which networks of a recipe train a float start, in a run that takes one step; the others find it in the cache."""
+    told: list[Event] = []
+    recipe = recipe_in(folder, **changes)
+    train_recipe(recipe, Run.create(folder / name), ONE, max_steps=1, listen=told.append)
+    return [event.part for event in told if isinstance(event, PretrainingStarted)]
+
+
+def test_every_network_has_a_float_start_of_its_own_unless_its_seed_is_the_same(tmp_path: Path) -> None:
+    four, eight = ({**TINY["teachers"][name], "seed": "same"} for name in ("four", "eight"))
+    assert trained_starts(tmp_path, "default") == ["student", "eight", "four"]
+    assert trained_starts(tmp_path, "again") == []
+    assert trained_starts(tmp_path, "same", teachers={"four": four, "eight": eight}) == []
+    assert trained_starts(tmp_path, "other", teachers={"four": four, "nine": TINY["teachers"]["eight"]}) == ["nine"]
+    assert len(list((cache_folder() / "float").glob("*.safetensors"))) == 4
+
+
+def test_a_seed_is_that_of_weights_order_and_augmentation(tmp_path: Path) -> None:
+    """A network of seed 3 begins as the student of a recipe of seed 3 does, by whatever name."""
+    three = {"four": {**TINY["teachers"]["four"], "seed": 3}}
+    assert trained_starts(tmp_path, "teacher", teachers=three) == ["student", "four"]
+    assert trained_starts(tmp_path, "recipe", **ALONE, seed=3) == []
+    assert trained_starts(tmp_path, "student", **ALONE | {"student": {**TINY["student"], "seed": 3}}) == []
+    allocate_bits(recipe_in(tmp_path, **ALONE | {"student": {**TINY["student"], "seed": 3}}), 3.0, machine=ONE)
+    assert len(list((cache_folder() / "float").glob("*.safetensors"))) == 2
+
+
+def test_the_seed_orders_the_images_of_a_float_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds, train = list[tuple[int, int]](), pretrain.train
+
+    def watched(training: Any, **more: Any) -> Any:
+        seeds.append((training.seed, torch.initial_seed()))
+        return train(training, **more)
+
+    monkeypatch.setattr(pretrain, "train", watched)
+    recipe = recipe_in(tmp_path)
+    train_recipe(recipe, Run.create(tmp_path / "run"), ONE, max_steps=1)
+    assert seeds == [(recipe.seed_of(part),) * 2 for part in recipe.networks]
+    assert len(set(seeds)) == 3
 
 
 def test_weights_older_than_the_count_of_batches_load(tmp_path: Path, refused: Refused) -> None:

@@ -25,7 +25,7 @@ from qkd.engine.signals import Interrupted
 from qkd.engine.state import restore
 from qkd.errors import RunError
 from qkd.methods import METHODS
-from qkd.pipeline.resume import latest_run, resumable_run
+from qkd.pipeline.resume import latest_run, refuse_changed, resumable_run
 from qkd.pipeline.train import train_recipe
 from qkd.storage import atomic
 from qkd.storage.artifacts import ORIGINAL_RECIPE
@@ -74,6 +74,54 @@ def test_killed_in_every_phase_and_inside_writes_the_product_is_the_same(tmp_pat
     assert same(whole, broken)
     assert losses(whole) == losses(broken)
     assert not list(broken.folder.rglob(f"*{atomic.UNFINISHED}"))
+
+
+def begun_before_seeds(folder: Path, steps: int | None) -> Run:
+    """A run of the tiny recipe as a version without `seed:` of networks left it: all began equal, its recipe has no such key.
+
+    ``steps``: None for a run that was killed before it had a checkpoint.
+    """
+    run = Run.create(folder / "old")
+    train_recipe(copies_in(folder), run, ONE, max_steps=steps or 1)
+    if steps is None:
+        shutil.rmtree(run.checkpoints.folder)
+        run.checkpoints.folder.mkdir()
+    (run.folder / "result.json").unlink()
+    stored = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    for entry in (stored["student"], *stored["teachers"].values()):
+        assert entry.pop("seed", "same") in (None, "same")
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(stored, sort_keys=False))
+    return run
+
+
+def copies_in(folder: Path) -> Any:
+    return recipe_in(folder, teachers={name: {**each, "seed": "same"} for name, each in TINY["teachers"].items()})
+
+
+@pytest.mark.parametrize("steps", [6, None])  # inside the second epoch; before the first checkpoint
+def test_a_run_from_before_networks_had_seeds_goes_on_as_it_began(tmp_path: Path, steps: int | None) -> None:
+    whole = Run.create(tmp_path / "whole")
+    train_recipe(copies_in(tmp_path), whole, ONE)
+    old = begun_before_seeds(tmp_path, steps)
+    recipe = recipe_in(tmp_path)  # it says nothing of seeds, as the one of the run did
+    refuse_changed(old, recipe)
+    train_recipe(recipe, old, ONE, resume=True, max_steps=8 if steps else None)
+    train_recipe(recipe, old, ONE, resume=True)
+    assert same(whole, old)
+    assert losses(whole) == losses(old)
+    refuse_changed(old, copies_in(tmp_path))
+
+
+def test_resuming_with_another_seed_of_a_network_is_refused(tmp_path: Path, refused: Refused) -> None:
+    old = begun_before_seeds(tmp_path, 1)
+    other = recipe_in(tmp_path, teachers={**TINY["teachers"], "four": {**TINY["teachers"]["four"], "seed": 7}})
+    with refused(RunError, "run.recipe-changed"):
+        refuse_changed(old, other)
+    run = Run.create(tmp_path / "new")
+    train_recipe(recipe_in(tmp_path), run, ONE, max_steps=1)
+    refuse_changed(run, recipe_in(tmp_path))
+    with refused(RunError, "run.recipe-changed"):
+        refuse_changed(run, copies_in(tmp_path))
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ def test_a_recipe_cannot_be_changed_afterwards() -> None:
         changed(method="{name: ./mine.py:open_ended, 'a b': [1, {c: off}], d: .5}"),
         changed(student="{build: torchvision:resnet18, width_per_group: 32}", seed="5"),
         changed(teachers="{a: &a {build: resnet8, width: 4}, b: {<<: *a, width: 2}}"),
+        changed(student="{build: resnet8, seed: 4}", teachers="{a: {build: resnet8, seed: same}}"),
     ],
 )
 def test_a_completed_recipe_is_the_same_recipe(text: str) -> None:

@@ -173,6 +173,18 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
             "5: teachers.a.start_from: must be float, scratch or the path of a checkpoint, got 3",
         ],
     ),
+    "seeds of networks": (
+        changed(
+            student="{build: resnet8, seed: -1}",
+            teachers="{a: {build: resnet8, seed: sane}, b: {build: resnet8, seed: true}, c: {build: resnet8, seed: 1.5}}",
+        ),
+        [
+            "2: student.seed: must be null, same or a whole number from 0 to 2^63 - 1, got -1",
+            "5: teachers.a.seed: must be null, same or a whole number from 0 to 2^63 - 1, got 'sane' (did you mean 'same'?)",
+            "5: teachers.b.seed: must be null, same or a whole number from 0 to 2^63 - 1, got true",
+            "5: teachers.c.seed: must be null, same or a whole number from 0 to 2^63 - 1, got 1.5",
+        ],
+    ),
     "teachers": (
         changed(teachers="{student: {build: resnet8}, a b: {build: resnet8}, c: resnet8}"),
         [
