@@ -29,9 +29,9 @@ def dgkd(
     *,
     temperature: Positive = 5.0,
     soft: Share = 0.5,
-    stochastic: Literal["drop", "bernoulli", "none"] = "drop",
-    drop: Annotated[int, Bounds(at_least=0)] | None = None,
+    stochastic: Literal["bernoulli", "drop", "none"] = "bernoulli",
     keep: Share = 0.75,
+    drop: Annotated[int, Bounds(at_least=0)] | None = None,
     stochastic_for: Literal["student", "everyone"] = "student",
     labels_per_guide: bool = True,
     teacher: Literal["frozen", "learn"] = "frozen",
@@ -42,8 +42,10 @@ def dgkd(
     One phase per network, in which only it learns: ``(n + 1)(1 - soft) CE + soft sum_guides KL(p_guide || p)`` (eq. 7), of
     n + 1 guides. The networks of the recipe decide whether size or bits decrease along the chain.
 
-    * ``stochastic``: in each batch ``drop`` of the guides do not count (by default one, where there are several), or each
-      counts with probability ``keep``. ``stochastic_for``: the student alone, as in the paper, or all that are guided.
+    * ``stochastic``: in each batch every guide counts with the probability ``keep``, of which 0.75 is the paper's best
+      (section 5.5, figure 7). ``drop``: exactly ``drop`` of them, by default one, do not count, as in the released code; that
+      is 0.75 for four guides, but 0.5 for two. A guide without others always counts. ``stochastic_for``: the student alone,
+      as in the paper, or all that are guided.
     * ``labels_per_guide``: off, the labels count once however many guides there are, as in the released code.
     * ``teacher``: ``learn`` adds a first phase that trains the head of the chain on the labels.
     * ``student_share``: the student's part of the epochs, where every assistant has 1.
@@ -83,7 +85,7 @@ def _guided(
 
 def _dropout(how: str, guides: int, drop: int | None, keep: float) -> TermDropout | None:
     if how == "bernoulli":
-        return Bernoulli(keep)
+        return Bernoulli(keep) if guides > 1 else None
     count = (1 if guides > 1 else 0) if drop is None else drop
     if count > guides:
         raise PlanError(
