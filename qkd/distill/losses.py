@@ -102,5 +102,18 @@ def hint_distance(one: Tensor, other: Tensor) -> Tensor:
     return F.mse_loss(one.float(), other.float())
 
 
+def correlation_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Mean squared difference of two tensors of one shape whose channels were standardised over batch and positions -> ().
+
+    It is ``2 (1 - r)``, r being the correlation of two channels, averaged over the channels: whatever scale and offset
+    they have, 0 for the same pattern and 2 for unrelated ones; 1 where one of the two is constant. The standardisation is
+    that of a batch norm without parameters; every tensor is its own, so no scale is drawn towards the other's.
+    """
+    if one.shape != other.shape:
+        raise PlanError(f"a hint needs features of one shape, got {_shapes(one, other)}", key="loss.hint-shapes")
+    a, b = (F.batch_norm(features.float(), None, None, training=True) for features in (one, other))
+    return F.mse_loss(a, b)
+
+
 def _shapes(*tensors: Tensor) -> str:
     return " and ".join("x".join(map(str, t.shape[1:])) for t in tensors)

@@ -9,7 +9,14 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.distill.losses import Reduction, attention_distance, decoupled_divergence, hint_distance, kl_divergence
+from qkd.distill.losses import (
+    Reduction,
+    attention_distance,
+    correlation_distance,
+    decoupled_divergence,
+    hint_distance,
+    kl_divergence,
+)
 from qkd.distill.regularizers import ANCHOR, L2SP
 from qkd.distill.schedules import Weight, times, value_at
 from qkd.distill.taps import Outputs, Tap
@@ -151,6 +158,11 @@ def attend(tap: Tap, source: Tap, *, reduction: Reduction = "mean", detach_sourc
 def hint(tap: Tap, source: Tap, *, detach_source: bool = True) -> Term:
     """Feature regression: equal features (Romero et al. 2015)."""
     return relate("hint", hint_distance, tap, source, detach_source=detach_source)
+
+
+def correlate(tap: Tap, source: Tap, *, detach_source: bool = True) -> Term:
+    """Feature regression behind a standardisation of every channel of both sides: equal patterns, whatever their scales."""
+    return relate("correlation", correlation_distance, tap, source, detach_source=detach_source)
 
 
 def l2_sp(regularizer: L2SP) -> Term:

@@ -12,11 +12,11 @@ from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.schedules import Ramp
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one, virtual
-from qkd.distill.terms import Term, attend, hint, imitate, label, mutual
+from qkd.distill.terms import Term, attend, correlate, hint, imitate, label, mutual
 from qkd.options import NotNegative, Positive, Share
 
 MAP, FUSED = "fusion", "fused"  # the fused feature map, and the classifier behind it
-
+FEATURES = {"correlation": correlate, "hint": hint, "attention": attend}
 
 ONLY_WITH: OnlyWith = {
     "feature_loss": ("feature", (ABOVE_ZERO,)),
@@ -35,7 +35,7 @@ def ffcl(
     response: NotNegative = 1.0,
     fused: NotNegative = 1.0,
     feature: NotNegative = 1.0,
-    feature_loss: Literal["hint", "attention"] = "hint",
+    feature_loss: Literal["correlation", "hint", "attention"] = "correlation",
     positive: NotNegative = 0.1,
     confidence: Share = 0.99,
     positive_temperature: Positive = 20.0,
@@ -44,13 +44,16 @@ def ffcl(
 ) -> Plan:
     """Networks learn together from each other's logits and from their fused feature maps (our reading of FFCL).
 
-    ``L_i = CE + w(t) [response KL(p_j || p_i) + fused KL(p_F || p_i) + feature |F_i - F|^2] + positive KL(q || p_i)`` for every
+    ``L_i = CE + w(t) [response KL(p_j || p_i) + fused KL(p_F || p_i) + feature D(F_i, F)] + positive KL(q || p_i)`` for every
     network, ``L_F = CE + w(t) KL(softmax(mean z) || p_F)`` for the classifier on the fused map F; targets are constant.
 
     Certain from the abstract: no trained teacher, feature- and response-based exchange at different layers, concatenated
     features, a regularisation that supplies positive knowledge. The rest is our reading: fusion and ramp are those of FFL,
     and the positive knowledge is a virtual teacher q that gives the true class ``confidence`` (Yuan et al. 2020).
 
+    * ``feature_loss`` D: ``correlation``, squared differences after every channel of both maps was standardised. ``hint``,
+      without that: it draws the student's scale to that of F, which comes out of a batch norm and ReLU of its own.
+      ``attention``: of attention maps.
     * ``ramp``: the share of training over which w(t) grows to one (FFL: 80 of 300 epochs).
     * ``product``: the student alone, or both networks with the fused classifier.
     """
@@ -65,10 +68,10 @@ def ffcl(
         terms += [imitate(part, one(Tap(FUSED)), temperature=temperature) * Ramp(fused, ramp)] if fused else []
         if feature:
             own, source, more = adapt_shapes(
-                Tap(part, setup.stages[-1]), Tap(MAP), shapes, channels=feature_loss == "hint"
+                Tap(part, setup.stages[-1]), Tap(MAP), shapes, channels=feature_loss != "attention"
             )
             heads += more
-            terms.append((hint if feature_loss == "hint" else attend)(own, source) * Ramp(feature, ramp))
+            terms.append(FEATURES[feature_loss](own, source) * Ramp(feature, ramp))
         if positive:
             terms.append(imitate(part, virtual(part, confidence), temperature=positive_temperature) * positive)
     learners = [*setup.all_networks, *trainable(heads)]
