@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from qkd import recipe as recipes
@@ -24,6 +25,7 @@ from qkd.export import emit, emulate, predict
 from qkd.methods import METHODS
 from qkd.pipeline.train import train_recipe
 from qkd.quantizers import calibrate
+from qkd.recipe import NetworkEntry
 from qkd.storage.run import Run
 from tests.support.ensembles import (
     FACTS,
@@ -157,6 +159,37 @@ def test_sqakd_on_the_lattice_puts_both_on_the_students_grid() -> None:
         rounded = outputs[Tap(f"float_{stage}_on_grid")].unique()
         assert 1 < len(rounded) <= 4 and all(any(torch.isclose(v, g) for g in grid) for v in rounded)
     assert any("on_grid" in name for name in names_of(step))
+
+
+@pytest.mark.parametrize("name", ["digits_squat_w2a2", "cifar10_squat_w2a2"])
+def test_squat_compares_codes_of_one_place_as_shares_of_the_interval(name: str) -> None:
+    recipe = recipes.load(name, ["student.width=4", "teachers.float.width=4", FAKE])
+    data = load_data(recipe)
+    assembly = assemble(recipe, spec_of(data), start=scattered)
+    images = next(iter(data.batches("train", 16))).images
+    student = assembly.ensemble.networks["student"]
+    calibrate(student.network, [images])
+    step, (stage,) = first(assembly.plan), assembly.setup.stages
+    assert [term.weight for term in step.terms] == [1, 1, 1] and "label/student" in names_of(step)
+    assembly.ensemble.set_learners(step.learners)
+    outputs = assembly.ensemble(images, sorted(networks_needed(assembly.plan, step)))
+    core = student.network.get_submodule(stage).act_quant.core  # type: ignore[union-attr]
+    upper = 3 * core.scale().item()  # four levels from zero up
+    own, theirs = (outputs[Tap(part, stage)].detach().double() for part in ("student", "float"))
+    codes = [torch.round(3 * (x / upper).clamp(0, 1)) for x in (own, theirs)]
+    assert all(len(each.unique()) == 4 for each in codes) and not torch.equal(*codes)
+    expected = ((codes[0] - codes[1]) / 3).square().mean()
+    found = next(term for term in step.terms if term.kind == "hint")(outputs, batch())
+    assert found.item() == near(expected)
+    found.backward()
+    assert student.network.get_submodule(stage.replace("relu1", "conv1")).weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+
+
+def scattered(part: str, entry: NetworkEntry, network: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(len(part))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1 + 0.5 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_three_phases_are_their_equations() -> None:
