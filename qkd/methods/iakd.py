@@ -8,17 +8,18 @@ from __future__ import annotations
 from typing import Literal
 
 from qkd.distill.exchange import Swap
+from qkd.distill.imitation import Imitation, Logits, imitation_options
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
 from qkd.distill.plan import ADAPTERS, Learner, Phase, Plan, Setup, Step
 from qkd.distill.schedules import Constant, Linear, Review, Schedule
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
-from qkd.distill.terms import imitate, label
-from qkd.options import Positive, Share
+from qkd.distill.terms import label
+from qkd.options import NotNegative, Positive, Share
 
 ONLY_WITH: OnlyWith = {
     "until": ("schedule", ("linear",)),
-    "temperature": ("soft", (ABOVE_ZERO,)),
+    **imitation_options(("soft", (ABOVE_ZERO,))),
 }
 
 
@@ -32,6 +33,9 @@ def iakd(
     direction: Literal["both", "to_student"] = "both",
     soft: Share = 0.0,
     temperature: Positive = 4.0,
+    logits: Logits = "kl",
+    standardise: bool = False,
+    others: NotNegative = 8.0,
 ) -> Plan:
     """At each stage of each step either the student's or the teacher's layers are used, drawn at random.
 
@@ -44,7 +48,8 @@ def iakd(
       reached at ``until`` of the training (linear), or that again at half and three quarters, where the rate of
       ``train: {schedule: step}`` falls by default (review).
     * ``direction``: whether the teacher, too, continues from the student's layers where they are kept, as in IAKD.
-    * ``soft``: ``(1 - soft) CE + soft KL`` of the hybrid from the teacher's logits; IAKD has none.
+    * ``soft``: ``(1 - soft) CE + soft KL`` of the hybrid from the teacher's logits; IAKD has none. ``logits``,
+      ``standardise``, ``others``: how logits are compared, see `Imitation`.
 
     Teacher intervention (Kim et al., EACL 2023, arXiv 2302.11812) is this with the student's own float copy as teacher,
     ``direction: to_student``, a soft loss, and the student alone from the middle of the training on: errors of rounded
@@ -64,5 +69,6 @@ def iakd(
     learners: list[str | Learner] = [setup.student, *([ADAPTERS] if len(swap.adapters) else [])]
     terms = [label(setup.student) * (1 - soft)]
     if soft:
-        terms.append(imitate(setup.student, one(Tap(teacher)), temperature=temperature) * soft)
+        imitation = Imitation(logits, temperature, standardise, others)
+        terms.append(imitation.term(setup.student, one(Tap(teacher))) * soft)
     return Plan((Phase("train", (Step(learners, terms),)),), exchange=swap)

@@ -7,18 +7,19 @@ from typing import Literal
 from qkd.distill.feature_terms import LOSSES as FEATURES
 from qkd.distill.feature_terms import Feature, feature_terms
 from qkd.distill.heads import trainable
+from qkd.distill.imitation import ALL, Imitation, Logits, imitation_options
 from qkd.distill.method_info import OnlyWith, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean
-from qkd.distill.terms import Term, decouple, imitate, label
+from qkd.distill.terms import Term, label
 from qkd.errors import PlanError
 from qkd.options import NotNegative, Positive, Share
 
 ONLY_WITH: OnlyWith = {
-    "temperature": ("logits", ("kl", "dkd")),
-    "soft": ("logits", ("kl", "dkd")),
-    "others": ("logits", ("dkd",)),
+    **imitation_options(),
+    "standardise": ("logits", ALL),
+    "soft": ("logits", ALL),
     "feature_weight": ("feature", tuple(FEATURES)),
 }
 
@@ -29,7 +30,8 @@ def kd(
     *,
     temperature: Positive = 4.0,
     soft: Share = 0.9,
-    logits: Literal["kl", "dkd", "none"] = "kl",
+    logits: Literal[Logits, "none"] = "kl",
+    standardise: bool = False,
     others: NotNegative = 8.0,
     feature: Feature = "none",
     feature_weight: NotNegative | None = None,
@@ -39,9 +41,10 @@ def kd(
     ``(1 - soft) CE + soft KL(mean of the teachers' logits) + feature_weight sum_l L_feature``; CE at full weight where no
     logits are imitated.
 
-    * ``logits``: KL (Hinton et al. 2015; 0.1/0.9 at temperature 4 are the weights of the RepDistiller lineage, which most
-      later papers compare with), DKD (Zhao et al. 2022, ``others`` being its beta; its authors write ``CE + DKD``, which
-      is ``soft: 0.5`` at twice the rate), or labels and features alone.
+    * ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`; ``none``: labels and features alone.
+      0.1/0.9 at temperature 4 are the weights of the RepDistiller lineage, which most later papers compare with. The authors
+      of DKD write ``CE + DKD``, which is ``soft: 0.5`` at twice the rate, those of standardised logits ``0.1 CE + 9 KL`` at
+      temperature 2.
     * ``feature``, at the layers of ``match:``: attention (Zagoruyko & Komodakis 2017), hint (FitNets, Romero et al. 2015),
       similarity (Tung & Mori 2019), relational (RKD, Park et al. 2019), contrastive (within the batch, after CRD).
       ``feature_weight`` null: the customary weight of each.
@@ -51,14 +54,10 @@ def kd(
             f"kd with feature: {feature} needs matched layers: name them under `match:`, e.g. [layer1, layer2]",
             key="method.needs-matched-layers",
         )
-    target, terms = (
-        mean([Tap(t) for t in setup.teachers]),
-        [label(setup.student) * (1 - soft if logits != "none" else 1.0)],
-    )
-    if logits == "kl":
-        terms.append(imitate(setup.student, target, temperature=temperature) * soft)
-    if logits == "dkd":
-        terms.append(decouple(setup.student, target, temperature=temperature, others=others) * soft)
+    terms = [label(setup.student) * (1 - soft if logits != "none" else 1.0)]
+    if logits != "none":
+        imitation = Imitation(logits, temperature, standardise, others)
+        terms.append(imitation.term(setup.student, mean([Tap(t) for t in setup.teachers])) * soft)
     pairs = [(Tap(setup.student, s), Tap(t, s)) for t in setup.teachers for s in setup.stages]
     heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight)
     learners = [setup.student, *trainable(heads)]

@@ -7,15 +7,17 @@ from typing import Literal
 from torch import nn
 
 from qkd.distill.heads import Head
+from qkd.distill.imitation import Imitation, Logits, imitation_options
 from qkd.distill.method_info import OnlyWith, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
-from qkd.distill.terms import hint, imitate, label
+from qkd.distill.terms import hint, label
 from qkd.errors import PlanError
 from qkd.options import NotNegative, Positive
 
 ONLY_WITH: OnlyWith = {
+    **imitation_options(),
     "beta": ("feature", ("hint", "lattice")),
     "normalise": ("feature", ("lattice",)),
 }
@@ -26,6 +28,9 @@ def sqakd(
     setup: Setup,
     *,
     temperature: Positive = 4.0,
+    logits: Logits = "kl",
+    standardise: bool = False,
+    others: NotNegative = 8.0,
     alpha: Positive = 1.0,
     gamma: NotNegative = 0.0,
     feature: Literal["none", "hint", "lattice"] = "none",
@@ -38,6 +43,7 @@ def sqakd(
     bits and to 100 at W4A4 (which diverges on some networks without ``train: {clip: 5}``). The teacher is frozen.
 
     * ``gamma``: above zero, labels are used too, for comparison.
+    * ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`; ``dkd`` uses the labels.
     * ``feature: hint``: equal the float copy's features at the layers of ``match:`` too. ``lattice``: equal them after they
       went through the student's own quantizers, so that both lie on the student's grid (the idea of SQuaT, 2026).
     * ``normalise``: both in shares 0..1 of the student's interval, so that the loss does not depend on its width.
@@ -54,7 +60,8 @@ def sqakd(
             key="method.needs-matched-layers",
         )
     (teacher,) = setup.teachers
-    terms = [imitate(setup.student, one(Tap(teacher)), temperature=temperature) * alpha]
+    imitation = Imitation(logits, temperature, standardise, others)
+    terms = [imitation.term(setup.student, one(Tap(teacher))) * alpha]
     if gamma:
         terms.append(label(setup.student) * gamma)
     heads: list[Head] = []
