@@ -44,6 +44,11 @@ class Imitation:
     standardise: bool = False
     others: float = 8.0
 
+    @property
+    def softness(self) -> float:
+        """The temperature of the probabilities that are compared."""
+        return self.temperature if self.logits in SOFTENED else 1.0
+
     def loss(self, pupil: Tensor, target: Tensor, batch: Batch) -> Tensor:
         """The distance of logits (batch, classes) from those of a target -> ()."""
         if self.standardise:

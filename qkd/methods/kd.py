@@ -11,10 +11,12 @@ from qkd.distill.imitation import ALL, Imitation, Logits, imitation_options
 from qkd.distill.method_info import OnlyWith, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
-from qkd.distill.targets import mean
+from qkd.distill.targets import Weigh, certainty, confidence, mean, mixed
 from qkd.distill.terms import Term, label
 from qkd.errors import PlanError
 from qkd.options import NotNegative, Positive, Share
+
+WEIGHTS: dict[str, Weigh | None] = {"mean": None, "confident": confidence, "entropy": certainty}
 
 ONLY_WITH: OnlyWith = {
     **imitation_options(),
@@ -33,6 +35,7 @@ def kd(
     logits: Literal[Logits, "none"] = "kl",
     standardise: bool = False,
     others: NotNegative = 8.0,
+    teachers_weight: Literal["mean", "confident", "entropy"] = "mean",
     feature: Feature = "none",
     feature_weight: NotNegative | None = None,
 ) -> Plan:
@@ -48,18 +51,34 @@ def kd(
     * ``feature``, at the layers of ``match:``: attention (Zagoruyko & Komodakis 2017), hint (FitNets, Romero et al. 2015),
       similarity (Tung & Mori 2019), relational (RKD, Park et al. 2019), contrastive (within the batch, after CRD).
       ``feature_weight`` null: the customary weight of each.
+    * ``teachers_weight``, of several teachers: ``mean`` of their logits. ``confident``: their probabilities, mixed for every
+      image by how easy its label is to each (CA-MKD, Zhang et al. 2022). ``entropy``: by how sure each is (EBKD, Kwon et al.
+      2020). Hints are weighed likewise, other features are not.
     """
+    _check(setup, logits, feature, teachers_weight)
+    weigh = WEIGHTS[teachers_weight]
+    terms = [label(setup.student) * (1 - soft if logits != "none" else 1.0)]
+    if logits != "none":
+        imitation = Imitation(logits, temperature, standardise, others)
+        taps = [Tap(t) for t in setup.teachers]
+        target = mean(taps) if weigh is None else mixed(taps, weigh, temperature=imitation.softness)
+        terms.append(imitation.term(setup.student, target) * soft)
+    pairs = [(Tap(setup.student, s), Tap(t, s)) for t in setup.teachers for s in setup.stages]
+    heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight, weigh=weigh)
+    learners = [setup.student, *trainable(heads)]
+    every: list[Term] = [*terms, *more]
+    return Plan((Phase("train", (Step(learners, every),)),), heads=heads)
+
+
+def _check(setup: Setup, logits: str, feature: str, teachers_weight: str) -> None:
     if feature != "none" and not setup.stages:
         raise PlanError(
             f"kd with feature: {feature} needs matched layers: name them under `match:`, e.g. [layer1, layer2]",
             key="method.needs-matched-layers",
         )
-    terms = [label(setup.student) * (1 - soft if logits != "none" else 1.0)]
-    if logits != "none":
-        imitation = Imitation(logits, temperature, standardise, others)
-        terms.append(imitation.term(setup.student, mean([Tap(t) for t in setup.teachers])) * soft)
-    pairs = [(Tap(setup.student, s), Tap(t, s)) for t in setup.teachers for s in setup.stages]
-    heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight)
-    learners = [setup.student, *trainable(heads)]
-    every: list[Term] = [*terms, *more]
-    return Plan((Phase("train", (Step(learners, every),)),), heads=heads)
+    if teachers_weight != "mean" and (len(setup.teachers) < 2 or (logits == "none" and feature != "hint")):
+        raise PlanError(
+            f"kd with teachers_weight: {teachers_weight} needs several teachers, and their logits or hints; found "
+            f"{', '.join(setup.teachers)}, `logits: {logits}`, `feature: {feature}`",
+            key="method.nothing-to-weigh",
+        )

@@ -367,6 +367,25 @@ def test_plain_kd_is_as_it_always_was() -> None:
     assert loss == near(0.1 * ce(z["student"]) + 0.9 * kl(z["t"], z["student"], 4.0)) and plan.heads == ()
 
 
+@pytest.mark.parametrize("weight", ["confident", "entropy"])
+def test_kd_weighs_its_teachers_image_by_image(weight: str) -> None:
+    options = {"teachers_weight": weight, "temperature": 2.0, "feature": "hint", "feature_weight": 3.0}
+    parts, plan = company("kd", "a", "b", "c", widths={"c": 8}, **options)
+    loss, z, outputs = outcome(parts, plan, first(plan))
+    p = {name: z[name].softmax(1) for name in "abc"}
+    wrong = torch.stack([F.cross_entropy(z[name], LABELS, reduction="none") for name in "abc"])
+    entropy = torch.stack([-(each * each.log()).sum(1) for each in p.values()])
+    share = (1 - (wrong.softmax(0) if weight == "confident" else entropy / entropy.sum(0))) / 2
+    mixture = sum(w[:, None] * (z[name] / 2).softmax(1) for w, name in zip(share, "abc", strict=True))
+    expected = 0.1 * ce(z["student"]) + 0.9 * kl(2 * mixture.log(), z["student"], 2.0)  # type: ignore[union-attr]
+    for w, name in zip(share, "abc", strict=True):
+        for stage in STAGES:
+            own = Tap("student", stage) if name != "c" else Tap(f"adapt_student_{stage}_to_c")
+            apart = (outputs[own] - outputs[Tap(name, stage)]).detach().double().square().flatten(1).mean(1)
+            expected += 3.0 * (3 * w * apart).mean()
+    assert loss == near(expected)
+
+
 MISSING = [
     *(
         (name, (), STAGES, {}, "method.too-few-teachers")
@@ -378,6 +397,8 @@ MISSING = [
     *((name, ("a",), (), {}, "method.needs-matched-layers") for name in ("dcm", "iakd", "pkt", "dpk")),
     ("sqakd", ("a",), (), {"feature": "hint"}, "method.needs-matched-layers"),
     ("kd", ("a",), (), {"feature": "hint"}, "method.needs-matched-layers"),
+    ("kd", ("a",), STAGES, {"teachers_weight": "confident"}, "method.nothing-to-weigh"),
+    ("kd", ("a", "b"), STAGES, {"teachers_weight": "entropy", "logits": "none"}, "method.nothing-to-weigh"),
 ]
 
 
