@@ -10,11 +10,12 @@ from qkd.distill.heads import trainable
 from qkd.distill.imitation import ALL, Imitation, Logits, imitation_options
 from qkd.distill.method_info import OnlyWith, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
+from qkd.distill.schedules import course_of, remainder_of
 from qkd.distill.taps import Tap
 from qkd.distill.targets import Weigh, certainty, confidence, mean, mixed
 from qkd.distill.terms import Term, label
 from qkd.errors import PlanError
-from qkd.options import NotNegative, Positive, Share
+from qkd.options import NotNegative, Positive, Share, ShareCourse
 
 WEIGHTS: dict[str, Weigh | None] = {"mean": None, "confident": confidence, "entropy": certainty}
 
@@ -31,7 +32,7 @@ def kd(
     setup: Setup,
     *,
     temperature: Positive = 4.0,
-    soft: Share = 0.9,
+    soft: Share | ShareCourse = 0.9,
     logits: Literal[Logits, "none"] = "kl",
     standardise: bool = False,
     others: NotNegative = 8.0,
@@ -44,6 +45,9 @@ def kd(
     ``(1 - soft) CE + soft KL(mean of the teachers' logits) + feature_weight sum_l L_feature``; CE at full weight where no
     logits are imitated.
 
+    * ``soft``: a number, or a line such as ``{from: 0.9, to: 0.5}`` over the training, ``until: 0.5`` over half of it: less
+      of the teacher towards the end, as in GSLR (Gao et al. 2019, arXiv 1909.01688; the line is ours, their course is not
+      known to us).
     * ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`; ``none``: labels and features alone.
       0.1/0.9 at temperature 4 are the weights of the RepDistiller lineage, which most later papers compare with. The authors
       of DKD write ``CE + DKD``, which is ``soft: 0.5`` at twice the rate, those of standardised logits ``0.1 CE + 9 KL`` at
@@ -57,12 +61,12 @@ def kd(
     """
     _check(setup, logits, feature, teachers_weight)
     weigh = WEIGHTS[teachers_weight]
-    terms = [label(setup.student) * (1 - soft if logits != "none" else 1.0)]
+    terms = [label(setup.student) * (remainder_of(soft) if logits != "none" else 1.0)]
     if logits != "none":
         imitation = Imitation(logits, temperature, standardise, others)
         taps = [Tap(t) for t in setup.teachers]
         target = mean(taps) if weigh is None else mixed(taps, weigh, temperature=imitation.softness)
-        terms.append(imitation.term(setup.student, target) * soft)
+        terms.append(imitation.term(setup.student, target) * course_of(soft))
     pairs = [(Tap(setup.student, s), Tap(t, s)) for t in setup.teachers for s in setup.stages]
     heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight, weigh=weigh)
     learners = [setup.student, *trainable(heads)]

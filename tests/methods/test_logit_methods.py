@@ -386,6 +386,13 @@ def test_kd_weighs_its_teachers_image_by_image(weight: str) -> None:
     assert loss == near(expected)
 
 
+def test_the_soft_loss_of_kd_may_fall_over_the_run() -> None:
+    parts, plan = company("kd", "t", soft={"from": 0.8, "to": 0.2, "until": 0.5})
+    for progress, soft in ((0.0, 0.8), (0.25, 0.5), (0.5, 0.2), (1.0, 0.2)):
+        loss, z, _ = outcome(parts, plan, first(plan), progress)
+        assert loss == near((1 - soft) * ce(z["student"]) + soft * kl(z["t"], z["student"], 4.0))
+
+
 MISSING = [
     *(
         (name, (), STAGES, {}, "method.too-few-teachers")

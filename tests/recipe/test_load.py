@@ -193,6 +193,15 @@ def test_what_an_option_requires_is_an_option_with_such_values(name: str) -> Non
             assert values == (ABOVE_ZERO,) or set(values) < set(choices)
 
 
+def test_an_option_that_is_a_course_is_written_back_as_it_was_read() -> None:
+    text = changed(method="{name: kd, soft: {from: 0.9, to: 0.5}}")
+    Path("r.yaml").write_text(text)
+    made = recipe.load("r.yaml")
+    assert made.method.options["soft"] == {"from": 0.9, "to": 0.5}
+    Path("again.yaml").write_text(recipe.dump(made))
+    assert recipe.load("again.yaml") == made
+
+
 def test_later_mistakes_get_a_line_too() -> None:
     made = recipe.load("good.yaml", ["seed=3"])
     assert str(made.problem("teachers.float.build", "too small")) == "good.yaml:5: teachers.float.build: too small"
@@ -208,6 +217,9 @@ def test_the_schema_has_the_keys_of_recipes() -> None:
     assert set(METHODS) < set(methods)
     assert methods["kd"]["properties"]["temperature"]["type"] == "number"
     assert methods["kd"]["additionalProperties"] is False
+    number, course = methods["kd"]["properties"]["soft"]["anyOf"]
+    assert number["maximum"] == 1 and set(course["properties"]) == {"from", "to", "until"}
+    assert course["properties"]["to"]["maximum"] == 1 and "$ref" not in json.dumps(schema)
     [digits] = [e for e in schema["properties"]["data"]["anyOf"] if e["properties"]["name"].get("const") == "digits"]
     assert digits["properties"]["size"]["minimum"] == 8
     assert digits["properties"]["channels"]["enum"] == [1, 3]
