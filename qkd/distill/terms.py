@@ -16,7 +16,7 @@ from qkd.distill.losses import (
     hint_distance,
     kl_divergence,
 )
-from qkd.distill.regularizers import ANCHOR, L2SP
+from qkd.distill.regularizers import Regularizer
 from qkd.distill.schedules import Weight, times, value_at
 from qkd.distill.taps import Outputs, Tap
 from qkd.distill.targets import Target
@@ -163,6 +163,6 @@ def correlate(tap: Tap, source: Tap, *, detach_source: bool = True) -> Term:
     return relate("correlation", correlation_distance, tap, source, detach_source=detach_source)
 
 
-def l2_sp(regularizer: L2SP) -> Term:
-    """Keep the weights of a network near those it had when the phase began."""
-    return Term(ANCHOR, regularizer.part, (regularizer.tap,), lambda distance, batch: distance)
+def regularize(regularizer: Regularizer) -> Term:
+    """What a regularizer measures of the weights of a network, as a loss."""
+    return Term(regularizer.kind, regularizer.part, (regularizer.tap,), lambda distance, batch: distance)
