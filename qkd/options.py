@@ -13,7 +13,9 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic does not take typing's before Python 3.12
 
 from qkd.errors import UsageError, nearest
 
@@ -108,6 +110,10 @@ Positive = Annotated[float, Bounds(above=0)]
 Share = Annotated[float, Bounds(at_least=0, at_most=1)]
 
 NotNegative = Annotated[float, Bounds(at_least=0)]
+
+ShareCourse = TypedDict("ShareCourse", {"from": Share, "to": Share, "until": NotRequired[Share]})
+"""A share that changes over a phase: ``{from: 0.9, to: 0.5}``, in a straight line that may end ``until`` some share of it."""
+ShareCourse.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
 
 
 def is_user_code(name: str) -> bool:

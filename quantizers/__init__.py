@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from qkd.quantizers.batch_norm_reestimation import reestimate_batch_norm as reestimate_batch_norm
     from qkd.quantizers.calibration import calibrate as calibrate
     from qkd.quantizers.calibration import pretend_calibrated as pretend_calibrated
+    from qkd.quantizers.dampening import dampened_layers as dampened_layers
+    from qkd.quantizers.dampening import dampening_distance as dampening_distance
+    from qkd.quantizers.dampening import dampens as dampens
     from qkd.quantizers.diagnostics import diagnose as diagnose
     from qkd.quantizers.families import FAMILIES as FAMILIES
     from qkd.quantizers.hessian import estimate_deltas as estimate_deltas
@@ -40,6 +43,9 @@ MODULES = {
     "bit_stages": "progressive",
     "calibrate": "calibration",
     "compile_cores": "inspection",
+    "dampened_layers": "dampening",
+    "dampening_distance": "dampening",
+    "dampens": "dampening",
     "describe": "inspection",
     "diagnose": "diagnostics",
     "disabled": "inspection",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qkd.assembly.build import STUDENT, Start, build_networks, keep_initial_weights
+from qkd.assembly.dampening import dampened
 from qkd.assembly.ensemble import Ensemble
 from qkd.assembly.product import quantized_heads, scheme_of_heads
 from qkd.assembly.rehearsal import rehearse
@@ -50,7 +51,7 @@ def assemble(recipe: Recipe, facts: DataSpec, *, start: Start = keep_initial_wei
     setup = Setup(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
     torch.manual_seed(recipe.seed)
     with _located(recipe):
-        plan = _plan(recipe, setup)
+        plan = dampened(_plan(recipe, setup), networks, recipe.train.dampen)
         _check_borrowed(plan, networks)
         scheme, heads = recipe.student.quantize, None
         if scheme is not None:

@@ -15,7 +15,7 @@ from qkd.distill.exchange import Exchange
 from qkd.distill.heads import Head
 from qkd.distill.module_map import ModuleMap
 from qkd.distill.plan import EXCHANGE, Learner, Plan
-from qkd.distill.regularizers import L2SP
+from qkd.distill.regularizers import Regularizer
 from qkd.distill.stages import Flow, Staged
 from qkd.distill.taps import Outputs, Tap
 from qkd.networks.batch_norm import copied_module
@@ -37,7 +37,9 @@ class Ensemble(nn.Module):
         self.recomputed: frozenset[str] = frozenset()  # networks that recompute activations instead of keeping them
         own = {head.name: copied_module(head) for head in plan.heads} if heads is None else heads
         self.heads: ModuleMap[Head] = ModuleMap(own)
-        self.regularizers: ModuleMap[L2SP] = ModuleMap({each.part: copied_module(each) for each in plan.regularizers})
+        self.regularizers: ModuleMap[Regularizer] = ModuleMap(
+            {each.key: copied_module(each) for each in plan.regularizers}
+        )
         self.statistics: ModuleMap[EpochStatistics] = ModuleMap(
             {each.name: copied_module(each) for each in plan.statistics}
         )

@@ -145,9 +145,10 @@ class Fuse(Exchange):
 class Swap(Exchange):
     """At each stage student and teacher both continue from the output of one of them, drawn at random.
 
-    The student's is kept with the probability ``keep(progress)``, drawn anew for each stage and batch. Where shapes
-    differ, learned adapters lead out of the teacher and back into it. Without gradients, in evaluation, nothing is
-    swapped. Source: Fu et al. 2020 (IAKD).
+    The student's is kept with the probability ``keep(progress)``, drawn anew for each stage and batch. What enters the other
+    network goes through a learned adapter where shapes differ, and is rounded on that network's grid; a network that
+    continues from its own output reads it as it is. With ``to_student`` the teacher always does. Without gradients, in
+    evaluation, nothing is swapped. Source: Fu et al. 2020 (IAKD); one way: Kim et al. 2023 (teacher intervention).
     """
 
     def __init__(
@@ -157,10 +158,13 @@ class Swap(Exchange):
         stages: Sequence[str],
         keep: Callable[[float], float],
         shapes: Mapping[Tap, Sequence[int]],
+        *,
+        to_student: bool = False,
     ) -> None:
         super().__init__()
         self.members, self.keep, self.stages = (student, teacher), keep, tuple(stages)
-        self.adapt(shapes)
+        self.to_student = to_student
+        self.adapt(shapes, back=not to_student)
 
     def forward(
         self, stage: str, flow: Mapping[str, Tensor], progress: float, networks: Networks
@@ -169,10 +173,13 @@ class Swap(Exchange):
             return {}
         student, teacher = self.members
         kept = float(torch.rand(()) < self.keep(progress))
+        # sums, so that the tensor that was not drawn has a gradient: zero
         theirs = self.to_member(student, stage, self.to_common(teacher, stage, flow[teacher]), networks)
-        # a sum, so that the tensor that was not drawn has a gradient: zero
-        hybrid = flow[student] * kept + theirs * (1 - kept)
-        return {student: hybrid, teacher: self.to_member(teacher, stage, hybrid, networks)}
+        swapped = {student: flow[student] * kept + theirs * (1 - kept)}
+        if not self.to_student:
+            entering = self.to_member(teacher, stage, flow[student], networks)
+            swapped[teacher] = entering * kept + flow[teacher] * (1 - kept)
+        return swapped
 
     def metrics(self, progress: float) -> dict[str, float]:
         return {"keep": self.keep(progress)}

@@ -22,7 +22,8 @@ class Head(nn.Module):
     It may read heads that stand before it in the plan. With ``via=Tap(owner, stage)`` the body is a projector: its
     output is recorded as ``Tap(name, "projected")`` and goes on through the owner's stage (a borrowed classifier), which
     belongs to its owner and not to the head. With ``separate_inputs`` the body gets the tensors one by one and joins them
-    itself. With ``grid`` the result is rounded by the activation quantizer that ends that stage. ``borrowed`` is the borrowed
+    itself. With ``grid`` the result is rounded by the activation quantizer that ends that stage, with ``interval`` given in
+    shares of its interval, 0..1. ``borrowed`` is the borrowed
     stage on the product's grid, where its owner is float; it shares the owner's weights. ``about`` describes the head in
     reports.
     """
@@ -37,10 +38,11 @@ class Head(nn.Module):
         about: str = "",
         separate_inputs: bool = False,
         grid: Tap | None = None,
+        interval: Tap | None = None,
     ) -> None:
         super().__init__()
         self.name, self.reads, self.body, self.via, self.about = name, tuple(reads), body, via, about
-        self.separate_inputs, self.grid = separate_inputs, grid
+        self.separate_inputs, self.grid, self.interval = separate_inputs, grid, interval
         self.borrowed: nn.Module | None = None
 
     @property
@@ -58,6 +60,8 @@ class Head(nn.Module):
         x = self.body(*read) if self.separate_inputs or len(read) == 1 else self.body(torch.cat(read, 1))
         if self.grid is not None:
             x = networks[self.grid.part].rounded(self.grid.stage, x)
+        if self.interval is not None:
+            x = networks[self.interval.part].in_interval(self.interval.stage, x)
         if self.via is None:
             return {Tap(self.name): x}
         return {Tap(self.name, PROJECTED): x, Tap(self.name): self._classify(x, networks)}

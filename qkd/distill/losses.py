@@ -23,6 +23,30 @@ def kl_divergence(student: Tensor, teacher: Tensor, *, temperature: float) -> Te
     return F.kl_div(p, q, reduction="batchmean", log_target=True) * temperature**2
 
 
+def standardised(logits: Tensor) -> Tensor:
+    """``(z - mean) / (1e-7 + deviation)`` over the classes, sample by sample. (batch, classes) -> (batch, classes) float32
+
+    The deviation is the unbiased one, as in the authors' code. Source: Sun et al., CVPR 2024 (logit standardisation), eq. 9
+    with the temperature left to the divergence.
+    """
+    z = logits.float()
+    return (z - z.mean(1, keepdim=True)) / (1e-7 + z.std(1, keepdim=True))
+
+
+def cosine_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """``1 - cos(softmax(teacher), softmax(student))``, the mean over the batch. Logits ``(batch, classes)`` x2 -> ().
+
+    Source: Boo et al., AAAI 2021 (SPEQ), the loss for teachers that are noisy.
+    """
+    p, q = (logits.float().softmax(1) for logits in (student, teacher))
+    return 1 - F.cosine_similarity(p, q, dim=1).mean()
+
+
+def squared_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of the logits, summed over the classes, the mean over the batch. Logits x2 -> ()."""
+    return (student.float() - teacher.float()).square().sum(1).mean()
+
+
 def soft_cross_entropy(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """``-sum softmax(teacher/T) log softmax(student/T)``, the mean over the batch. Logits ``(batch, classes)`` x2 -> ().
 
@@ -100,6 +124,19 @@ def hint_distance(one: Tensor, other: Tensor) -> Tensor:
     if one.shape != other.shape:
         raise PlanError(f"a hint needs features of one shape, got {_shapes(one, other)}", key="loss.hint-shapes")
     return F.mse_loss(one.float(), other.float())
+
+
+def correlation_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Mean squared difference of two tensors of one shape whose channels were standardised over batch and positions -> ().
+
+    It is ``2 (1 - r)``, r being the correlation of two channels, averaged over the channels: whatever scale and offset
+    they have, 0 for the same pattern and 2 for unrelated ones; 1 where one of the two is constant. The standardisation is
+    that of a batch norm without parameters; every tensor is its own, so no scale is drawn towards the other's.
+    """
+    if one.shape != other.shape:
+        raise PlanError(f"a hint needs features of one shape, got {_shapes(one, other)}", key="loss.hint-shapes")
+    a, b = (F.batch_norm(features.float(), None, None, training=True) for features in (one, other))
+    return F.mse_loss(a, b)
 
 
 def _shapes(*tensors: Tensor) -> str:

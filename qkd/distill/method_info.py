@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FIELD = "method_info"
 ABOVE_ZERO = "above zero"
 Requirement = tuple[str, tuple[object, ...]]  # another option, and its values (or ABOVE_ZERO) ...
-OnlyWith = Mapping[str, Requirement]  # ... without which an option does nothing
+OnlyWith = Mapping[str, Requirement | tuple[Requirement, ...]]  # ... without which (all of them) an option does nothing
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,20 @@ class MethodInfo:
 
 def unused_options(only_with: OnlyWith, options: Mapping[str, Any]) -> dict[str, str]:
     """The options without effect, given the values of the others, and what would give them one."""
-    found = {}
-    for option, (other, values) in only_with.items():
-        value = options[other]
-        if value not in values and not (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0):
-            wanted = " or ".join(map(_shown, values))
-            found[option] = f"no effect with `{other}: {_shown(value)}`; it is used where `{other}` is {wanted}"
+    found: dict[str, str] = {}
+    for option, needs in only_with.items():
+        for other, values in requirements(needs):
+            value = options[other]
+            if value not in values and not (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0):
+                wanted = " or ".join(map(_shown, values))
+                message = f"no effect with `{other}: {_shown(value)}`; it is used where `{other}` is {wanted}"
+                found.setdefault(option, message)
     return found
+
+
+def requirements(needs: Requirement | tuple[Requirement, ...]) -> tuple[Requirement, ...]:
+    """One requirement or several, as several."""
+    return needs if isinstance(needs[0], tuple) else (needs,)
 
 
 def _shown(value: object) -> str:

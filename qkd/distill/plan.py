@@ -11,7 +11,7 @@ from torch import nn
 from qkd.distill.epoch_statistics import EpochStatistics
 from qkd.distill.exchange import Exchange, NoExchange
 from qkd.distill.heads import Head, classifier
-from qkd.distill.regularizers import L2SP
+from qkd.distill.regularizers import Regularizer
 from qkd.distill.taps import SHARED, Tap
 from qkd.distill.terms import Term
 
@@ -88,7 +88,7 @@ class Plan:
     heads: tuple[Head, ...] = ()
     product: str = "student"
     rates: Mapping[Learner, float] = field(default_factory=dict)
-    regularizers: tuple[L2SP, ...] = ()
+    regularizers: tuple[Regularizer, ...] = ()
     statistics: tuple[EpochStatistics, ...] = ()
     views: Mapping[str, int] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qkd.errors import PlanError
+from qkd.options import ShareCourse
 
 Schedule = Callable[[float], float]  # progress of the phase, 0..1, -> weight
 Weight = float | Schedule
@@ -25,6 +26,20 @@ def times(one: Weight, other: Weight) -> Weight:
         if not callable(unit) and unit == 1:
             return rest
     return Product(one, other)
+
+
+def course_of(option: float | ShareCourse) -> Weight:
+    """What an option of a recipe says: a number, or the line of ``{from: 0.9, to: 0.5}``."""
+    if not isinstance(option, dict):
+        return option
+    return Linear(option["from"], option["to"], option.get("until", 1.0))
+
+
+def remainder_of(option: float | ShareCourse) -> Weight:
+    """One less that."""
+    if not isinstance(option, dict):
+        return 1 - option
+    return Linear(1 - option["from"], 1 - option["to"], option.get("until", 1.0))
 
 
 @dataclass(frozen=True)

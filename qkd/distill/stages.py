@@ -80,6 +80,18 @@ class Staged(nn.Module):
         found: Tensor = quantizer(tensor)
         return found
 
+    def in_interval(self, stage: str, tensor: Tensor) -> Tensor:
+        """A tensor in shares of the interval of the activation quantizer that ends a stage: lowest level 0, highest 1.
+
+        As it is where the stage ends in none. The interval is a constant here: no gradient reaches its quantizer.
+        """
+        core = getattr(getattr(self.producer(stage), "act_quant", None), "core", None)
+        if core is None:
+            return tensor
+        scale = core.scale().detach()
+        share: Tensor = (tensor / scale + (core.zero() - core.low)) / (core.high - core.low)
+        return share
+
     def forward(self, images: Tensor) -> Tensor:
         flow: Flow = (images,)
         for stage in self._graphs:

@@ -62,6 +62,25 @@ def weighted(taps: Sequence[Tap], weights: Tap) -> Target:
     return Target("weighed", (*taps, weights), build)
 
 
+Weigh = Callable[[Sequence[Tensor], Tensor], Tensor]  # (logits of the members, labels) -> weights (members, batch)
+
+
+def mixed(taps: Sequence[Tap], weigh: Weigh, *, temperature: float) -> Target:
+    """The members' probabilities, mixed for every sample with weights that sum to one over the members.
+
+    Given as logits whose softmax at ``temperature`` is that mixture: the gradient of KL to it, at that temperature, is that of
+    ``sum_i w_i KL_i``, the members' divergences weighted sample by sample, for one divergence instead of n. Source: with
+    `confidence` Zhang et al. 2022 (CA-MKD), eq. 3-4.
+    """
+
+    def build(logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        shares = weigh(logits, batch.labels).log()
+        softened = torch.stack([(z.float() / temperature).log_softmax(1) for z in logits])
+        return (shares[:, :, None] + softened).logsumexp(0) * temperature
+
+    return Target(weigh.__name__, tuple(taps), build)
+
+
 def routed(
     taps: Sequence[Tap], choose: Callable[[Sequence[Tensor], Batch], Tensor], also: Sequence[Tap] = ()
 ) -> Target:
@@ -150,6 +169,25 @@ def _best_share(z: Tensor, direction: Tensor, right: Tensor) -> Tensor:
         rising = (((z + middle * direction).softmax(1) - right) * direction).sum() > 0
         low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
     return (low + high) / 2
+
+
+def confidence(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """``w_i = (1 - softmax_i(CE_i)) / (n - 1)`` for every sample: most for whom it is easiest. -> (members, batch)
+
+    Constant, and a sum of one over the members. Source: Zhang et al. 2022 (CA-MKD), eq. 3; their code divides by n once more.
+    """
+    wrong = torch.stack([cross_entropies(z.detach(), labels) for z in logits])
+    return (1 - wrong.softmax(0)) / (len(logits) - 1)
+
+
+def certainty(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """``w_i = (1 - H_i / sum_j H_j) / (n - 1)``, H the entropy of a member's probabilities; no label. -> (members, batch)
+
+    Source: Kwon et al. 2020 (EBKD), as in the code of CA-MKD; it leaves out the division by n - 1, and divides by n.
+    """
+    p = torch.stack([z.detach().float().log_softmax(1) for z in logits])
+    unsure = -(p.exp() * p).sum(2) + 1e-12
+    return (1 - unsure / unsure.sum(0)) / (len(logits) - 1)
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,11 +9,17 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkd.distill.losses import Reduction, attention_distance, decoupled_divergence, hint_distance, kl_divergence
-from qkd.distill.regularizers import ANCHOR, L2SP
+from qkd.distill.losses import (
+    Reduction,
+    attention_distance,
+    correlation_distance,
+    hint_distance,
+    kl_divergence,
+)
+from qkd.distill.regularizers import Regularizer
 from qkd.distill.schedules import Weight, times, value_at
 from qkd.distill.taps import Outputs, Tap
-from qkd.distill.targets import Target, one
+from qkd.distill.targets import Target
 from qkd.distill.term_dropout import TermDropout
 from qkd.tasks.batch import Batch
 
@@ -106,29 +112,28 @@ def imitate(
 ) -> Term:
     """Kullback-Leibler divergence, or another one, from a soft target to a part's logits."""
 
-    def loss(logits: Tensor, *rest: object) -> Tensor:
+    def loss(logits: Tensor, soft: Tensor, batch: Batch) -> Tensor:
+        return divergence(logits, soft, temperature=temperature)
+
+    return soft_term("imitate", part, target, loss, detach_target=detach_target)
+
+
+def soft_term(
+    kind: str,
+    part: str,
+    target: Target,
+    loss: Callable[[Tensor, Tensor, Batch], Tensor],
+    *,
+    detach_target: bool = True,
+) -> Term:
+    """Any ``loss(logits, soft, batch)`` of a part's logits and a soft target, which is a constant unless told otherwise."""
+
+    def whole(logits: Tensor, *rest: object) -> Tensor:
         *members, batch = rest
         soft = target.build(members, batch)  # type: ignore[arg-type]
-        return divergence(logits, soft.detach() if detach_target else soft, temperature=temperature)
+        return loss(logits, soft.detach() if detach_target else soft, batch)  # type: ignore[arg-type]
 
-    return Term("imitate", part, (Tap(part), *target.reads), loss, target.name)
-
-
-def decouple(part: str, target: Target, *, temperature: float, others: float = 8.0) -> Term:
-    """DKD: imitate a soft target, with ``others`` times the weight on the classes other than the true one."""
-
-    def loss(logits: Tensor, *rest: object) -> Tensor:
-        *members, batch = rest
-        labels: Tensor = batch.labels  # type: ignore[attr-defined]
-        soft = target.build(members, batch).detach()  # type: ignore[arg-type]
-        return decoupled_divergence(logits, soft, labels, temperature=temperature, others=others)
-
-    return Term("decouple", part, (Tap(part), *target.reads), loss, target.name)
-
-
-def mutual(part: str, others: Sequence[str], *, temperature: float, weight: float = 1.0) -> list[Term]:
-    """Imitate each of the others, with equal shares of the weight."""
-    return [imitate(part, one(Tap(o)), temperature=temperature) * (weight / len(others)) for o in others]
+    return Term(kind, part, (Tap(part), *target.reads), whole, target.name)
 
 
 def relate(
@@ -153,6 +158,11 @@ def hint(tap: Tap, source: Tap, *, detach_source: bool = True) -> Term:
     return relate("hint", hint_distance, tap, source, detach_source=detach_source)
 
 
-def l2_sp(regularizer: L2SP) -> Term:
-    """Keep the weights of a network near those it had when the phase began."""
-    return Term(ANCHOR, regularizer.part, (regularizer.tap,), lambda distance, batch: distance)
+def correlate(tap: Tap, source: Tap, *, detach_source: bool = True) -> Term:
+    """Feature regression behind a standardisation of every channel of both sides: equal patterns, whatever their scales."""
+    return relate("correlation", correlation_distance, tap, source, detach_source=detach_source)
+
+
+def regularize(regularizer: Regularizer) -> Term:
+    """What a regularizer measures of the weights of a network, as a loss."""
+    return Term(regularizer.kind, regularizer.part, (regularizer.tap,), lambda distance, batch: distance)

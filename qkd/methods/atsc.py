@@ -12,7 +12,7 @@ from qkd.distill.plan import Learner, Phase, Plan, Setup, Step
 from qkd.distill.regularizers import L2SP
 from qkd.distill.taps import LOGITS, Tap
 from qkd.distill.targets import mean
-from qkd.distill.terms import Term, hint, imitate, l2_sp, label
+from qkd.distill.terms import Term, hint, imitate, label, regularize
 from qkd.options import Count, NotNegative, Positive
 
 ENSEMBLE = "ensemble"
@@ -56,7 +56,7 @@ def atsc(
     """
     heads, terms = _project(setup, reduce, detach=False)
     regularizers = [L2SP(t, leave=[LOGITS] if anchored == "backbone" else []) for t in setup.teachers] if anchor else []
-    terms = [term * feature for term in terms] + [l2_sp(each) * anchor for each in regularizers]
+    terms = [term * feature for term in terms] + [regularize(each) * anchor for each in regularizers]
     product = heads[-1].name
     if labels:
         terms.append(label(product) * labels)

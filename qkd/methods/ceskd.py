@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from qkd.distill.epoch_statistics import Difficulty, stratum_of
+from qkd.distill.imitation import Imitation, Logits, imitation_options
 from qkd.distill.method_info import published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import cross_entropies, routed, strata
-from qkd.distill.terms import imitate, label
-from qkd.options import Positive, Share
+from qkd.distill.terms import label
+from qkd.options import NotNegative, Positive, Share
 
 if TYPE_CHECKING:
     from qkd.tasks.batch import Batch
 
 
-@published("Amara et al., 2022, arXiv 2209.07606", teachers=2)
+@published("Amara et al., 2022, arXiv 2209.07606", teachers=2, only_with=imitation_options())
 def ceskd(
     setup: Setup,
     *,
     temperature: Positive = 4.0,
     soft: Share = 0.9,
+    logits: Logits = "kl",
+    standardise: bool = False,
+    others: NotNegative = 8.0,
     judge: Literal["smallest", "largest", "student"] = "smallest",
     ranking: Literal["split", "batch"] = "split",
     hardest: Literal["largest", "smallest"] = "largest",
@@ -34,6 +38,7 @@ def ceskd(
     ``(1 - soft) CE + soft KL(p_r(x) || p_S)`` with r(x) the expert of the image's stratum. Experts are listed under
     ``teachers:`` from the smallest to the largest.
 
+    * ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`.
     * ``judge``: the network whose cross-entropy measures how hard an image is; for the student, which learns, it is
       measured anew before each epoch.
     * ``ranking``: among all training images, or among those of a batch. Either way every expert gets as many.
@@ -59,8 +64,6 @@ def ceskd(
     taps = [Tap(expert) for expert in experts]
     whole = ranking == "split"
     target = routed(taps, among_all, [difficulty.tap]) if whole else routed(taps, within_batch, [Tap(judging)])
-    terms = [
-        label(setup.student) * (1 - soft),
-        imitate(setup.student, target, temperature=temperature) * soft,
-    ]
+    imitation = Imitation(logits, temperature, standardise, others)
+    terms = [label(setup.student) * (1 - soft), imitation.term(setup.student, target) * soft]
     return Plan((Phase("train", (Step([setup.student], terms),)),), statistics=(difficulty,) if whole else ())

@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Literal
 
 from qkd.distill.heads import Head, adapt_shapes, trainable
+from qkd.distill.imitation import ALL, Imitation, Logits, imitation_options
 from qkd.distill.losses import Reduction
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
-from qkd.distill.terms import Term, attend, hint, imitate, label
+from qkd.distill.terms import Term, attend, label
 from qkd.errors import PlanError, nearest
 from qkd.options import NotNegative, Positive
 
 ONLY_WITH: OnlyWith = {
-    "imitation_weight": ("imitation", ("kl", "mse")),
-    "temperature": ("imitation", ("kl",)),
-    "scratch": ("imitation", ("kl", "mse")),
+    **imitation_options(),
+    "standardise": ("logits", ALL),
+    "imitation_weight": ("logits", ALL),
+    "scratch": ("logits", ALL),
     "expert": ("attention", (ABOVE_ZERO,)),
     "reduction": ("attention", (ABOVE_ZERO,)),
 }
@@ -29,9 +31,11 @@ def ctkd(
     *,
     scratch: str = "scratch",
     expert: str = "expert",
-    imitation: Literal["kl", "mse", "none"] = "kl",
+    logits: Literal[Logits, "none"] = "kl",
     imitation_weight: NotNegative = 1.0,
     temperature: Positive = 4.0,
+    standardise: bool = False,
+    others: NotNegative = 8.0,
     attention: NotNegative = 1000.0,
     reduction: Reduction = "mean",
 ) -> Plan:
@@ -41,8 +45,8 @@ def ctkd(
 
     * ``scratch``, ``expert``: the names of the two teachers. Neither gets gradients from the student's losses; the scratch
       teacher learns from the labels alone, the expert is frozen. Give the first ``start_from: scratch``.
-    * ``imitation``: of the scratch teacher's logits, by KL with ``temperature`` or by squared error; ``none`` leaves the
-      scratch teacher out. * ``attention``: 0 leaves the expert out. Maps of two sizes are pooled to the smaller.
+    * ``logits``, ``standardise``, ``others``: how the logits of the scratch teacher are imitated, see `Imitation`; ``none``
+      leaves it out. * ``attention``: 0 leaves the expert out. Maps of two sizes are pooled to the smaller.
 
     The roles are the paper's; the formulas follow the two papers it builds on (co-trained boosters, attention transfer),
     and so do the weights: the paper's own are not known to us. With the student's width and more bits, the scratch teacher
@@ -51,12 +55,11 @@ def ctkd(
     terms: list[Term] = [label(setup.student)]
     heads: list[Head] = []
     learners = [setup.student]
-    if imitation != "none":
+    if logits != "none":
         _one_of(setup, scratch, "scratch", "trains with the student")
         learners.append(scratch)
-        hinted = hint(Tap(setup.student), Tap(scratch)) * (imitation_weight * setup.classes)  # the sum over the classes
-        soft = imitate(setup.student, one(Tap(scratch)), temperature=temperature) * imitation_weight
-        terms += [label(scratch), soft if imitation == "kl" else hinted]
+        imitation = Imitation(logits, temperature, standardise, others)
+        terms += [label(scratch), imitation.term(setup.student, one(Tap(scratch))) * imitation_weight]
     if attention:
         _one_of(setup, expert, "expert", "is trained already")
         if not setup.stages:

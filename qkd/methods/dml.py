@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qkd.distill.method_info import published
+from qkd.distill.imitation import Imitation, Logits, imitation_options
+from qkd.distill.method_info import ABOVE_ZERO, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
-from qkd.distill.terms import Term, label, mutual
+from qkd.distill.terms import Term, label
 from qkd.options import NotNegative, Positive
 
 
-@published("Zhang et al., CVPR 2018", teachers=1)
+@published("Zhang et al., CVPR 2018", teachers=1, only_with=imitation_options(("weight", (ABOVE_ZERO,))))
 def dml(
     setup: Setup,
     *,
     temperature: Positive = 1.0,
+    logits: Logits = "kl",
+    standardise: bool = False,
+    others: NotNegative = 8.0,
     weight: NotNegative = 1.0,
     update: Literal["together", "in_turn"] = "together",
 ) -> Plan:
@@ -23,14 +27,16 @@ def dml(
     ``L_i = CE_i + weight / (K - 1) sum_j KL(p_j || p_i)`` (eq. 8), targets constant. The student is one of the peers, those
     under ``teachers:`` are the others.
 
+    * ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`.
     * ``update: in_turn``: one peer after the other takes its step, and the next one learns from its updated logits
       (algorithm 1 of the paper). It runs all networks once per peer; those that do not learn run in evaluation mode.
     * ``update: together``: one step for all, as most re-implementations have it; the default because it costs a K-th.
     """
+    imitation = Imitation(logits, temperature, standardise, others)
 
     def terms(peer: str) -> list[Term]:
-        others = [name for name in setup.all_networks if name != peer]
-        return [label(peer), *(mutual(peer, others, temperature=temperature, weight=weight) if weight else [])]
+        peers = [name for name in setup.all_networks if name != peer]
+        return [label(peer), *(imitation.mutual(peer, peers, weight=weight) if weight else [])]
 
     if update == "in_turn":
         steps = tuple(Step([peer], terms(peer)) for peer in setup.all_networks)

@@ -6,21 +6,25 @@ from typing import Literal
 
 from qkd.distill import targets
 from qkd.distill.epoch_statistics import ErrorCovariance
-from qkd.distill.method_info import published
+from qkd.distill.imitation import Imitation, Logits, imitation_options
+from qkd.distill.method_info import ABOVE_ZERO, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
-from qkd.distill.terms import imitate, label
+from qkd.distill.terms import label
 from qkd.options import NotNegative, Positive
 
 TARGETS = {"naive": targets.naive, "linear": targets.linear, "min_logit": targets.min_logit, "mean": targets.mean}
 
 
-@published("Guo et al., CVPR 2020", teachers=1)
+@published("Guo et al., CVPR 2020", teachers=1, only_with=imitation_options(("weight", (ABOVE_ZERO,))))
 def kdcl(
     setup: Setup,
     *,
     target: Literal["naive", "linear", "min_logit", "general", "mean"] = "min_logit",
     temperature: Positive = 2.0,
+    logits: Logits = "kl",
+    standardise: bool = False,
+    others: NotNegative = 8.0,
     weight: NotNegative = 1.0,
     views: Literal["own", "same"] = "own",
 ) -> Plan:
@@ -33,6 +37,7 @@ def kdcl(
     * ``general``: a fixed mixture, weighted before each epoch by the covariance of the members' errors on the validation
       split (the paper holds a part of the training images back for that). * ``mean``: not in the paper; a baseline.
 
+    ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`.
     ``views``: every network sees an augmentation of its own of the same images, as in the paper, or all see the same.
     """
     taps = [Tap(part) for part in setup.all_networks]
@@ -40,6 +45,7 @@ def kdcl(
     soft = targets.weighted(taps, statistics[0].tap) if statistics else TARGETS[target](taps)
     terms = [label(part) for part in setup.all_networks]
     if weight:
-        terms += [imitate(part, soft, temperature=temperature) * weight for part in setup.all_networks]
+        imitation = Imitation(logits, temperature, standardise, others)
+        terms += [imitation.term(part, soft) * weight for part in setup.all_networks]
     numbers = {part: number for number, part in enumerate(setup.all_networks)} if views == "own" else {}
     return Plan((Phase("train", (Step(setup.all_networks, terms),)),), statistics=statistics, views=numbers)

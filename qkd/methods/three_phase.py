@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from qkd.distill.imitation import Imitation, Logits, imitation_options
 from qkd.distill.method_info import published
 from qkd.distill.plan import Learner, Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one
-from qkd.distill.terms import Term, imitate, label
+from qkd.distill.terms import Term, label
 from qkd.errors import PlanError
 from qkd.options import NotNegative, Positive
 
 
-@published("Kim et al., 2019, arXiv 1911.12491", teachers=1)
+@published("Kim et al., 2019, arXiv 1911.12491", teachers=1, only_with=imitation_options())
 def three_phase(
     setup: Setup,
     *,
     temperature: Positive = 4.0,
+    logits: Logits = "kl",
+    standardise: bool = False,
+    others: NotNegative = 8.0,
     weight: Positive = 1.0,
     self_studying: NotNegative = 30.0,
     co_studying: NotNegative = 100.0,
@@ -30,19 +34,18 @@ def three_phase(
 
     * ``self_studying``, ``co_studying``, ``tutoring``: shares of the epochs; 0 leaves a phase out. 30-100-70 is what an
       independent re-implementation runs, the paper's own are not known to us.
+    * ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`.
     * ``answer``: off, the teacher of co-studying learns from the labels alone, not from its student.
     * ``teacher_rate``: the teacher's learning rate as a share of the student's; a trained float teacher wants a small one.
 
     Several teachers co-study and tutor as one: the student imitates the mean of their logits.
     """
     alone = [label(setup.student)]
-    taught = [
-        *alone,
-        imitate(setup.student, mean([Tap(t) for t in setup.teachers]), temperature=temperature) * weight,
-    ]
+    imitation = Imitation(logits, temperature, standardise, others)
+    taught = [*alone, imitation.term(setup.student, mean([Tap(t) for t in setup.teachers])) * weight]
 
     def terms(teacher: str) -> list[Term]:
-        back = imitate(teacher, one(Tap(setup.student)), temperature=temperature) * weight
+        back = imitation.term(teacher, one(Tap(setup.student))) * weight
         return [label(teacher), *([back] if answer else [])]
 
     teaching = [term for teacher in setup.teachers for term in terms(teacher)]

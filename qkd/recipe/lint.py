@@ -37,6 +37,8 @@ def warnings(recipe: Recipe) -> list[Problem]:
             message = f"{settings.warmup:g} of {settings.epochs} epochs: the learning rate never reaches its peak"
             found.append(recipe.problem(f"{section}.warmup", message))
         found += _unused_settings(recipe, section, settings)
+    if recipe.pretrain.dampen:
+        found.append(recipe.problem("pretrain.dampen", "no effect: a float network has no weights that are rounded"))
     return [*found, *_unused_options(recipe)]
 
 

@@ -59,6 +59,9 @@ class Train(Section):
     ema: Annotated[float, Bounds(above=0, below=1)] | None = None
     """Decay per step of an exponential moving average of the deployed model's weights (0.999 is usual), which is deployed
     instead of them; null: no average."""
+    dampen: NotNegative = 0.0
+    """Final weight of the oscillation dampening of quantized weights, `sum ||Q(w) - w||^2`, which grows from zero along a
+    cosine over each phase (0.1 is usual); 0: none."""
     scale_rate: NotNegative = 0.1
     """Learning rate of the quantizers' scales, as a fraction of the learning rate; at 1, the scales of 8-bit layers diverge."""
     augment: bool = True

@@ -41,7 +41,19 @@ def schema() -> dict[str, Any]:
 def _model(model: Any) -> dict[str, Any]:
     made = dict(model.model_json_schema())
     made.pop("title", None)
-    return made
+    inlined: dict[str, Any] = _inlined(made, made.pop("$defs", {}))
+    return inlined
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema with what it refers to in place of the references, which would not hold inside another document."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(each, definitions) for key, each in schema.items()}
 
 
 def _options(function: Callable[..., Any], leave: tuple[str, ...]) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def _recipe_key(location: tuple[int | str, ...], values: Any) -> Key:
 
 def _message(error: ErrorDetails, model: type[BaseModel]) -> str:
     kind, context = error["type"], error.get("ctx", {})
+    if kind in ("missing", "extra_forbidden") and len(error["loc"]) > 1:  # of a mapping that is the value of an option
+        return f"{'lacks the' if kind == 'missing' else 'has an unknown'} key {error['loc'][-1]}"
     if kind == "missing":
         return "required"
     if kind == "extra_forbidden":

@@ -11,9 +11,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qkd.data import Batch
+from qkd.distill.losses import kl_divergence
 from qkd.distill.schedules import Constant, Cosine, Decay, Linear, Ramp, Review
 from qkd.distill.taps import Tap
-from qkd.distill.targets import best_logits, best_mixture, linear, mixed_logits, naive, routed, strata
+from qkd.distill.targets import (
+    Weigh,
+    best_logits,
+    best_mixture,
+    certainty,
+    confidence,
+    linear,
+    mixed,
+    mixed_logits,
+    naive,
+    routed,
+    strata,
+)
 from qkd.errors import PlanError
 from tests.support.refusals import Refused
 
@@ -31,6 +44,53 @@ def probabilities(z: Tensor, temperature: float) -> np.ndarray:
 
 def members(count: int, rows: int = 32) -> tuple[list[Tensor], Tensor]:
     return [logits(seed, rows) for seed in range(count)], torch.arange(rows) % CLASSES
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_confidence_and_certainty_by_their_definitions(count: int) -> None:
+    z, labels = members(count)
+    p = np.stack([probabilities(each, 1.0) for each in z])
+    wrong = -np.log(p[:, np.arange(len(labels)), labels])
+    entropy = -(p * np.log(p)).sum(2)
+    expected = [
+        (1 - np.exp(wrong) / np.exp(wrong).sum(0)) / (count - 1),
+        (1 - entropy / entropy.sum(0)) / (count - 1),
+    ]
+    for weigh, wanted in zip((confidence, certainty), expected, strict=True):
+        found = weigh(z, labels)
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.sum(0), torch.ones(len(labels)))
+    best = confidence(z, labels).argmax(0)
+    assert torch.equal(best, torch.from_numpy(wrong.argmin(0)))
+
+
+@pytest.mark.parametrize("weigh", [confidence, certainty])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_one_divergence_to_the_mixture_has_the_gradient_of_the_weighted_divergences(
+    weigh: Weigh, temperature: float
+) -> None:
+    """CA-MKD sums, over its teachers, KL weighted sample by sample."""
+    z, labels = members(3)
+    seen = Batch(torch.zeros(len(labels), 1), labels, torch.arange(len(labels)))
+    mixture = mixed([Tap(name) for name in "abc"], weigh, temperature=temperature).build(z, seen)
+    pupil = logits(9, len(labels)).double().requires_grad_()
+    shares = weigh(z, labels).double()
+    q = (pupil / temperature).log_softmax(1)
+    apart = torch.stack([(p := (each.double() / temperature).softmax(1)) * (p.log() - q) for each in z]).sum(2)
+    (wanted,) = torch.autograd.grad(temperature**2 * (shares * apart).sum(0).mean(), pupil)
+    other = pupil.detach().float().requires_grad_()
+    kl_divergence(other, mixture, temperature=temperature).backward()
+    assert other.grad is not None
+    torch.testing.assert_close(other.grad.double(), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_who_is_never_right_has_no_weight_and_who_agrees_has_an_equal_one() -> None:
+    z, labels = members(2)
+    torch.testing.assert_close(confidence([z[0], z[0].clone()], labels), torch.full((2, len(labels)), 0.5))
+    sure = F.one_hot(labels, CLASSES) * 1000.0
+    target = mixed([Tap("a"), Tap("b")], confidence, temperature=2.0)
+    built = target.build([sure, -sure], Batch(torch.zeros(len(labels), 1), labels, torch.arange(len(labels))))
+    assert torch.equal(built.argmax(1), labels) and not built.isnan().any()
 
 
 def test_naive_takes_whoever_is_least_wrong() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qkd.distill.imitation import Imitation
 from qkd.distill.schedules import Linear
 from qkd.distill.taps import Tap
 from qkd.distill.targets import one
-from qkd.distill.terms import Term, TermName, attend, imitate, label, mutual, weighted_sum
+from qkd.distill.terms import Term, TermName, attend, imitate, label, weighted_sum
 
 
 def test_weights_multiply() -> None:
@@ -21,7 +22,7 @@ def test_weights_multiply() -> None:
 
 
 def test_a_term_that_has_a_weight_keeps_it() -> None:
-    (first, second) = [term * 0.5 for term in mutual("student", ["a", "b"], temperature=4.0)]
+    (first, second) = [term * 0.5 for term in Imitation().mutual("student", ["a", "b"])]
     assert first.weight_at(0.0) == second.weight_at(0.0) == 0.25
 
 

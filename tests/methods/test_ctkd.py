@@ -13,16 +13,16 @@ from tests.support.formulas import STAGES, attention, batch, company, cross_entr
 from tests.support.refusals import Refused
 
 
-@pytest.mark.parametrize("imitation", ["kl", "mse"])
-def test_loss_is_the_formula(imitation: str) -> None:
-    options = {"imitation": imitation, "imitation_weight": 0.7, "temperature": 3.0, "attention": 40.0}
+@pytest.mark.parametrize("logits", ["kl", "mse"])
+def test_loss_is_the_formula(logits: str) -> None:
+    options = {"logits": logits, "imitation_weight": 0.7, "temperature": 3.0, "attention": 40.0}
     parts, plan = company(ctkd, ["scratch", "expert"], **options)
     total, outputs = run(parts, plan, plan.phases[0].steps[0])
     seen, labels = double(outputs), batch().labels
     student, scratch = seen["student.logits"], seen["scratch.logits"]
     expected = cross_entropy(student, labels) + cross_entropy(scratch, labels)
     squared = ((student - scratch) ** 2).sum(1).mean()
-    expected += 0.7 * (divergence(scratch, student, 3.0) if imitation == "kl" else squared)
+    expected += 0.7 * (divergence(scratch, student, 3.0) if logits == "kl" else squared)
     for stage in STAGES:
         difference = attention(seen[f"student.{stage}"]) - attention(seen[f"expert.{stage}"])
         expected += 40.0 / 2 * (difference**2).mean()
@@ -43,7 +43,7 @@ def test_nothing_flows_back() -> None:
 
 
 def test_each_teacher_can_be_left_out() -> None:
-    _, plan = company(ctkd, ["expert"], imitation="none")
+    _, plan = company(ctkd, ["expert"], logits="none")
     assert learners_of(plan) == {"student"}
     _, plan = company(ctkd, ["scratch"], attention=0.0)
     assert {term.name for term in plan.phases[0].steps[0].terms} == {

@@ -74,11 +74,11 @@ def test_without_soft_targets_or_guides_the_labels_remain() -> None:
     _, outputs = run(parts, plan, plan.phases[-1].steps[0])
     expected = 3 * cross_entropy(double(outputs)["student.logits"], batch().labels)
     assert labels == pytest.approx(expected.item(), rel=1e-5)
-    assert loss_of(dgkd, CHAIN, soft=0.5, drop=3) == pytest.approx(labels / 2)
+    assert loss_of(dgkd, CHAIN, soft=0.5, stochastic="drop", drop=3) == pytest.approx(labels / 2)
 
 
 def test_exactly_one_guide_is_dropped_in_each_batch_and_each_is_kept_equally_often() -> None:
-    _, plan = company(dgkd, CHAIN)
+    _, plan = company(dgkd, CHAIN, stochastic="drop")
     terms = plan.phases[-1].steps[0].terms
     draws = [draw_kept(terms) for _ in range(3000)]
     assert all(sum(draw.values()) == 2 and len(draw) == 3 for draw in draws)
@@ -86,8 +86,15 @@ def test_exactly_one_guide_is_dropped_in_each_batch_and_each_is_kept_equally_oft
         assert sum(draw[name] for draw in draws) / 3000 == pytest.approx(2 / 3, abs=0.03)
 
 
+@pytest.mark.parametrize(("options", "kept"), [({}, 0.75), ({"keep": 0.4}, 0.4), ({"stochastic": "drop"}, 0.5)])
+def test_each_of_two_guides_is_kept_with_the_papers_probability(options: dict[str, Any], kept: float) -> None:
+    _, plan = company(dgkd, ["teacher", "assistant"], **options)
+    draws = torch.tensor([list(draw_kept(plan.phases[-1].steps[0].terms).values()) for _ in range(3000)])
+    assert draws.shape == (3000, 2) and draws.mean(0).tolist() == pytest.approx([kept] * 2, abs=0.03)
+
+
 def test_bernoulli_drops_each_by_itself() -> None:
-    _, plan = company(dgkd, CHAIN, stochastic="bernoulli", keep=0.75)
+    _, plan = company(dgkd, CHAIN)
     draws = torch.tensor([list(draw_kept(plan.phases[-1].steps[0].terms).values()) for _ in range(3000)])
     assert draws.mean(0).tolist() == pytest.approx([0.75] * 3, abs=0.03)
     assert draws.prod(1).mean().item() == pytest.approx(0.75**3, abs=0.03)
@@ -101,7 +108,7 @@ def test_only_the_student_is_taught_by_chance_unless_told_otherwise() -> None:
 
 
 def test_a_dropped_guide_gives_no_gradient() -> None:
-    parts, plan = company(dgkd, CHAIN, soft=1.0, drop=3)
+    parts, plan = company(dgkd, CHAIN, soft=1.0, stochastic="drop", drop=3)
     total, _ = run(parts, plan, plan.phases[-1].steps[0])
     total.backward()
     assert all(not p.grad.any() for p in parts.networks["student"].parameters() if p.grad is not None)
@@ -117,6 +124,6 @@ def test_chance_is_part_of_the_random_state() -> None:
 
 def test_more_guides_than_there_are_cannot_be_dropped(refused: Refused) -> None:
     with refused(PlanError, "method.drops-too-many"):
-        company(dgkd, CHAIN, drop=4)
+        company(dgkd, CHAIN, stochastic="drop", drop=4)
     with refused(PlanError, "method.too-few-teachers"):
         company(dgkd, [])

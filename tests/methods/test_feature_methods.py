@@ -7,13 +7,35 @@ from typing import Any
 import pytest
 import torch
 
+from qkd import recipe as recipes
+from qkd.assembly.assemble import assemble
 from qkd.assembly.ensemble import Ensemble
+from qkd.assembly.inputs import load_data, spec_of
 from qkd.distill.exchange import Swap
 from qkd.distill.plan import ADAPTERS
 from qkd.distill.relational_losses import alignment, information_flow
+from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import Outputs, Tap
+from qkd.methods import METHODS
 from qkd.methods.dpk import PatchMixer
-from tests.support.ensembles import STAGES, batch, ce, company, first, kl, learners_of, names_of, near, outcome
+from qkd.networks import NETWORKS
+from qkd.quantizers import Scheme, calibrate, insert
+from tests.support.ensembles import (
+    FACTS,
+    FAKE,
+    STAGES,
+    assembled,
+    batch,
+    ce,
+    company,
+    first,
+    kl,
+    learners_of,
+    names_of,
+    near,
+    outcome,
+    staged,
+)
 
 
 def test_dcm_pairs_every_classifier_with_every_other_networks() -> None:
@@ -33,6 +55,14 @@ def test_dcm_pairs_every_classifier_with_every_other_networks() -> None:
 def test_dcm_ablations_let_fewer_classifiers_meet(pairs: str, count: int) -> None:
     _, plan = company("dcm", "t", pairs=pairs)
     assert sum(name.startswith("imitate/") for name in names_of(first(plan))) == count
+
+
+def rounding(seed: int, bits: int = 2) -> Staged:
+    """A quantized network of four channels."""
+    torch.manual_seed(seed)
+    module = insert(NETWORKS["resnet8"](classes=FACTS.classes, width=4), Scheme(weights=bits, activations=bits))
+    calibrate(module, [batch().images])
+    return cut(module, list(STAGES))
 
 
 def swapped(keep: float, **widths: int) -> tuple[Ensemble, Outputs]:
@@ -56,6 +86,48 @@ def test_iakd_that_swaps_everything_is_the_teacher_with_the_students_last_stage(
     torch.testing.assert_close(outputs[Tap("student")], student.advance("logits", flow)[0])
     outputs[Tap("student")].sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_iakd_leaves_a_teacher_that_is_never_given_the_student_as_it_is(width: int) -> None:
+    """Whatever grid the student has and whatever adapters lie between them."""
+    networks = {"student": rounding(0), "t": staged(1, width)}
+    parts, plan = assembled(METHODS["iakd"], networks, schedule="uniform", keep=0.0)
+    read: dict[str, torch.Tensor] = {}
+    for part, network in parts.networks.items():
+        layer = network.network.get_submodule("layer2.0.conv1")
+        layer.register_forward_pre_hook(lambda _, inputs, part=part: read.update({part: inputs[0].detach()}))
+    parts.set_learners(first(plan).learners)
+    outputs = parts(batch().images, ("student", "t"))
+    assert len(read["student"].unique()) <= 4 < len(read["t"].unique())
+    assert torch.equal(read["t"], outputs[Tap("t", "layer1")])
+    assert torch.equal(outputs[Tap("t")], parts.networks["t"](batch().images))
+
+
+def test_intervention_hands_on_in_one_direction_only() -> None:
+    parts, plan = company("iakd", "t", schedule="uniform", keep=1.0, direction="to_student", widths={"t": 8})
+    parts.set_learners(first(plan).learners)
+    outputs = parts(batch().images, ("student", "t"))
+    assert torch.equal(outputs[Tap("t")], parts.networks["t"](batch().images))
+    adapter = plan.exchange.adapter(Tap("t", "layer1"))
+    assert adapter is not None and not list(adapter.home.parameters())
+
+
+def test_iakd_with_a_soft_loss_is_its_equation() -> None:
+    parts, plan = company("iakd", "t", soft=0.6, temperature=2.0, direction="to_student")
+    loss, z, _ = outcome(parts, plan, first(plan))
+    assert loss == near(0.4 * ce(z["student"]) + 0.6 * kl(z["t"], z["student"], 2.0))
+    _, plan = company("iakd", "t")
+    assert names_of(first(plan)) == {"label/student"} and first(plan).terms[0].weight == 1
+
+
+@pytest.mark.parametrize("name", ["digits_teacher_intervention_w2a2", "cifar10_teacher_intervention_w2a2"])
+def test_teacher_intervention_ends_in_the_middle_of_the_run(name: str) -> None:
+    recipe = recipes.load(name, [FAKE, "student.width=4", "teachers.float.width=4"])
+    assert recipe.student.build == recipe.teachers["float"].build and recipe.teachers["float"].quantize is None
+    plan = assemble(recipe, spec_of(load_data(recipe))).plan
+    keep = [plan.exchange.metrics(progress)["keep"] for progress in (0.0, 0.25, 0.5, 1.0)]
+    assert keep == [0.5, 0.75, 1.0, 1.0] and "imitate/student<float" in names_of(first(plan))
 
 
 def test_iakd_sends_gradients_through_the_teacher_to_the_student() -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from qkd.distill.losses import correlation_distance, hint_distance
 from qkd.distill.schedules import Ramp
 from qkd.distill.targets import virtual_logits
 from qkd.methods.ffcl import ffcl, ffl
@@ -44,7 +45,14 @@ def test_ffl_is_the_published_formula(epoch: int) -> None:
     assert total.item() == pytest.approx((expected + ramp(epoch) * soft).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("feature_loss", ["hint", "attention"])
+def standardised(maps: torch.Tensor) -> torch.Tensor:
+    """Every channel less its mean over batch and positions, divided by its standard deviation."""
+    flat = maps.transpose(0, 1).flatten(1)
+    flat = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    return flat.view(maps.shape[1], maps.shape[0], *maps.shape[2:]).transpose(0, 1)
+
+
+@pytest.mark.parametrize("feature_loss", ["correlation", "hint", "attention"])
 def test_ffcl_is_our_formula(feature_loss: str) -> None:
     options = {"response": 0.5, "fused": 0.6, "feature": 0.7, "positive": 0.2, "confidence": 0.9, "ramp": 0.0}
     parts, plan = company(ffcl, ["partner"], feature_loss=feature_loss, **options)
@@ -58,9 +66,26 @@ def test_ffcl_is_our_formula(feature_loss: str) -> None:
         expected += 0.6 * divergence(fused, seen[f"{part}.logits"], 3.0)
         expected += 0.2 * divergence(virtual, seen[f"{part}.logits"], 20.0)
         own, shared = seen[f"{part}.{STAGES[-1]}"], seen["fusion.logits"]
-        same = (own, shared) if feature_loss == "hint" else (attention(own), attention(shared))
+        seen_as = {"correlation": standardised, "hint": torch.clone, "attention": attention}[feature_loss]
+        same = seen_as(own), seen_as(shared)
         expected += 0.7 * ((same[0] - same[1]) ** 2).mean()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_by_default_no_scale_is_drawn_to_that_of_the_fused_map() -> None:
+    """A hint pulls a map that is the fused one, but for its scale, towards its length; correlation asks nothing of it."""
+    fused = torch.rand(8, 3, 4, 4)
+    own = (3 * fused + 1).requires_grad_()
+    assert correlation_distance(own, fused).item() < 1e-4 < hint_distance(own, fused).item()
+    correlation_distance(own, torch.rand(8, 3, 4, 4)).backward()
+    assert own.grad is not None
+    inward = [(own.grad * own.detach()).sum((0, 2, 3)), own.grad.sum((0, 2, 3))]
+    for along in inward:  # neither to another length nor to another mean
+        torch.testing.assert_close(along, torch.zeros(3), atol=1e-5, rtol=0)
+    unrelated = correlation_distance(torch.randn(400, 3, 4, 4), torch.randn(400, 3, 4, 4))
+    assert unrelated.item() == pytest.approx(2, abs=0.1)
+    _, plan = company(ffcl, ["partner"])
+    assert "correlation/student.layer3<fusion.logits" in {term.name for term in plan.phases[0].steps[0].terms}
 
 
 def test_targets_are_constant() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from qkd import recipe as recipes
@@ -24,6 +25,7 @@ from qkd.export import emit, emulate, predict
 from qkd.methods import METHODS
 from qkd.pipeline.train import train_recipe
 from qkd.quantizers import calibrate
+from qkd.recipe import NetworkEntry
 from qkd.storage.run import Run
 from tests.support.ensembles import (
     FACTS,
@@ -157,6 +159,37 @@ def test_sqakd_on_the_lattice_puts_both_on_the_students_grid() -> None:
         rounded = outputs[Tap(f"float_{stage}_on_grid")].unique()
         assert 1 < len(rounded) <= 4 and all(any(torch.isclose(v, g) for g in grid) for v in rounded)
     assert any("on_grid" in name for name in names_of(step))
+
+
+@pytest.mark.parametrize("name", ["digits_squat_w2a2", "cifar10_squat_w2a2"])
+def test_squat_compares_codes_of_one_place_as_shares_of_the_interval(name: str) -> None:
+    recipe = recipes.load(name, ["student.width=4", "teachers.float.width=4", FAKE])
+    data = load_data(recipe)
+    assembly = assemble(recipe, spec_of(data), start=scattered)
+    images = next(iter(data.batches("train", 16))).images
+    student = assembly.ensemble.networks["student"]
+    calibrate(student.network, [images])
+    step, (stage,) = first(assembly.plan), assembly.setup.stages
+    assert [term.weight for term in step.terms] == [1, 1, 1] and "label/student" in names_of(step)
+    assembly.ensemble.set_learners(step.learners)
+    outputs = assembly.ensemble(images, sorted(networks_needed(assembly.plan, step)))
+    core = student.network.get_submodule(stage).act_quant.core  # type: ignore[union-attr]
+    upper = 3 * core.scale().item()  # four levels from zero up
+    own, theirs = (outputs[Tap(part, stage)].detach().double() for part in ("student", "float"))
+    codes = [torch.round(3 * (x / upper).clamp(0, 1)) for x in (own, theirs)]
+    assert all(len(each.unique()) == 4 for each in codes) and not torch.equal(*codes)
+    expected = ((codes[0] - codes[1]) / 3).square().mean()
+    found = next(term for term in step.terms if term.kind == "hint")(outputs, batch())
+    assert found.item() == near(expected)
+    found.backward()
+    assert student.network.get_submodule(stage.replace("relu1", "conv1")).weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+
+
+def scattered(part: str, entry: NetworkEntry, network: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(len(part))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1 + 0.5 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_three_phases_are_their_equations() -> None:
@@ -334,6 +367,32 @@ def test_plain_kd_is_as_it_always_was() -> None:
     assert loss == near(0.1 * ce(z["student"]) + 0.9 * kl(z["t"], z["student"], 4.0)) and plan.heads == ()
 
 
+@pytest.mark.parametrize("weight", ["confident", "entropy"])
+def test_kd_weighs_its_teachers_image_by_image(weight: str) -> None:
+    options = {"teachers_weight": weight, "temperature": 2.0, "feature": "hint", "feature_weight": 3.0}
+    parts, plan = company("kd", "a", "b", "c", widths={"c": 8}, **options)
+    loss, z, outputs = outcome(parts, plan, first(plan))
+    p = {name: z[name].softmax(1) for name in "abc"}
+    wrong = torch.stack([F.cross_entropy(z[name], LABELS, reduction="none") for name in "abc"])
+    entropy = torch.stack([-(each * each.log()).sum(1) for each in p.values()])
+    share = (1 - (wrong.softmax(0) if weight == "confident" else entropy / entropy.sum(0))) / 2
+    mixture = sum(w[:, None] * (z[name] / 2).softmax(1) for w, name in zip(share, "abc", strict=True))
+    expected = 0.1 * ce(z["student"]) + 0.9 * kl(2 * mixture.log(), z["student"], 2.0)  # type: ignore[union-attr]
+    for w, name in zip(share, "abc", strict=True):
+        for stage in STAGES:
+            own = Tap("student", stage) if name != "c" else Tap(f"adapt_student_{stage}_to_c")
+            apart = (outputs[own] - outputs[Tap(name, stage)]).detach().double().square().flatten(1).mean(1)
+            expected += 3.0 * (3 * w * apart).mean()
+    assert loss == near(expected)
+
+
+def test_the_soft_loss_of_kd_may_fall_over_the_run() -> None:
+    parts, plan = company("kd", "t", soft={"from": 0.8, "to": 0.2, "until": 0.5})
+    for progress, soft in ((0.0, 0.8), (0.25, 0.5), (0.5, 0.2), (1.0, 0.2)):
+        loss, z, _ = outcome(parts, plan, first(plan), progress)
+        assert loss == near((1 - soft) * ce(z["student"]) + soft * kl(z["t"], z["student"], 4.0))
+
+
 MISSING = [
     *(
         (name, (), STAGES, {}, "method.too-few-teachers")
@@ -345,6 +404,8 @@ MISSING = [
     *((name, ("a",), (), {}, "method.needs-matched-layers") for name in ("dcm", "iakd", "pkt", "dpk")),
     ("sqakd", ("a",), (), {"feature": "hint"}, "method.needs-matched-layers"),
     ("kd", ("a",), (), {"feature": "hint"}, "method.needs-matched-layers"),
+    ("kd", ("a",), STAGES, {"teachers_weight": "confident"}, "method.nothing-to-weigh"),
+    ("kd", ("a", "b"), STAGES, {"teachers_weight": "entropy", "logits": "none"}, "method.nothing-to-weigh"),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from qkd import recipe
-from qkd.distill.method_info import ABOVE_ZERO, method_info
+from qkd.distill.method_info import ABOVE_ZERO, method_info, requirements
 from qkd.errors import Problem, RecipeError
 from qkd.methods import METHODS
 from qkd.options import options_from
@@ -187,10 +187,20 @@ def test_settings_that_their_optimizer_or_schedule_does_not_use_are_named() -> N
 def test_what_an_option_requires_is_an_option_with_such_values(name: str) -> None:
     known, options = method_info(METHODS[name]), options_from(METHODS[name]).parameters
     assert known is not None
-    for option, (other, values) in known.only_with.items():
-        assert option in options and options[other].default is not None
-        choices = get_args(options[other].annotation)
-        assert values == (ABOVE_ZERO,) or set(values) < set(choices)
+    for option, needs in known.only_with.items():
+        for other, values in requirements(needs):
+            assert option in options and options[other].default is not None
+            choices = get_args(options[other].annotation)
+            assert values == (ABOVE_ZERO,) or set(values) < set(choices)
+
+
+def test_an_option_that_is_a_course_is_written_back_as_it_was_read() -> None:
+    text = changed(method="{name: kd, soft: {from: 0.9, to: 0.5}}")
+    Path("r.yaml").write_text(text)
+    made = recipe.load("r.yaml")
+    assert made.method.options["soft"] == {"from": 0.9, "to": 0.5}
+    Path("again.yaml").write_text(recipe.dump(made))
+    assert recipe.load("again.yaml") == made
 
 
 def test_later_mistakes_get_a_line_too() -> None:
@@ -208,6 +218,9 @@ def test_the_schema_has_the_keys_of_recipes() -> None:
     assert set(METHODS) < set(methods)
     assert methods["kd"]["properties"]["temperature"]["type"] == "number"
     assert methods["kd"]["additionalProperties"] is False
+    number, course = methods["kd"]["properties"]["soft"]["anyOf"]
+    assert number["maximum"] == 1 and set(course["properties"]) == {"from", "to", "until"}
+    assert course["properties"]["to"]["maximum"] == 1 and "$ref" not in json.dumps(schema)
     [digits] = [e for e in schema["properties"]["data"]["anyOf"] if e["properties"]["name"].get("const") == "digits"]
     assert digits["properties"]["size"]["minimum"] == 8
     assert digits["properties"]["channels"]["enum"] == [1, 3]

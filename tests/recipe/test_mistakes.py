@@ -48,6 +48,13 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
         "{}\n",
         ["1: data: required", "1: method: required", "1: student: required", "1: train: required"],
     ),
+    "course": (
+        changed(method="{name: kd, soft: {from: 0.9, too: 0.5}}"),
+        [
+            "1: method.soft: must be a number or lacks the key to or has an unknown key too, "
+            "got {'from': 0.9, 'too': 0.5}"
+        ],
+    ),
     "unknown key": (changed(sed="3"), ["5: sed: unknown key (did you mean 'seed'?)"]),
     "far from any key": (
         changed(zzz="3"),
