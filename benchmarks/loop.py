@@ -60,7 +60,7 @@ def prepared(method: str, words: argparse.Namespace, teachers: int = 3) -> tuple
     assembly = assemble(recipe, spec_of(data))
     assembly.ensemble.to(memory_format=torch.channels_last)
     images = [next(data.train_batches(words.batch, seed=0)).images]
-    for network in assembly.ensemble.networks.values():
+    for network in assembly.ensemble.owners.values():
         calibrate(network.network, images)
     return recipe, assembly, data
 

@@ -74,6 +74,8 @@ class Loop:
             training.ensemble.snapshot_regularizers()
         else:
             running = restore(training.fabric, saved, self._optimizers(), self.average)
+        if not self.state.steps:
+            training.ensemble.start_averages()
         if rehearse:
             self._rehearse()
         while self.state.epoch < epochs and not training.exhausted(self.state):
@@ -219,6 +221,7 @@ class Loop:
                 running.losses.setdefault(name, []).append(loss)
         if self.average is not None:
             self.average.update()
+        self.training.ensemble.update_averages(self.state.steps + 1)
 
     def _mean_losses(self, running: EpochProgress) -> dict[str, float]:
         mean = {f"train/loss/{name}": torch.stack(seen).mean() for name, seen in running.losses.items()}

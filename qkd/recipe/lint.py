@@ -22,8 +22,7 @@ def warnings(recipe: Recipe) -> list[Problem]:
     """The suspicious but valid settings of a recipe."""
     found = []
     student = recipe.student.quantize
-    for name, teacher in recipe.teachers.items():
-        scheme = teacher.quantize
+    for name, scheme in ((name, entry.quantize) for name, entry in recipe.owners.items() if name in recipe.teachers):
         if scheme is not None and (student is None or _fewer(scheme, student)):
             message = f"the teacher has fewer bits ({_bits(scheme)}) than the student ({_bits(student)})"
             found.append(recipe.problem(f"teachers.{name}.quantize", message))
