@@ -74,8 +74,6 @@ class Loop:
             training.ensemble.snapshot_regularizers()
         else:
             running = restore(training.fabric, saved, self._optimizers(), self.average)
-        if not self.state.steps:
-            training.ensemble.start_averages()
         if rehearse:
             self._rehearse()
         while self.state.epoch < epochs and not training.exhausted(self.state):

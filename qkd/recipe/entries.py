@@ -53,7 +53,7 @@ def parse_teacher(source: Source, key: Key, value: Any) -> NetworkEntry | ViewEn
     if isinstance(made, ViewEntry) and made.activations is None:
         if made.average is None:
             source.report(key, "sees nothing otherwise: add activations (bits), average (a decay), or both")
-        elif "share" in given:
+        elif made.share != 1:
             source.report((*key, "share"), "no effect without activations; it is how often they take those bits")
     return made if isinstance(made, ViewEntry) and len(source.problems) == before else None
 

@@ -28,9 +28,10 @@ def parse_recipe(source: Source) -> Recipe | None:
     made: dict[str, Any] = {name: PARSERS[name](source, (name,), top[name]) for name in PARSERS if name in top}
     teachers = top.get("teachers")
     parts = [STUDENT, *(teachers if isinstance(teachers, dict) else ())]
+    views = views_in(teachers)
     if top.get("match") is not None:
-        made["match"] = _parse_match(source, ("match",), top["match"], parts, views_in(teachers))
-    check_views(source, made.get("student"), made.get("teachers") or {}, parts)
+        made["match"] = _parse_match(source, ("match",), top["match"], parts, views)
+    check_views(source, made.get("student"), made.get("teachers") or {}, [part for part in parts if part not in views])
     if source.problems:
         return None
     origin = Origin(source.file, dict(source.positions))

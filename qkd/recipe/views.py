@@ -20,21 +20,23 @@ def check_views(
     source: Source,
     student: NetworkEntry | None,
     teachers: Mapping[str, NetworkEntry | ViewEntry | None],
-    parts: Sequence[str],
+    owners: Sequence[str],
 ) -> None:
-    """Report views of no network, of another view, and such as do not fit the network they see."""
+    """Report views of no network, of another view, and such as do not fit the network they see.
+
+    ``owners``: the names of the networks that are no views, also of those whose entries have mistakes.
+    """
     entries = {STUDENT: student, **teachers}
     for name, view in teachers.items():
         if not isinstance(view, ViewEntry):
             continue
-        owners = [part for part in parts if not isinstance(entries.get(part), ViewEntry)]
         owner = entries.get(view.of)
-        if view.of not in parts:
-            known = f"{nearest(view.of, owners)}; there are {', '.join(owners)}"
-            source.report(("teachers", name, "of"), f"no network {view.of!r}{known}")
-        elif isinstance(owner, ViewEntry):
+        if isinstance(owner, ViewEntry):
             message = f"{view.of} is a view itself: name the network whose parameters it has, {owner.of}"
             source.report(("teachers", name, "of"), "a view of itself" if view.of == name else message)
+        elif view.of not in owners:
+            known = f"{nearest(view.of, owners)}; there are {', '.join(owners)}"
+            source.report(("teachers", name, "of"), f"no network {view.of!r}{known}")
         elif owner is not None:
             _check_fit(source, name, view, owner.quantize)
 
