@@ -80,7 +80,7 @@ def ours(method: str, words: argparse.Namespace) -> Callable[[], None]:
         for step in phase.steps
         for optimizer in [optimizer_for(step, assembly.ensemble, assembly.plan, recipe.train)]
     ]
-    return lambda: loop.batches(phase, EPOCHS, EpochProgress()) and None
+    return lambda: loop._run_batches(phase, EPOCHS, EpochProgress()) and None
 
 
 def bare(method: str, words: argparse.Namespace) -> Callable[[], None]:

@@ -50,7 +50,7 @@ def balanced_divergence(student: Tensor, teacher: Tensor, *, temperature: float,
 def cosine_divergence(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """``1 - cos(softmax(student/T), softmax(teacher/T))``, the mean over the batch. Logits ``(batch, classes)`` x2 -> ().
 
-    An uncertain teacher pulls less than with KL. Source: Boo et al., SPEQ, AAAI 2021, which has it at T = 1.
+    Source: Boo et al., Stochastic Precision Ensemble (SPEQ), AAAI 2021. The temperature is ours; 1 leaves it out.
     """
     p, q = (logits.float().div(temperature).softmax(1) for logits in (student, teacher))
     return (1 - F.cosine_similarity(p, q, dim=1)).mean()
