@@ -60,7 +60,7 @@ def prepared(method: str, words: argparse.Namespace, teachers: int = 3) -> tuple
     assembly = assemble(recipe, spec_of(data))
     assembly.ensemble.to(memory_format=torch.channels_last)
     images = [next(data.train_batches(words.batch, seed=0)).images]
-    for network in assembly.ensemble.networks.values():
+    for network in assembly.ensemble.owners.values():
         calibrate(network.network, images)
     return recipe, assembly, data
 
@@ -80,7 +80,7 @@ def ours(method: str, words: argparse.Namespace) -> Callable[[], None]:
         for step in phase.steps
         for optimizer in [optimizer_for(step, assembly.ensemble, assembly.plan, recipe.train)]
     ]
-    return lambda: loop.batches(phase, EPOCHS, EpochProgress()) and None
+    return lambda: loop._run_batches(phase, EPOCHS, EpochProgress()) and None
 
 
 def bare(method: str, words: argparse.Namespace) -> Callable[[], None]:

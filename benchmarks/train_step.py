@@ -23,8 +23,8 @@ from qkd.networks.build import build
 from qkd.quantizers import Scheme, calibrate, compile_cores, insert
 
 NETWORKS = {"resnet20": "resnet20", "mobilenet_v2": "torchvision:mobilenet_v2"}
-PARTS = ("stock", "eager", "core", "whole", "cmtkd")
-AIMS = {"stock": "", "eager": 1.45, "core": 1.10, "whole": 1.20, "cmtkd": 1.15}
+PARTS = ("stock", "eager", "core", "whole", "cmtkd", "speq")
+AIMS = {"stock": "", "eager": 1.45, "core": 1.10, "whole": 1.20, "cmtkd": 1.15, "speq": ""}
 CLASSES = 10
 _LINEAR = ("in_features", "out_features")
 _CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -110,8 +110,8 @@ def insert_nothing(network: nn.Module) -> nn.Module:
     return trace(copy.deepcopy(network))
 
 
-def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
-    """One CMT-KD step of four ResNet-20, and one step each of four float ones."""
+def step_of_recipe(name: str, words: list[str], images: torch.Tensor, *, compiled: bool) -> tuple[Work, int]:
+    """One step of the method of a bundled recipe with changes, and its number of networks."""
     from qkd.assembly.assemble import assemble
     from qkd.data import Batch
     from qkd.distill.plan import networks_needed
@@ -119,11 +119,10 @@ def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
     from qkd.recipe.files import load
     from qkd.tasks.spec import DataSpec
 
-    networks = [f"{part}.build=resnet20" for part in ("student", "teachers.five", "teachers.six", "teachers.eight")]
-    recipe = load("digits_cmtkd_w4a4", networks)
+    recipe = load(name, words)
     assembly = assemble(recipe, DataSpec((3, *images.shape[2:]), CLASSES))
     parts = assembly.ensemble
-    for network in parts.networks.values():
+    for network in parts.owners.values():
         calibrate(network.network, [images[:32].cpu()])
         compile_cores(network, compiled)
     parts = parts.to(images.device, memory_format=torch.channels_last)
@@ -139,13 +138,27 @@ def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
         weighted_sum({term.name: term(outputs, batch) for term in step.terms}, step.terms, 0.0).backward()
         optimizer.step()
 
-    alone = [step_of(insert_nothing(build("resnet20", classes=CLASSES)), images) for _ in parts.networks]
+    return together, len(parts.networks)
+
+
+def cmtkd(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
+    """One CMT-KD step of four ResNet-20, and one step each of four float ones."""
+    networks = [f"{part}.build=resnet20" for part in ("student", "teachers.five", "teachers.six", "teachers.eight")]
+    together, count = step_of_recipe("digits_cmtkd_w4a4", networks, images, compiled=compiled)
+    alone = [step_of(insert_nothing(build("resnet20", classes=CLASSES)), images) for _ in range(count)]
 
     def one_by_one() -> None:
         for work in alone:
             work()
 
     return {"four float steps": one_by_one, "cmtkd": together}
+
+
+def speq(images: torch.Tensor, *, compiled: bool) -> dict[str, Work]:
+    """One step of a W2A2 ResNet-20 from the labels alone, and one of SPEQ: another forward pass without gradients."""
+    names = {"qat": "digits_qat_w2a2", "speq": "digits_speq_w2a2"}
+    words = ["student.build=resnet20"]
+    return {name: step_of_recipe(recipe, words, images, compiled=compiled)[0] for name, recipe in names.items()}
 
 
 def main() -> None:
@@ -170,7 +183,7 @@ def main() -> None:
     }
     rows: list[list[object]] = [["aim", "", *(AIMS[part] for part in PARTS)]]
     print(machine(options.device), figures, flush=True)
-    for name in options.networks if {*options.parts} - {"cmtkd"} else []:
+    for name in options.networks if {*options.parts} - {"cmtkd", "speq"} else []:
         for text in options.schemes:
             works = contestants(name, Scheme.parse(text), images, options.parts, options.precision)
             times = medians(works, rounds=rounds, warm=3, device=options.device)
@@ -184,6 +197,11 @@ def main() -> None:
         name = f"resnet20 w4a4, three teachers, {'compiled cores' if compiled else 'eager'}"
         figures[name] = {"milliseconds": times, "ratios": found}
         rows.append([name, times["four float steps"], *(found.get(part, "") for part in PARTS)])
+    for compiled in (False, True) if "speq" in options.parts else ():
+        times = medians(speq(images, compiled=compiled), rounds=rounds, warm=3, device=options.device)
+        name = f"resnet20 w2a2 beside qat, {'compiled cores' if compiled else 'eager'}"
+        figures[name] = {"milliseconds": times, "ratios": ratios(times, "qat")}
+        rows.append([name, "", *[""] * (len(PARTS) - 1), times["speq"] / times["qat"]])
     print(table(["", "float ms", *PARTS], rows))
     write(options.json, figures, options.device)
 

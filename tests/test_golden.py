@@ -27,7 +27,7 @@ METHODS = ("qat", "kd", "cmtkd")
 def losses(name: str, folder: Path) -> dict[str, Any]:
     drawn = "data={name: fake, batch: 16, size: 16, train: 64, test: 16, classes: 4}"
     recipe = recipes.load(f"digits_{name}_w2a2", [drawn, "train.epochs=2", "pretrain.epochs=1"])
-    widths = [f"{'student' if part == 'student' else f'teachers.{part}'}.width=4" for part in recipe.networks]
+    widths = [f"{'student' if part == 'student' else f'teachers.{part}'}.width=4" for part in recipe.owners]
     recipe = recipes.load(f"digits_{name}_w2a2", [drawn, "train.epochs=2", "pretrain.epochs=1", *widths])
     run = Run.create(folder / name)
     train_recipe(recipe, run, Machine("cpu", threads=1, compile="off"))  # kernels in C sum in another order

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from qkd.assembly.build import STUDENT, Start, build_networks, keep_initial_weights
+from qkd.assembly.build import STUDENT, Start, build_networks, keep_initial_weights, tied_networks
 from qkd.assembly.dampening import dampened
 from qkd.assembly.ensemble import Ensemble
+from qkd.assembly.network_views import check_network_views
 from qkd.assembly.product import quantized_heads, scheme_of_heads
 from qkd.assembly.rehearsal import rehearse
 from qkd.distill.plan import Plan, Setup
@@ -47,11 +48,12 @@ def assemble(recipe: Recipe, facts: DataSpec, *, start: Start = keep_initial_wei
     """
     networks, shapes = build_networks(recipe, facts, start)
     stages = tuple(name for name in networks[STUDENT].names if name != "logits")
-    starts = {part: entry.start_from for part, entry in recipe.networks.items()}
-    setup = Setup(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts)
+    starts, tied = {part: entry.start_from for part, entry in recipe.owners.items()}, tied_networks(recipe)
+    setup = Setup(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts, tied)
     torch.manual_seed(recipe.seed)
     with _located(recipe):
         plan = dampened(_plan(recipe, setup), networks, recipe.train.dampen)
+        check_network_views(plan, tied)
         _check_borrowed(plan, networks)
         scheme, heads = recipe.student.quantize, None
         if scheme is not None:

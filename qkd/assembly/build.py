@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
+from qkd.assembly.network_views import NetworkView
 from qkd.assembly.product import scheme_of_network
-from qkd.distill.plan import Shape
+from qkd.distill.plan import Shape, Tied
 from qkd.distill.stages import Staged, cut
 from qkd.distill.taps import LOGITS, Tap
 from qkd.errors import NetworkError, Problem, QkdError, RecipeError, SchemeError, UsageError
@@ -40,7 +41,7 @@ def build_networks(recipe: Recipe, facts: DataSpec, start: Start) -> tuple[dict[
     networks: dict[str, Staged] = {}
     shapes: dict[Tap, Shape] = {}
     wrong: list[Problem] = []
-    for part, entry in recipe.networks.items():
+    for part, entry in recipe.owners.items():
         try:
             begin = keep_initial_weights if wrong else start  # nothing is trained for a recipe that will be refused
             networks[part] = _network(part, entry, recipe, facts, begin)
@@ -49,7 +50,19 @@ def build_networks(recipe: Recipe, facts: DataSpec, start: Start) -> tuple[dict[
             wrong += error.problems
     if wrong:
         raise RecipeError(_merged(wrong))
-    return networks, shapes
+    views = {part: NetworkView(networks[tied.of], tied) for part, tied in tied_networks(recipe).items()}
+    shapes |= {
+        Tap(part, tap.stage): shapes[tap]
+        for part, view in views.items()
+        for tap in list(shapes)
+        if tap.part == view.tied.of
+    }
+    return {part: views[part] if part in views else networks[part] for part in recipe.networks}, shapes
+
+
+def tied_networks(recipe: Recipe) -> dict[str, Tied]:
+    """The networks of a recipe that are views of others, and how they see them."""
+    return {name: Tied(each.of, each.activations, each.share, each.average) for name, each in recipe.views.items()}
 
 
 def _merged(wrong: Sequence[Problem]) -> list[Problem]:

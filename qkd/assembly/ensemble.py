@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from qkd.assembly import activation_checkpointing
+from qkd.assembly.network_views import NetworkView
 from qkd.assembly.product import product_of
 from qkd.distill.epoch_statistics import EpochStatistics
 from qkd.distill.exchange import Exchange
@@ -26,12 +27,16 @@ Views = Tensor | tuple[Tensor, ...]
 class Ensemble(nn.Module):
     """The networks of a plan, and copies of its exchange, heads, regularizers and statistics, so that the plan stays as it is.
 
-    ``heads`` are used instead of copies of the plan's heads (`quantized_heads`).
+    ``heads`` are used instead of copies of the plan's heads (`quantized_heads`). Of a network that is a view of another one
+    (`NetworkView`) only a moving average is registered, under ``averages``: its parameters are those of its owner.
     """
 
     def __init__(self, networks: Mapping[str, Staged], plan: Plan, heads: Mapping[str, Head] | None = None) -> None:
         super().__init__()
-        self.networks: ModuleMap[Staged] = ModuleMap(networks)
+        self.tied = {name: each for name, each in networks.items() if isinstance(each, NetworkView)}
+        self.networks: ModuleMap[Staged] = ModuleMap(networks, borrowed=self.tied)
+        averages = {name: each.average for name, each in self.tied.items() if each.average is not None}
+        self.averages: ModuleMap[fx.GraphModule] = ModuleMap(averages)
         self.exchange: Exchange = copied_module(plan.exchange)
         self.views = dict(plan.views)
         self.recomputed: frozenset[str] = frozenset()  # networks that recompute activations instead of keeping them
@@ -49,7 +54,14 @@ class Ensemble(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Ensemble:
         self._products.clear()  # buffers may be replaced, not changed in place
         super()._apply(fn, recurse)
+        for view in self.tied.values():
+            view.renew()
         return self
+
+    @property
+    def owners(self) -> dict[str, Staged]:
+        """The networks that have parameters of their own, by name."""
+        return {name: network for name, network in self.networks.items() if name not in self.tied}
 
     def forward(self, images: Views, active: Collection[str], progress: float = 1.0) -> Outputs:
         """Every tap of the active networks, what the exchange records, and the heads whose sources ran.
@@ -94,6 +106,16 @@ class Ensemble(nn.Module):
         """Take the present weights as those that regularizers compare with; called when a phase begins."""
         for regularizer in self.regularizers.values():
             regularizer.snapshot(self.networks[regularizer.part])
+
+    def start_averages(self) -> None:
+        """Every moving average begins as its owner is now; called before the first step."""
+        for view in self.tied.values():
+            view.start()
+
+    def update_averages(self, number: int) -> None:
+        """Move every average towards its owner; ``number``: of the batch just trained on, from 1."""
+        for view in self.tied.values():
+            view.update(number)
 
     def part(self, name: str) -> nn.Module:
         """A network, a head or the exchange by its name."""

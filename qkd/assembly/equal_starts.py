@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qkd.assembly.assemble import Assembly
     from qkd.distill.terms import Term
     from qkd.errors import Problem
-    from qkd.recipe import Recipe
+    from qkd.recipe import NetworkEntry, Recipe
 
 
 def find_equal_starts(recipe: Recipe, assembly: Assembly) -> list[Problem]:
@@ -29,11 +29,11 @@ def find_equal_starts(recipe: Recipe, assembly: Assembly) -> list[Problem]:
     """
     plan = assembly.plan
     found: list[Problem] = []
-    pairs = [pair for pair in combinations(recipe.networks, 2) if _equal(recipe, plan, *pair)]
+    pairs = [pair for pair in combinations(recipe.owners, 2) if _equal(recipe, plan, *pair)]
     joined = [pair for pair in pairs if _meet_as_copies(plan, *pair)]
     for group in _groups(joined):
         *others, last = group
-        wanted = "`seed:` (or none)" if recipe.networks[last].is_seeded else "`start_from:`"
+        wanted = "`seed:` (or none)" if recipe.owners[last].is_seeded else "`start_from:`"
         message = (
             f"{', '.join(others)} and {last} are equal in everything (build, scheme, float weights, view of the images), so "
             f"together they teach no more than one of them in {recipe.method.name}; give {last} another {wanted} or other bits"
@@ -45,16 +45,20 @@ def find_equal_starts(recipe: Recipe, assembly: Assembly) -> list[Problem]:
 def find_foreign_teachers(recipe: Recipe) -> list[Problem]:
     """Teachers that do not begin with the student's float weights, for a method that asks for the student's own float copy."""
     known = method_info(look_up(recipe.method.name, METHODS, what="method"))
-    foreign = [part for part in recipe.teachers if not recipe.begin_equal(STUDENT, part)]
+    teachers = {part: entry for part, entry in recipe.owners.items() if part != STUDENT}
+    foreign = {part: entry for part, entry in teachers.items() if not recipe.begin_equal(STUDENT, part)}
     if known is None or not known.own_copy:
         return []
     message = f"does not begin with the student's float weights, and {recipe.method.name} imitates the student's own float copy"
-    return [recipe.problem(recipe.key_of(part), f"{message}; {_how_to_copy(recipe, part)}") for part in foreign]
+    return [
+        recipe.problem(recipe.key_of(part), f"{message}; {_how_to_copy(recipe, entry)}")
+        for part, entry in foreign.items()
+    ]
 
 
-def _how_to_copy(recipe: Recipe, part: str) -> str:
+def _how_to_copy(recipe: Recipe, teacher: NetworkEntry) -> str:
     """What to write so that a teacher begins with the student's float weights."""
-    student, teacher = recipe.student, recipe.teachers[part]
+    student = recipe.student
     if (teacher.build, teacher.options) != (student.build, student.options):
         return "give it the student's build and options"
     if teacher.start_from != student.start_from:
@@ -67,7 +71,7 @@ def _equal(recipe: Recipe, plan: Plan, one: str, other: str) -> bool:
     members = plan.exchange.members if len(plan.exchange.members) > 1 else ()
 
     def circumstances(part: str) -> tuple[object, ...]:
-        scheme, rate = recipe.networks[part].quantize, plan.rate_of(Learner(part))
+        scheme, rate = recipe.owners[part].quantize, plan.rate_of(Learner(part))
         return scheme, plan.views.get(part, 0), rate, part in members
 
     return recipe.begin_equal(one, other) and circumstances(one) == circumstances(other)

@@ -21,11 +21,12 @@ class Exchange(nn.Module, ABC):
 
     What it returns under a member's name replaces what flows on in that member; under any other name it is only
     recorded, at ``Tap(name, stage)``. ``stages`` are those at which it acts; the members' tensors there must have one
-    shape, unless ``adapters`` lead from one to the other.
+    shape, unless ``adapters`` lead from one to the other. ``passes_gradients``: a member learns through the layers of others.
     """
 
     members: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
+    passes_gradients: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,6 +151,8 @@ class Swap(Exchange):
     continues from its own output reads it as it is. With ``to_student`` the teacher always does. Without gradients, in
     evaluation, nothing is swapped. Source: Fu et al. 2020 (IAKD); one way: Kim et al. 2023 (teacher intervention).
     """
+
+    passes_gradients = True
 
     def __init__(
         self,

@@ -119,11 +119,25 @@ class Plan:
         return tuple(reversed(found))
 
 
+class Tied(NamedTuple):
+    """How a network sees the parameters of another one, ``of``: it has none of its own, so it cannot learn.
+
+    ``activations``: bits that each quantizer of activations with fewer takes in a forward pass with the probability
+    ``share``; None: its own. ``average``: decay per step of the moving average that is seen; None: the weights as they are.
+    """
+
+    of: str
+    activations: int | None = None
+    share: float = 1.0
+    average: float | None = None
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a method is given: the names of the networks, the matched stages, the classes, and the shapes at all taps.
 
-    ``stages`` are those of ``match:``, without ``logits``. ``starts``: what each network's ``start_from:`` says.
+    ``stages`` are those of ``match:``, without ``logits``. ``starts``: what each network's ``start_from:`` says. ``tied``: the
+    networks that are views of another one.
     """
 
     student: str
@@ -132,6 +146,11 @@ class Setup:
     classes: int
     shapes: Mapping[Tap, Shape]
     starts: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, Tied] = field(default_factory=dict)
+
+    def can_learn(self, parts: Iterable[str]) -> tuple[str, ...]:
+        """Those of the networks that have parameters of their own."""
+        return tuple(part for part in parts if part not in self.tied)
 
     @property
     def all_networks(self) -> tuple[str, ...]:

@@ -38,6 +38,11 @@ class Staged(nn.Module):
     def names(self) -> tuple[str, ...]:
         return tuple(self._graphs)
 
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """The graph of each stage, by name."""
+        return dict(self._graphs)
+
     def advance(self, stage: str, flow: Flow) -> Flow:
         """The flow after one stage; its first entry is the tensor at ``Tap(part, stage)``."""
         result = self._stages[stage].forward(*flow)  # .forward, so that a tracer sees the layers and not the stage

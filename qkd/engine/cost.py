@@ -20,28 +20,37 @@ REPEATS = 3
 
 def cost(training: Training) -> dict[str, Any]:
     """``peak_memory_mb`` of the process (of the GPU, where there is one), and per network of the plan its parameters and
-    the milliseconds of one batch forward, and forward and backward: of a rank's part of it and of one piece, as training
+    the milliseconds of one batch forward, and forward and backward (a view of another network has neither parameters of its
+    own nor a backward pass): of a rank's part of it and of one piece, as training
     computed it, for there may be no memory for more. Networks are timed alone, in evaluation mode and not compiled; nothing
     about them changes.
     """
     size = max(1, training.batch // (training.fabric.world_size * training.settings.accumulate))
     seen = training.data.train_batches(size, seed=0, device=training.device)
-    networks = {name: staged.network for name, staged in training.ensemble.networks.items()}
+    owners = {name: staged.network for name, staged in training.ensemble.owners.items()}
+    views = {name: staged.network for name, staged in training.ensemble.tied.items()}
     images = next((batch.images for batch in seen), torch.zeros(0))
+    found = {name: _of(network, images) for name, network in owners.items()} if len(images) else {}
+    found |= {name: _of_view(network, images) for name, network in views.items()} if len(images) else {}
     return {
         "peak_memory_mb": peak_memory(training.device),
         "batch": len(images),
-        "participants": {name: _of(network, images) for name, network in networks.items()} if len(images) else {},
+        "participants": {name: found[name] for name in training.ensemble.networks if name in found},
     }
+
+
+def _of_view(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
+    return {"parameters": 0, "forward_ms": _milliseconds(lambda: _forward(network, images), images.device)}
+
+
+@torch.no_grad()
+def _forward(network: nn.Module, images: torch.Tensor) -> None:
+    network(images)
 
 
 def _of(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
     wanted = [parameter.requires_grad for parameter in network.parameters()]
     network.eval().requires_grad_(True)
-
-    def forward() -> None:
-        with torch.no_grad():
-            network(images)
 
     def learn() -> None:
         torch.autograd.grad(network(images).float().square().mean(), list(network.parameters()), allow_unused=True)
@@ -49,7 +58,7 @@ def _of(network: nn.Module, images: torch.Tensor) -> dict[str, float]:
     try:
         return {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "forward_ms": _milliseconds(forward, images.device),
+            "forward_ms": _milliseconds(lambda: _forward(network, images), images.device),
             "learn_ms": _milliseconds(learn, images.device),
         }
     finally:

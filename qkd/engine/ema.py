@@ -8,32 +8,27 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from qkd.distill.moving_average import averaged_tensors, move_average
+
 
 class Ema:
     """The exponential moving average of a module's floating-point state, quantizer scales included.
 
-    ``update`` is called after every step. In the first steps the decay is smaller, ``(1 + n) / (10 + n)``, so that the
-    first weights are soon forgotten.
+    ``update`` is called after every step (`move_average`).
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.module, self.decay, self.updates = module, decay, 0
-        self.kept = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        self.kept = {name: tensor.clone() for name, tensor in averaged_tensors(module).items()}
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: t.detach() for name, t in self.module.state_dict().items() if t.is_floating_point()}
-
-    @torch.no_grad()
     def update(self) -> None:
         self.updates += 1
-        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, tensor in self._tensors().items():
-            self.kept[name].lerp_(tensor, share)
+        move_average(self.kept, self.module, self.decay, self.updates)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The module with the averaged state for the length of the block. What changes in it meanwhile is forgotten."""
-        own = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        own = {name: tensor.clone() for name, tensor in averaged_tensors(self.module).items()}
         self._put(self.kept)
         try:
             yield
@@ -46,7 +41,7 @@ class Ema:
 
     @torch.no_grad()
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in self._tensors().items():
+        for name, tensor in averaged_tensors(self.module).items():
             tensor.copy_(tensors[name])
 
     def state(self) -> dict[str, object]:

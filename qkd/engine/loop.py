@@ -219,6 +219,7 @@ class Loop:
                 running.losses.setdefault(name, []).append(loss)
         if self.average is not None:
             self.average.update()
+        self.training.ensemble.update_averages(self.state.steps + 1)
 
     def _mean_losses(self, running: EpochProgress) -> dict[str, float]:
         mean = {f"train/loss/{name}": torch.stack(seen).mean() for name, seen in running.losses.items()}

@@ -1,7 +1,7 @@
 """Teacher cache: the outputs of frozen networks for each training image, computed once per phase instead of once per epoch.
 
-Possible where a network does not learn in the phase, is no member of the exchange, no head reads it, and images are the
-same in every epoch (no augmentation).
+Possible where a network does not learn in the phase, is no view of another one, is no member of the exchange, no head reads
+it, and images are the same in every epoch (no augmentation).
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def cacheable_taps(plan: Plan, phase: Phase) -> set[Tap]:
 @torch.no_grad()
 def build_teacher_cache(training: Training, module: nn.Module, phase: Phase, epochs: int) -> TeacherCache | None:
     """A pass over the training images, in their order; None where it saves nothing or takes more than `LIMIT`."""
-    data, taps = training.data, cacheable_taps(training.plan, phase)
+    data, tied = training.data, training.ensemble.tied
+    taps = {tap for tap in cacheable_taps(training.plan, phase) if tap.part not in tied}
     same = (not training.settings.augment or data.augment == "none") and training.augmentations == NO_AUGMENTATIONS
     running = {part for step in phase.steps for part in networks_needed(training.plan, step)}
     parts = {tap.part for tap in taps}

@@ -30,6 +30,8 @@ def train(
     asked for the end and the state is kept, TrainingError for numbers that are not finite.
     """
     state = restore_training(training, saved) if saved is not None else state or TrainingState()
+    if not state.steps:
+        training.ensemble.start_averages()
     training.ensemble.recomputed = training.recomputed
     module = training.fabric.setup_module(training.ensemble, move_to_device=True)
     synchronise(training.fabric, training.ensemble)

@@ -84,8 +84,9 @@ class Training:
 
     @property
     def recomputed(self) -> frozenset[str]:
-        """The networks that recompute activations instead of keeping them. Raises PlanError for unknown names."""
-        given, networks = self.settings.recompute, self.ensemble.networks
+        """The networks that recompute activations instead of keeping them. Raises PlanError for unknown names and for views
+        of other networks, which keep none."""
+        given, networks = self.settings.recompute, self.ensemble.owners
         if isinstance(given, bool):
             return frozenset(networks if given else ())
         for name in given:

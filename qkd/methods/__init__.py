@@ -20,6 +20,7 @@ from qkd.methods.kdcl import kdcl
 from qkd.methods.peers import peers
 from qkd.methods.pkt import pkt
 from qkd.methods.qat import qat
+from qkd.methods.speq import speq
 from qkd.methods.sqakd import sqakd
 from qkd.methods.three_phase import three_phase
 
@@ -39,6 +40,7 @@ METHODS: dict[str, Method] = {
     "three_phase": three_phase,
     "apprentice": apprentice,
     "sqakd": sqakd,
+    "speq": speq,
     "bdkd": bdkd,
     "ceskd": ceskd,
     "dcm": dcm,

@@ -69,10 +69,12 @@ def cmtkd(
 
     The layers fused are those of ``match:``. Tensors are fused behind their quantizers, as in eq. 1, and the sum is rounded
     again by each teacher's own quantizer, because a sum of numbers of several grids lies on none. A teacher whose shapes
-    are not the first teacher's is adapted to them and back (the paper has teachers of one shape).
+    are not the first teacher's is adapted to them and back (the paper has teachers of one shape). A teacher that is a view of
+    another network (the student's moving average, for example) takes part in all of this, but learns nothing itself.
     Departures: the paper keeps first and last layers in float, here they have 8 bits unless the scheme says otherwise.
     """
-    learn = teachers == "learn"
+    own = setup.can_learn(setup.teachers)
+    learn = teachers == "learn" and bool(own)
     fuse = Fuse(
         setup.teachers,
         setup.stages,
@@ -95,7 +97,7 @@ def cmtkd(
     heads += (_classifier(setup),) if combined == "head" else ()
     learners: list[str | Learner] = [
         setup.student,
-        *(setup.teachers if learn else ()),
+        *(own if learn else ()),
         *_learned(fuse),
         *trainable(heads),
     ]

@@ -31,15 +31,18 @@ def dml(
     * ``update: in_turn``: one peer after the other takes its step, and the next one learns from its updated logits
       (algorithm 1 of the paper). It runs all networks once per peer; those that do not learn run in evaluation mode.
     * ``update: together``: one step for all, as most re-implementations have it; the default because it costs a K-th.
+
+    A peer that is a view of another network (its moving average, for example) teaches the others and learns nothing itself.
     """
     imitation = Imitation(logits, temperature, standardise, others)
+    pupils = setup.can_learn(setup.all_networks)
 
     def terms(peer: str) -> list[Term]:
         peers = [name for name in setup.all_networks if name != peer]
         return [label(peer), *(imitation.mutual(peer, peers, weight=weight) if weight else [])]
 
     if update == "in_turn":
-        steps = tuple(Step([peer], terms(peer)) for peer in setup.all_networks)
+        steps = tuple(Step([peer], terms(peer)) for peer in pupils)
     else:
-        steps = (Step(setup.all_networks, [term for peer in setup.all_networks for term in terms(peer)]),)
+        steps = (Step(pupils, [term for peer in pupils for term in terms(peer)]),)
     return Plan((Phase("train", steps),))

@@ -39,13 +39,16 @@ def kdcl(
 
     ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`.
     ``views``: every network sees an augmentation of its own of the same images, as in the paper, or all see the same.
+
+    A member that is a view of another network (its moving average, for example) is part of the target and learns nothing itself.
     """
+    pupils = setup.can_learn(setup.all_networks)
     taps = [Tap(part) for part in setup.all_networks]
     statistics = (ErrorCovariance(taps),) if target == "general" else ()
     soft = targets.weighted(taps, statistics[0].tap) if statistics else TARGETS[target](taps)
-    terms = [label(part) for part in setup.all_networks]
+    terms = [label(part) for part in pupils]
     if weight:
         imitation = Imitation(logits, temperature, standardise, others)
-        terms += [imitation.term(part, soft) * weight for part in setup.all_networks]
+        terms += [imitation.term(part, soft) * weight for part in pupils]
     numbers = {part: number for number, part in enumerate(setup.all_networks)} if views == "own" else {}
-    return Plan((Phase("train", (Step(setup.all_networks, terms),)),), statistics=statistics, views=numbers)
+    return Plan((Phase("train", (Step(pupils, terms),)),), statistics=statistics, views=numbers)

@@ -16,7 +16,7 @@ from qkd.storage.checkpoints import LAST
 from qkd.storage.run import Run
 
 if TYPE_CHECKING:
-    from qkd.recipe import NetworkEntry, Recipe
+    from qkd.recipe import Recipe
 
 
 CHANGES_BITS = ("device", "precision", "compile", "threads", "ranks", "torch")  # facts of the environment
@@ -43,18 +43,17 @@ def keep_seeds(recipe: Recipe, recorded: Mapping[str, int | str | None]) -> Reci
     A run that goes on has its weights, so that it stays what it was where the default changes.
     """
 
-    def kept(part: str, entry: NetworkEntry) -> NetworkEntry:
-        return entry if entry.seed is not None else entry.model_copy(update={"seed": recorded.get(part)})
-
-    teachers = {part: kept(part, entry) for part, entry in recipe.teachers.items()}
-    return recipe.model_copy(update={"student": kept(STUDENT, recipe.student), "teachers": teachers})
+    unsaid = {part: entry for part, entry in recipe.owners.items() if entry.seed is None}
+    kept = {part: entry.model_copy(update={"seed": recorded.get(part)}) for part, entry in unsaid.items()}
+    networks = {**recipe.networks, **kept}
+    return recipe.model_copy(update={"student": networks.pop(STUDENT), "teachers": networks})
 
 
 def recorded_seeds(run: Run) -> dict[str, int | str | None]:
     """The ``seed:`` of every network of a run; ``same`` where its recipe is from before there was such a key. -> by name"""
     recipe = recipes.load(run.folder / RECIPE, paths_exist=False)
-    stated = {part: (*recipe.key_of(part), "seed") in recipe.origin.positions for part in recipe.networks}
-    return {part: entry.seed if stated[part] else SAME for part, entry in recipe.networks.items()}
+    stated = {part: (*recipe.key_of(part), "seed") in recipe.origin.positions for part in recipe.owners}
+    return {part: entry.seed if stated[part] else SAME for part, entry in recipe.owners.items()}
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:

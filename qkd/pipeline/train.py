@@ -198,7 +198,7 @@ def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
     seen = data.train_batches(training.batch, seed=training.seed, device=training.device)
     images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
     apply_bit_schedule(training, 0, keep_range=False)  # there is no range to keep yet
-    for staged in training.ensemble.networks.values():
+    for staged in training.ensemble.owners.values():
         calibrate(staged.network, images)
     if assembly.plan.deployed():
         calibrate(assembly.product(), images, under="heads.")

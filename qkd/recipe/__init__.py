@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qkd.recipe.files import bundled, load, text_of
 from qkd.recipe.lint import warnings
-from qkd.recipe.models import DataEntry, MethodEntry, NetworkEntry, Origin, Pretrain, Recipe, Train
+from qkd.recipe.models import DataEntry, MethodEntry, NetworkEntry, Origin, Pretrain, Recipe, Train, ViewEntry
 from qkd.recipe.schema import schema
 from qkd.recipe.serialize import dump
 
@@ -16,6 +16,7 @@ __all__ = [
     "Pretrain",
     "Recipe",
     "Train",
+    "ViewEntry",
     "bundled",
     "dump",
     "load",

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from qkd.errors import SchemeError, UsageError, nearest
 from qkd.options import MAX_SEED, Count, Options, is_user_code, look_up, options_from
-from qkd.recipe.models import FLOAT, SAME, SCRATCH, DataEntry, MethodEntry, NetworkEntry
+from qkd.recipe.models import FLOAT, SAME, SCRATCH, DataEntry, MethodEntry, NetworkEntry, ViewEntry
 from qkd.recipe.source import Key, Source, joined, quoted, split_key
 from qkd.recipe.validate import options_model, validate
+
+OF_OWNERS = ("build", "quantize", "start_from", "seed")
+"""Keys of a network that has parameters of its own."""
 
 
 def parse_method(source: Source, key: Key, value: Any) -> MethodEntry | None:
@@ -37,9 +40,31 @@ def parse_data(source: Source, key: Key, value: Any) -> DataEntry | None:
     return DataEntry(name=made.pop("name"), batch=made.pop("batch"), options=made) if made is not None else None
 
 
+def parse_teacher(source: Source, key: Key, value: Any) -> NetworkEntry | ViewEntry | None:
+    """The entry at ``key``, with ``of`` a view of another network; None, with the mistakes reported, if it does not fit."""
+    if not isinstance(value, dict) or "of" not in value:
+        return parse_network(source, key, value)
+    before = len(source.problems)
+    given = source.mapping(key, value)
+    for word in [word for word in given if word in OF_OWNERS]:
+        source.report((*key, word), f"a view has none: its parameters are those of {given['of']}; leave it out")
+        del given[word]
+    made = validate(source, key, ViewEntry, given)
+    if isinstance(made, ViewEntry) and made.activations is None:
+        if made.average is None:
+            source.report(key, "sees nothing otherwise: add activations (bits), average (a decay), or both")
+        elif made.share != 1:
+            source.report((*key, "share"), "no effect without activations; it is how often they take those bits")
+    return made if isinstance(made, ViewEntry) and len(source.problems) == before else None
+
+
 def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
     """The entry at ``key``; None, with the mistakes reported, if it does not fit."""
     from qkd.networks.build import options_of
+
+    if isinstance(value, dict) and "of" in value and "build" not in value:
+        source.report((*key, "of"), "only a teacher can be a view of another network; write build")
+        return None
 
     fixed = {"build": (str, ...), "quantize": (Any, None), "start_from": (Any, FLOAT), "seed": (Any, None)}
     given, options = _entry_and_options(source, key, value, "build", fixed, options_of)

@@ -22,12 +22,11 @@ def warnings(recipe: Recipe) -> list[Problem]:
     """The suspicious but valid settings of a recipe."""
     found = []
     student = recipe.student.quantize
-    for name, teacher in recipe.teachers.items():
-        scheme = teacher.quantize
+    for name, scheme in ((name, entry.quantize) for name, entry in recipe.owners.items() if name in recipe.teachers):
         if scheme is not None and (student is None or _fewer(scheme, student)):
             message = f"the teacher has fewer bits ({_bits(scheme)}) than the student ({_bits(student)})"
             found.append(recipe.problem(f"teachers.{name}.quantize", message))
-    for name, entry in recipe.networks.items():
+    for name, entry in recipe.owners.items():
         if entry.seed is not None and not entry.is_seeded:
             message = f"no effect with a checkpoint; it is used where `start_from` is {FLOAT} or {SCRATCH}"
             found.append(recipe.problem((*recipe.key_of(name), "seed"), message))

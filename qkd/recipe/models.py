@@ -119,6 +119,27 @@ class NetworkEntry(Section):
         return self.start_from in (FLOAT, SCRATCH)
 
 
+class ViewEntry(Section):
+    """A network that has no parameters of its own: those of the network ``of``, seen otherwise. It teaches and never learns."""
+
+    of: str
+    """The name of the network whose parameters are seen: student, or a teacher that is no view itself."""
+    activations: Annotated[int, Bounds(at_least=2, at_most=8)] | None = None
+    """Bits of each quantizer of activations that has fewer, over the range it has; null: the bits of the network itself."""
+    share: Annotated[float, Bounds(above=0, at_most=1)] = 1.0
+    """The probability that a quantizer takes those bits, drawn for each quantizer and batch; else it keeps its own."""
+    average: Annotated[float, Bounds(above=0, below=1)] | None = None
+    """Decay per step of the exponential moving average of the parameters that is seen (0.999 is usual); null: no average."""
+
+    def __str__(self) -> str:
+        """How the parameters are seen, in words."""
+        weights = f"of {self.of}, " + ("the same weights" if self.average is None else f"average {self.average:g}")
+        if self.activations is None:
+            return weights
+        often = "" if self.share == 1 else f" with probability {self.share:g}"
+        return f"{weights}, activations at {self.activations} bits{often}"
+
+
 class DataEntry(Section):
     """``name`` is a key of DATASETS or ``file.py:Name``, ``batch`` the batch size over all ranks."""
 
@@ -141,7 +162,7 @@ class Recipe(Section):
 
     method: MethodEntry
     student: NetworkEntry
-    teachers: dict[str, NetworkEntry] = Field(default_factory=dict)
+    teachers: dict[str, NetworkEntry | ViewEntry] = Field(default_factory=dict)
     match: dict[str, dict[str, str]] = Field(default_factory=dict)
     data: DataEntry
     pretrain: Pretrain = Field(default_factory=Pretrain)
@@ -155,7 +176,7 @@ class Recipe(Section):
         return Path(self.origin.file).stem
 
     @property
-    def networks(self) -> dict[str, NetworkEntry]:
+    def networks(self) -> dict[str, NetworkEntry | ViewEntry]:
         """The student and all teachers, by name."""
         return {STUDENT: self.student, **self.teachers}
 
@@ -169,7 +190,7 @@ class Recipe(Section):
         Without a ``seed:`` of its own a teacher gets a number below 2^32 that depends on the recipe's seed and the teacher's
         name alone (SHA-256), so that networks of one architecture do not begin as copies of each other.
         """
-        seed = self.networks[part].seed
+        seed = self.owners[part].seed
         if seed == SAME or (seed is None and part == STUDENT):
             return self.seed
         if seed is None:
@@ -180,11 +201,21 @@ class Recipe(Section):
         """Whether two networks have the same float weights before training: one architecture, one start, one seed."""
 
         def start(name: str) -> tuple[object, ...]:
-            entry = self.networks[name]
+            entry = self.owners[name]
             seed = self.seed_of(name) if entry.is_seeded else None
             return entry.build, entry.options, entry.start_from, seed
 
         return start(part) == start(other)
+
+    @property
+    def owners(self) -> dict[str, NetworkEntry]:
+        """The networks that have parameters of their own, by name."""
+        return {name: entry for name, entry in self.networks.items() if isinstance(entry, NetworkEntry)}
+
+    @property
+    def views(self) -> dict[str, ViewEntry]:
+        """The networks that are views of others, by name."""
+        return {name: entry for name, entry in self.networks.items() if isinstance(entry, ViewEntry)}
 
     def problem(self, key: str | Key, message: str) -> Problem:
         """A mistake at a key (``teachers.four.build``) and the line on which that stands."""

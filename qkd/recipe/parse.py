@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qkd.distill.taps import LOGITS, SHARED
 from qkd.options import Seed
-from qkd.recipe.entries import parse_data, parse_method, parse_network
+from qkd.recipe.entries import parse_data, parse_method, parse_network, parse_teacher
 from qkd.recipe.models import STUDENT, Origin, Pretrain, Recipe, Section, Train
 from qkd.recipe.source import Key, Source, quoted
 from qkd.recipe.validate import validate
+from qkd.recipe.views import check_views, views_in
 
 REQUIRED = ("method", "student", "data", "train")
 RESERVED = (STUDENT, "exchange", SHARED)  # they have another meaning in the address of a tensor
@@ -27,8 +28,10 @@ def parse_recipe(source: Source) -> Recipe | None:
     made: dict[str, Any] = {name: PARSERS[name](source, (name,), top[name]) for name in PARSERS if name in top}
     teachers = top.get("teachers")
     parts = [STUDENT, *(teachers if isinstance(teachers, dict) else ())]
+    views = views_in(teachers)
     if top.get("match") is not None:
-        made["match"] = _parse_match(source, ("match",), top["match"], parts)
+        made["match"] = _parse_match(source, ("match",), top["match"], parts, views)
+    check_views(source, made.get("student"), made.get("teachers") or {}, [part for part in parts if part not in views])
     if source.problems:
         return None
     origin = Origin(source.file, dict(source.positions))
@@ -43,11 +46,16 @@ def _parse_teachers(source: Source, key: Key, value: Any) -> dict[str, Any]:
             source.report(
                 (*key, name), f"{name!r} {reason}: use letters, digits and _, and none of {', '.join(RESERVED)}"
             )
-    return {name: parse_network(source, (*key, name), each) for name, each in teachers.items()}
+    return {name: parse_teacher(source, (*key, name), each) for name, each in teachers.items()}
 
 
-def _parse_match(source: Source, key: Key, value: Any, parts: list[str]) -> dict[str, dict[str, str]]:
-    """The stages of ``parts``, from a list of module paths that all share or a mapping of stage, part and module path."""
+def _parse_match(
+    source: Source, key: Key, value: Any, parts: list[str], views: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """The stages of ``parts``, from a list of module paths that all share or a mapping of stage, part and module path.
+
+    ``views``: names of views and of the networks they see, whose module paths they have.
+    """
     for stage in (each for each in value if each == LOGITS) if isinstance(value, list | dict) else ():
         source.report((*key, stage), f"{stage} is always the last stage of every network; leave it out")
     if isinstance(value, list):
@@ -60,13 +68,13 @@ def _parse_match(source: Source, key: Key, value: Any, parts: list[str]) -> dict
     if not isinstance(value, dict):
         source.report(key, f"must be a list of module paths or a mapping of stages, got {quoted(value)}")
         return {}
-    stages = {}
+    stages, own = {}, [part for part in parts if part not in views]
     for stage, paths in value.items():
-        paths = source.mapping((*key, stage), paths, known=parts, required=parts)
+        paths = source.mapping((*key, stage), paths, known=own, required=own)
         for part, path in paths.items():
             if not isinstance(path, str):
                 source.report((*key, stage, part), f"must be the path of a module, got {quoted(path)}")
-        stages[stage] = {part: paths[part] for part in parts if part in paths}
+        stages[stage] = {part: paths[views.get(part, part)] for part in parts if views.get(part, part) in paths}
     return stages
 
 

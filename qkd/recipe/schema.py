@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qkd.options import options_from
-from qkd.recipe.models import DataEntry, NetworkEntry, Pretrain, Train
+from qkd.recipe.models import DataEntry, NetworkEntry, Pretrain, Train, ViewEntry
 from qkd.recipe.validate import options_model
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -28,7 +28,7 @@ def schema() -> dict[str, Any]:
         "properties": {
             "method": _one_of("name", METHODS, leave=()),
             "student": network,
-            "teachers": {"type": ["object", "null"], "additionalProperties": network},
+            "teachers": {"type": ["object", "null"], "additionalProperties": {"anyOf": [_model(ViewEntry), network]}},
             "match": _match(),
             "data": _one_of("name", DATASETS, leave=(), batch=batch),
             "pretrain": _model(Pretrain),

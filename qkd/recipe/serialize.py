@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qkd.recipe.models import NetworkEntry, Recipe
+from qkd.recipe.models import NetworkEntry, Recipe, ViewEntry
 from qkd.recipe.yaml_text import to_yaml
 
 
@@ -26,7 +26,9 @@ def dump(recipe: Recipe) -> str:
     return to_yaml(_plain(content))
 
 
-def _network(entry: NetworkEntry) -> dict[str, Any]:
+def _network(entry: NetworkEntry | ViewEntry) -> dict[str, Any]:
+    if isinstance(entry, ViewEntry):
+        return entry.model_dump()
     scheme = "off" if entry.quantize is None else _fields(entry.quantize)
     start = {"start_from": entry.start_from, "seed": entry.seed}
     return {"build": entry.build, **entry.options, "quantize": scheme, **start}
@@ -38,7 +40,8 @@ def _fields(scheme: Any) -> dict[str, Any]:
 
 def _match(recipe: Recipe) -> Any:
     same = all(path == stage for stage, paths in recipe.match.items() for path in paths.values())
-    return list(recipe.match) if same else recipe.match
+    own = {stage: {part: paths[part] for part in recipe.owners} for stage, paths in recipe.match.items()}
+    return list(recipe.match) if same else own
 
 
 def _plain(value: Any) -> Any:

@@ -21,18 +21,25 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
     plan = assembly.plan
     lines = [f"method   {recipe.method.name}", *(_option(*pair) for pair in recipe.method.options.items())]
     lines += ["", "parts"]
-    for part, entry in recipe.networks.items():
-        bits = str(entry.quantize) if entry.quantize else "float"
-        size = sum(p.numel() for p in assembly.ensemble.part(part).parameters())
+    for part in recipe.networks:
         view = f", sees view {plan.views.get(part, 0) + 1} of {plan.num_views} of each batch" * (plan.num_views > 1)
-        start = f"starts from {entry.start_from}" + f", seed {recipe.seed_of(part)}" * entry.is_seeded
-        lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, {start}{view}")
+        lines.append(f"  {part:<10} {_network(part, recipe, assembly)}{view}")
     lines += [_head(head, plan) for head in plan.heads]
     lines += _exchange(recipe, assembly)
     for phase, epochs in zip(plan.phases, epochs_per_phase(plan, recipe.train.epochs), strict=True):
         lines += ["", f"phase {phase.name}: {epochs} epochs", *_phase(phase, assembly)]
     lines += ["", f"product  {_product(plan)}: the only part that is exported"]
     return "\n".join(lines)
+
+
+def _network(part: str, recipe: Recipe, assembly: Assembly) -> str:
+    if part in recipe.views:
+        return f"view {recipe.views[part]}; no parameters of its own, no gradient"
+    entry = recipe.owners[part]
+    bits = str(entry.quantize) if entry.quantize else "float"
+    size = sum(p.numel() for p in assembly.ensemble.part(part).parameters())
+    start = f"starts from {entry.start_from}" + f", seed {recipe.seed_of(part)}" * entry.is_seeded
+    return f"{entry.build} {bits}, {size:,} parameters, {start}"
 
 
 def _head(head: Head, plan: Plan) -> str:
@@ -90,7 +97,7 @@ def _rate(learner: Learner, assembly: Assembly) -> str:
 def _frozen(step: Step, assembly: Assembly) -> set[str]:
     from qkd.distill.plan import networks_needed
 
-    return set(networks_needed(assembly.plan, step)) - step.parts - {EXCHANGE}
+    return set(networks_needed(assembly.plan, step)) - step.parts - assembly.setup.tied.keys() - {EXCHANGE}
 
 
 def _dropout(term: Term) -> str:

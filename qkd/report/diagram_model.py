@@ -13,7 +13,7 @@ from qkd.distill.heads import Head
 from qkd.distill.plan import EXCHANGE, Plan, Step, networks_needed
 from qkd.distill.taps import LOGITS, SHARED, Tap
 from qkd.distill.terms import Term
-from qkd.recipe import Recipe
+from qkd.recipe import Recipe, ViewEntry
 
 Kind = Literal["network", "exchange", "head"]
 
@@ -176,12 +176,20 @@ def weight_of(weight: float | Callable[[float], float]) -> str:
 
 
 def _network(recipe: Recipe, assembly: Assembly, step: Step, part: str, top1: Mapping[str, float]) -> Lane:
-    entry = recipe.networks[part]
-    build = entry.build.rpartition(":")[2]
-    bits = str(entry.quantize) if entry.quantize else "float"
     stages = (*assembly.setup.stages, LOGITS)
     state = _state(step, part, top1.get(part))
-    return Lane(part, f"{shortened(build)} {bits}", state, "network", stages, product=assembly.plan.product == part)
+    state = state.replace("frozen", "view") if part in recipe.views else state
+    return Lane(part, _about(recipe, part), state, "network", stages, product=assembly.plan.product == part)
+
+
+def _about(recipe: Recipe, part: str) -> str:
+    """What a network is, short: a lane of the diagram is narrow."""
+    entry = recipe.networks[part]
+    if isinstance(entry, ViewEntry):
+        seen = ["average"] * (entry.average is not None) + [f"a{entry.activations}"] * (entry.activations is not None)
+        return f"{shortened(entry.of)}, {' '.join(seen)}"
+    build = entry.build.rpartition(":")[2]
+    return f"{shortened(build)} {entry.quantize or 'float'}"
 
 
 def shortened(name: str, longest: int = 20) -> str:

@@ -93,7 +93,9 @@ def parts(run_data: RunData) -> list[Part]:
     entries = {STUDENT: run_data.student, **mapping(run_data.recipe.get("teachers"))}
     networks = [(name, mapping(entry)) for name, entry in entries.items() if entry]
     found = [
-        Part(name, formatting.network(entry.get("build")), scheme_text(entry), top1.get(name))
+        Part(name, f"view of {entry['of']}", "", top1.get(name))
+        if "of" in entry
+        else Part(name, formatting.network(entry.get("build")), scheme_text(entry), top1.get(name))
         for name, entry in networks
     ]
     added = [Part(name, "made by the method", "", top1[name]) for name in top1 if name not in entries]

@@ -57,6 +57,11 @@ def test_a_recipe_cannot_be_changed_afterwards() -> None:
         changed(
             teachers="{four: {build: resnet8}}", match="{m: {student: layer1, four: layer2}, n: {student: a, four: b}}"
         ),
+        changed(
+            student="{build: resnet8, quantize: w2a2}",
+            teachers="{four: {build: resnet8}, fine: {of: student, activations: 8, share: 0.5}, mean: {of: four, average: 0.9}}",
+            match="{m: {student: layer1, four: layer2}}",
+        ),
         changed(method="{name: ./mine.py:taught, share: 1, table: mine.py, sizes: [3], on: no, copy: '1e-4'}"),
         changed(method="{name: ./mine.py:open_ended, 'a b': [1, {c: off}], d: .5}"),
         changed(student="{build: torchvision:resnet18, width_per_group: 32}", seed="5"),

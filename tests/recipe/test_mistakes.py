@@ -16,6 +16,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+VIEWS = """
+  a: {of: studet, average: 0.9}
+  b: {of: mean, average: 0.9}
+  c: {of: student, activations: 8, start_from: float, seed: 1}
+  d: {of: float, activations: 8}
+  e: {of: student, activations: 2}
+  f: {of: student}
+  g: {of: student, average: 0.9, share: 0.5}
+  h: {of: student, activations: 4, share: 0, avrage: 0.9}
+  i: {of: i, average: 0.9}
+  j: {of: four, average: 0.9}
+  mean: {of: student, average: 0.9}
+  four: {build: resnet8, quantize: {weights: 4, activations: 4, progressive: [8, 4]}}
+  float: {build: resnet8}"""
+
 BAD: dict[str, tuple[str | bytes, list[str]]] = {
     "empty": ("# nothing\n", ["1: recipe: empty; a recipe has at least method, student, data and train"]),
     "list": ("- a\n", ["1: recipe: a recipe is a mapping of keys to values, got ['a']"]),
@@ -199,6 +214,37 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
             "5: teachers.c: must be a mapping of keys to values: write {build: resnet8}",
             "5: teachers.student: 'student' is taken: use letters, digits and _, and none of student, exchange, shared",
         ],
+    ),
+    "views": (
+        changed(
+            student="{build: resnet8, quantize: w2a2}",
+            teachers=VIEWS,
+        ),
+        [
+            "6: teachers.a.of: no network 'studet' (did you mean 'student'?); there are student, four, float",
+            "7: teachers.b.of: mean is a view itself: name the network whose parameters it has, student",
+            "8: teachers.c.seed: a view has none: its parameters are those of student; leave it out",
+            "8: teachers.c.start_from: a view has none: its parameters are those of student; leave it out",
+            "9: teachers.d.activations: float is a float network, whose activations have no bits to change",
+            "10: teachers.e.activations: must be above the 2 bits that student has, got 2",
+            "11: teachers.f: sees nothing otherwise: add activations (bits), average (a decay), or both",
+            "12: teachers.g.share: no effect without activations; it is how often they take those bits",
+            "13: teachers.h.avrage: unknown key (did you mean 'average'?)",
+            "13: teachers.h.share: must be above 0, got 0",
+            "14: teachers.i.of: a view of itself",
+            "15: teachers.j.average: no average over the bits of four, which go down during the run; leave progressive out",
+        ],
+    ),
+    "student as a view": (
+        changed(student="{of: four, average: 0.9}", teachers="{four: {build: resnet8}}"),
+        ["2: student.of: only a teacher can be a view of another network; write build"],
+    ),
+    "match of a view": (
+        changed(
+            teachers="{four: {build: resnet8}, mean: {of: four, average: 0.9}}",
+            match="{m: {student: layer1, four: layer1, mean: layer1}}",
+        ),
+        ["6: match.m.mean: unknown key; known: student, four"],
     ),
     "teachers as a list": (
         changed(teachers="[{build: resnet8}]"),

@@ -696,3 +696,20 @@ def test_page_fits_a_desktop_and_a_phone(content: str, tmp_path: Path) -> None:
         assert found <= asked, f"wider than {asked} pixels"
         assert high > 1500
         assert drawings >= 9
+
+
+def test_a_view_of_a_network_is_shown_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "views.yaml"
+    views = "{finer: {of: student, activations: 8, share: 0.5}, mean: {of: student, average: 0.9}}"
+    path.write_text(
+        f"method: {{name: kd}}\nstudent: {{build: resnet8, quantize: w2a2}}\nteachers: {views}\n"
+        "data: {name: fake, size: 8, train: 8, test: 8}\ntrain: {epochs: 1}\n"
+    )
+    found = recipes.load(path)
+    assembly = assemble(found, DataSpec((3, 8, 8), 10))
+    shown = diagram_of(found, assembly, assembly.plan.phases[0].steps[0])
+    assert [(lane.part, lane.about, lane.state) for lane in shown.lanes] == [
+        ("finer", "student, a8", "view"),
+        ("mean", "student, average", "view"),
+        ("student", "resnet8 w2a2", "learns"),
+    ]
