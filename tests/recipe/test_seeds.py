@@ -74,8 +74,9 @@ def test_a_seed_beside_a_checkpoint_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", recipes.bundled())
-def test_in_the_recipes_that_come_along_only_sqakd_s_teachers_begin_as_copies(name: str) -> None:
+def test_of_the_recipes_that_come_along_only_those_for_the_own_float_copy_have_copies(name: str) -> None:
     made = recipes.load(name, paths_exist=False)
-    parts = list(made.networks)
+    parts = list(made.owners)
     copies = [(a, b) for at, a in enumerate(parts) for b in parts[at + 1 :] if made.begin_equal(a, b)]
-    assert copies == ([("student", "float")] if made.method.name == "sqakd" else [])
+    wanted = made.method.name == "sqakd" or "teacher_intervention" in name
+    assert copies == ([("student", "float")] if wanted else [])
