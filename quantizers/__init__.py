@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qkd.quantizers.batch_norm_reestimation import reestimate_batch_norm as reestimate_batch_norm
     from qkd.quantizers.calibration import calibrate as calibrate
     from qkd.quantizers.calibration import pretend_calibrated as pretend_calibrated
-    from qkd.quantizers.dampening import dampened_layers as dampened_layers
     from qkd.quantizers.dampening import dampening_distance as dampening_distance
     from qkd.quantizers.dampening import dampens as dampens
     from qkd.quantizers.diagnostics import diagnose as diagnose
@@ -30,8 +29,10 @@ if TYPE_CHECKING:
     from qkd.quantizers.inspection import describe as describe
     from qkd.quantizers.inspection import disabled as disabled
     from qkd.quantizers.inspection import quantizers as quantizers
+    from qkd.quantizers.inspection import rounded_layers as rounded_layers
     from qkd.quantizers.inspection import scales as scales
     from qkd.quantizers.inspection import uncalibrated as uncalibrated
+    from qkd.quantizers.oscillation import OscillationCounter as OscillationCounter
     from qkd.quantizers.progressive import bit_stages as bit_stages
     from qkd.quantizers.progressive import set_bit_stage as set_bit_stage
     from qkd.quantizers.scheme import Scheme as Scheme
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
 MODULES = {
     "FAMILIES": "families",
     "Layer": "inspection",
+    "OscillationCounter": "oscillation",
     "Scheme": "scheme",
     "bit_stages": "progressive",
     "calibrate": "calibration",
     "compile_cores": "inspection",
-    "dampened_layers": "dampening",
     "dampening_distance": "dampening",
     "dampens": "dampening",
     "describe": "inspection",
@@ -56,6 +57,7 @@ MODULES = {
     "pretend_calibrated": "calibration",
     "quantizers": "inspection",
     "reestimate_batch_norm": "batch_norm_reestimation",
+    "rounded_layers": "inspection",
     "scales": "inspection",
     "set_bit_stage": "progressive",
     "uncalibrated": "inspection",

@@ -11,13 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from qkd.errors import SchemeError
 from qkd.quantizers.dorefa import TanhQuant
-from qkd.quantizers.inspection import weights
+from qkd.quantizers.inspection import rounded_layers, weights
 from qkd.quantizers.round_to_grid import at_least_float32
-
-
-def dampened_layers(network: nn.Module) -> list[Any]:
-    """The layers with quantized weights; found once, because a look costs as much as the distance of a small network."""
-    return [layer for _, layer in weights(network)]
 
 
 def dampening_distance(layers: Sequence[Any]) -> Tensor:
@@ -45,7 +40,7 @@ def dampens(network: nn.Module) -> bool:
                 f"their own rounding is not defined; leave train.dampen at 0 or take another weight_family",
                 key="dampen.transformed-weights",
             )
-    return bool(dampened_layers(network))
+    return bool(rounded_layers(network))
 
 
 @torch.no_grad()

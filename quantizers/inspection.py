@@ -28,6 +28,11 @@ def weights(network: nn.Module, under: str | tuple[str, ...] = "") -> Iterator[t
             yield name, module
 
 
+def rounded_layers(network: nn.Module, most_bits: int = 8) -> list[Any]:
+    """The layers with quantized weights, of so many bits or fewer; to be found once and not in every step."""
+    return [layer for _, layer in weights(network) if layer.weight_quant.tensor_quant.bits <= most_bits]
+
+
 def quantizers(network: nn.Module) -> Iterator[tuple[str, FakeQuant]]:
     """Every quantizer's core under the name of its layer: first those between layers, then ``<layer>.weight``."""
     yield from ((name, layer.act_quant.core) for name, layer in activations(network))

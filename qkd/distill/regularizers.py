@@ -54,7 +54,7 @@ class Dampening(Regularizer):
         self.layers: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodules of this one
 
     def forward(self, network: Staged) -> Tensor:
-        self.layers = self.layers or tuple(quantizers.dampened_layers(network.network))
+        self.layers = self.layers or tuple(quantizers.rounded_layers(network.network))
         distance: Tensor = quantizers.dampening_distance(self.layers)
         return distance
 

@@ -20,6 +20,7 @@ from qkd.engine.ema import Ema
 from qkd.engine.events import BitsLowered, CompilationFailed, EpochEnded, QuantizersBroken, StepTaken
 from qkd.engine.ewgs_delta import update_deltas
 from qkd.engine.optimizer import optimizer_for
+from qkd.engine.oscillations import OscillationWatch
 from qkd.engine.signals import Interrupted, InterruptHandler
 from qkd.engine.state import EpochProgress, TrainingState, restore, shuffle_seed, snapshot
 from qkd.engine.step import (
@@ -184,12 +185,14 @@ class Loop:
         training.ensemble.set_learners(phase.steps[0].learners)
         seed = shuffle_seed(training.seed, state.phase, state.epoch)
         batches = training.images(seed, num_views=training.plan.num_views, skip=begun)
+        watch = OscillationWatch(training, phase, epochs, state.epoch)
         for number, batch in enumerate(batches, begun):
             progress = _progress(state.epoch, number, count, epochs)
             self._run_batch(phase, epochs, running, number, batch, progress)
             images += len(batch.labels)
             state.steps += 1
             running.batches = number + 1
+            watch.after(number)
             if number % CHECK_EVERY == 0 or number == count - 1:
                 check_finite(training.fabric, running.losses, state.epoch, phase)
                 training.listen(StepTaken(phase.name, progress, state.epoch, epochs))
@@ -198,7 +201,7 @@ class Loop:
             self._pause(running, phase)
         self._check(running, phase)
         speed = training.fabric.world_size * images / (time.perf_counter() - start)
-        return {**self._mean_losses(running), **running.shares, "images_per_second": round(speed, 1)}
+        return {**self._mean_losses(running), **running.shares, **watch.shares(), "images_per_second": round(speed, 1)}
 
     def _run_batch(
         self, phase: Phase, epochs: int, running: EpochProgress, number: int, batch: Batch, progress: float

@@ -12,7 +12,7 @@ from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.errors import PlanError
-from qkd.quantizers import calibrate, compile_cores, dampened_layers, dampening_distance, disabled
+from qkd.quantizers import calibrate, compile_cores, dampening_distance, disabled, rounded_layers
 from qkd.quantizers.inspection import weights
 from tests.support.ensembles import FAKE
 from tests.support.refusals import Refused
@@ -25,7 +25,7 @@ from tests.support.tiny_wirings import Residual, images, quantized
 def test_distance_and_gradient_by_arithmetic(family: str, compiled: bool) -> None:
     network = quantized(Residual, "w2a2", family=family)
     compile_cores(network, compiled)
-    found = dampening_distance(dampened_layers(network))
+    found = dampening_distance(rounded_layers(network))
     found.backward()
     total = 0.0
     for _, layer in weights(network):
@@ -45,20 +45,20 @@ def test_distance_and_gradient_by_arithmetic(family: str, compiled: bool) -> Non
 
 def test_a_step_along_it_moves_weights_towards_what_they_are_rounded_to() -> None:
     network = quantized(Residual, "w2a2")
-    before = dampening_distance(dampened_layers(network))
+    before = dampening_distance(rounded_layers(network))
     before.backward()
     with torch.no_grad():
         for _, layer in weights(network):
             layer.weight -= 0.25 * layer.weight.grad  # half of the way
-    assert dampening_distance(dampened_layers(network)).item() == pytest.approx(before.item() / 4, rel=1e-3)
+    assert dampening_distance(rounded_layers(network)).item() == pytest.approx(before.item() / 4, rel=1e-3)
 
 
 def test_nothing_is_dampened_that_is_not_rounded_or_does_not_learn() -> None:
     network = quantized(Residual, "w2a2")
     with disabled(network):
-        assert not dampening_distance(dampened_layers(network)).requires_grad
+        assert not dampening_distance(rounded_layers(network)).requires_grad
     network.requires_grad_(False)
-    found = dampening_distance(dampened_layers(network))
+    found = dampening_distance(rounded_layers(network))
     assert found.item() == 0 and not found.requires_grad
 
 
@@ -120,6 +120,6 @@ def test_a_calibrated_network_that_was_not_touched_keeps_its_outputs() -> None:
     calibrate(network, [images()])
     with torch.no_grad():
         before = network(images())
-    dampening_distance(dampened_layers(network))
+    dampening_distance(rounded_layers(network))
     with torch.no_grad():
         assert torch.equal(network(images()), before)
