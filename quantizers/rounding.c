@@ -5,6 +5,12 @@
 
 static inline long blocks_of(long count) { return (count + BLOCK - 1) / BLOCK; }
 
+/* One block; zero is a constant wherever this is called, so that no loop has a branch. */
+static inline void round_block(const float *restrict x, float *restrict y, long n, float scale, float low, float high,
+                               int zero) {
+  for (long i = 0; i < n; i++) y[i] = level_of(x[i] / scale, low, high, zero) * scale;
+}
+
 void qkd_round(const float *restrict x, float *restrict y, long rows, long count, const float *s, float low, float high,
                int threads) {
   long blocks = blocks_of(count);
@@ -12,26 +18,28 @@ void qkd_round(const float *restrict x, float *restrict y, long rows, long count
   for (long b = 0; b < rows * blocks; b++) {
     long row = b / blocks, from = row * count + b % blocks * BLOCK, end = (row + 1) * count;
     if (from + BLOCK < end) end = from + BLOCK;
-    float scale = s[row];
-    for (long i = from; i < end; i++) y[i] = level(x[i] / scale, low, high) * scale;
+    if (has_zero(low))
+      round_block(x + from, y + from, end - from, s[row], low, high, 1);
+    else
+      round_block(x + from, y + from, end - from, s[row], low, high, 0);
   }
 }
 
-/* Gradients of one block: that of x into passed, and the sum of g * (integer - passing ratio), that of the scale. */
-static double of_block(const float *restrict g, const float *restrict x, float *restrict passed, long n, float scale,
-                       float low, float high) {
+/* Gradients of one block: that of x into passed, and the sum of g * (level - passing ratio), that of the scale. */
+static inline double of_block(const float *restrict g, const float *restrict x, float *restrict passed, long n, float scale,
+                              float low, float high, int zero) {
   float lanes[LANES] = {0};
   double total = 0;
   long i = 0;
   for (; i + LANES <= n; i += LANES)
     for (int j = 0; j < LANES; j++) {
       float ratio = x[i + j] / scale, given = g[i + j], on = passes(ratio, low, high, given);
-      lanes[j] += given * level(ratio, low, high) - on * ratio;
+      lanes[j] += given * level_of(ratio, low, high, zero) - on * ratio;
       passed[i + j] = on;
     }
   for (; i < n; i++) {
     float ratio = x[i] / scale, on = passes(ratio, low, high, g[i]);
-    lanes[0] += g[i] * level(ratio, low, high) - on * ratio;
+    lanes[0] += g[i] * level_of(ratio, low, high, zero) - on * ratio;
     passed[i] = on;
   }
   for (int j = 0; j < LANES; j++) total += lanes[j];
@@ -48,7 +56,8 @@ int qkd_differentiate(const float *g, const float *x, float *passed, float *to_s
   for (long b = 0; b < rows * blocks; b++) {
     long row = b / blocks, from = row * count + b % blocks * BLOCK, n = (row + 1) * count - from;
     if (n > BLOCK) n = BLOCK;
-    sums[b] = of_block(g + from, x + from, passed + from, n, s[row], low, high);
+    sums[b] = has_zero(low) ? of_block(g + from, x + from, passed + from, n, s[row], low, high, 1)
+                            : of_block(g + from, x + from, passed + from, n, s[row], low, high, 0);
   }
   for (long row = 0; row < rows; row++) {
     double total = 0;

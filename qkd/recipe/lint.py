@@ -8,7 +8,7 @@ from typing import Any
 from qkd.distill.method_info import OnlyWith, method_info, unused_options
 from qkd.errors import Problem
 from qkd.options import look_up, options_from
-from qkd.recipe.models import Recipe, Train
+from qkd.recipe.models import STUDENT, Recipe, Train
 
 READ_WITH: OnlyWith = {
     "milestones": ("schedule", ("step",)),
@@ -27,6 +27,7 @@ def warnings(recipe: Recipe) -> list[Problem]:
         if scheme is not None and (student is None or _fewer(scheme, student)):
             message = f"the teacher has fewer bits ({_bits(scheme)}) than the student ({_bits(student)})"
             found.append(recipe.problem(f"teachers.{name}.quantize", message))
+    found += _unused_levels(recipe)
     for section in ("pretrain", "train"):
         settings = getattr(recipe, section)
         if settings.warmup >= settings.epochs:
@@ -34,6 +35,18 @@ def warnings(recipe: Recipe) -> list[Problem]:
             found.append(recipe.problem(f"{section}.warmup", message))
         found += _unused_settings(recipe, section, settings)
     return [*found, *_unused_options(recipe)]
+
+
+def _unused_levels(recipe: Recipe) -> list[Problem]:
+    """Levels of 2-bit weights that are chosen for a network without such weights."""
+    found = []
+    for part, entry in recipe.networks.items():
+        scheme = entry.quantize
+        if scheme is not None and scheme.weight_levels != "auto" and not scheme.has_levels_to_choose:
+            place = part if part == STUDENT else f"teachers.{part}"
+            message = f"{scheme.weight_levels} has no effect: no weights have 2 bits"
+            found.append(recipe.problem(f"{place}.quantize.weight_levels", message))
+    return found
 
 
 def _unused_settings(recipe: Recipe, section: str, settings: Train) -> list[Problem]:

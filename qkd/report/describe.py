@@ -22,7 +22,7 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
     lines = [f"method   {recipe.method.name}", *(_option(*pair) for pair in recipe.method.options.items())]
     lines += ["", "parts"]
     for part, entry in recipe.networks.items():
-        bits = str(entry.quantize) if entry.quantize else "float"
+        bits = entry.quantize.title if entry.quantize else "float"
         size = sum(p.numel() for p in assembly.ensemble.part(part).parameters())
         view = f", sees view {plan.views.get(part, 0) + 1} of {plan.num_views} of each batch" * (plan.num_views > 1)
         lines.append(f"  {part:<10} {entry.build} {bits}, {size:,} parameters, starts from {entry.start_from}{view}")

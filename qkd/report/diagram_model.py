@@ -178,7 +178,7 @@ def weight_of(weight: float | Callable[[float], float]) -> str:
 def _network(recipe: Recipe, assembly: Assembly, step: Step, part: str, top1: Mapping[str, float]) -> Lane:
     entry = recipe.networks[part]
     build = entry.build.rpartition(":")[2]
-    bits = str(entry.quantize) if entry.quantize else "float"
+    bits = entry.quantize.title if entry.quantize else "float"
     stages = (*assembly.setup.stages, LOGITS)
     state = _state(step, part, top1.get(part))
     return Lane(part, f"{shortened(build)} {bits}", state, "network", stages, product=assembly.plan.product == part)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from qkd.report import formatting
 from qkd.report.charts import Bar, bar_chart
-from qkd.report.run_data import RunData, file_name, is_float_file, mapping, scheme_text
+from qkd.report.run_data import RunData, file_name, is_float_file, mapping, scheme_title
 from qkd.storage.artifacts import RECIPE
 from qkd.storage.results import BenchRow, ParticipantCost, TrainingCost
 
@@ -93,7 +93,7 @@ def parts(run_data: RunData) -> list[Part]:
     entries = {STUDENT: run_data.student, **mapping(run_data.recipe.get("teachers"))}
     networks = [(name, mapping(entry)) for name, entry in entries.items() if entry]
     found = [
-        Part(name, formatting.network(entry.get("build")), scheme_text(entry), top1.get(name))
+        Part(name, formatting.network(entry.get("build")), scheme_title(entry), top1.get(name))
         for name, entry in networks
     ]
     added = [Part(name, "made by the method", "", top1[name]) for name in top1 if name not in entries]

@@ -24,7 +24,7 @@ def forgetting() -> Iterator[None]:
     c_kernels.library.cache_clear()
 
 
-def both_ways(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+def both_ways(x: Tensor, step: Tensor, low: float, high: float, g: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Output, gradient of x, gradient of the step: natively, and by tensor operations."""
     results = []
     for compiled in (True, False):
@@ -38,11 +38,12 @@ def both_ways(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> list[t
 @needs_compiler
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 31, 33), (9, 16, 3, 3), (1, 1)])
 @pytest.mark.parametrize("rows", [False, True])
-def test_kernels_equal_tensor_operations(shape: tuple[int, ...], rows: bool) -> None:
+@pytest.mark.parametrize(("low", "high"), [(-4, 3), (-1.5, 1.5)])
+def test_kernels_equal_tensor_operations(shape: tuple[int, ...], rows: bool, low: float, high: float) -> None:
     x, g = 2 * torch.randn(shape), torch.randn(shape)
     step = 0.1 + torch.rand(len(x), *[1] * (len(shape) - 1)) if rows else torch.tensor(-0.3)
     assert c_kernels.can_round(x, step, positive_scale(step))
-    (y, to_x, to_step), (y2, to_x2, to_step2) = both_ways(x, step, -4, 3, g)
+    (y, to_x, to_step), (y2, to_x2, to_step2) = both_ways(x, step, low, high, g)
     assert torch.equal(y, y2)
     assert torch.equal(to_x, to_x2)
     assert torch.allclose(to_step, to_step2, rtol=1e-4, atol=1e-5)
