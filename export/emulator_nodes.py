@@ -91,7 +91,7 @@ def binary(
 ) -> Operation:
     """An operator of two operands. ``on_tensors`` computes it for tensors without a grid.
 
-    Those are packed weights that are multiplied by factors, and uint8 images that are normalised.
+    Those are packed weights that are multiplied by factors and shifted, and uint8 images that are normalised.
     """
 
     def compute(node: Node, operands: list[Operand]) -> Operand:

@@ -97,14 +97,16 @@ def _constants(
 def constant_value(
     name: str, constants: dict[str, TensorProto], makers: dict[str, onnx.NodeProto]
 ) -> np.ndarray | None:
-    """The values behind a name: packed integers cast and multiplied, scales multiplied; None if it is no constant."""
+    """The values behind a name: packed integers cast, multiplied and shifted, scales multiplied; None if it is no constant."""
     if name in constants:
         return numpy_helper.to_array(constants[name])
     maker = makers.get(name)
-    if maker is None or maker.op_type not in ("Cast", "Mul"):
+    if maker is None or maker.op_type not in ("Cast", "Mul", "Add"):
         return None
     inputs = [constant_value(each, constants, makers) for each in maker.input]
     if any(each is None for each in inputs):
         return None
     first, *rest = (np.asarray(each) for each in inputs)
-    return first * rest[0] if rest else first.astype(np.int8)
+    if not rest:
+        return first.astype(np.int8)
+    return first + rest[0] if maker.op_type == "Add" else first * rest[0]

@@ -8,9 +8,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from qkd.errors import UsageError, nearest
+from qkd.export.codes import Codes, codes
 from qkd.export.fold import IntegerWeight, across
 from qkd.export.onnx_graph import INT2_OPSET, INT4_OPSET, Graph
 from qkd.export.targets import ONNXRUNTIME, Storage, Target, require_bits
+
+PACKED_BITS = (2, 4)
+"""Those of the packed ONNX types."""
 
 
 def require_storage(storage: str) -> None:
@@ -26,36 +30,42 @@ def require_storage(storage: str) -> None:
 def store(graph: Graph, weight: IntegerWeight, name: str, storage: Storage, target: Target = ONNXRUNTIME) -> str:
     """Adds a layer's integer weights to the graph and returns the name of the int8 tensor (output channels first).
 
-    Packed, the trained integers (before they were multiplied) are an INT2 or INT4 initialiser, then Cast to int8, then
-    Mul by the factors: onnxruntime folds both while it loads, so the same integer kernel runs with the same numbers. A
-    4-bit DequantizeLinear straight into Conv would stay float (40 times slower in Gemm), a 2-bit one is refused. Raises
-    ExportError for fewer bits than the target reads.
+    Packed, the codes of the trained integers (before they were multiplied) are an INT2 or INT4 initialiser, then Cast to int8,
+    then Mul by the factors, and for the odd integers of a mid-rise grid Add: onnxruntime folds all of them while it loads,
+    so the same integer kernel runs with the same numbers. A 4-bit DequantizeLinear straight into Conv would stay float (40
+    times slower in Gemm), a 2-bit one is refused. Raises ExportError for fewer bits than the target reads.
     """
-    factors = across(weight.factors, weight.integers)
-    trained = weight.integers // factors
-    kind = _narrowest(trained)
-    if storage == "int8" or kind is None:
+    found = None if storage == "int8" else _narrowest(weight, target)
+    if found is None:
         return graph.constant(weight.integers, f"{name}.weight")
-    require_bits(target, 2 if kind == TensorProto.INT2 else 4, name)
-    graph.needs(INT2_OPSET if kind == TensorProto.INT2 else INT4_OPSET)
-    packed = graph.tensor(_packed(trained, kind, f"{name}.weight"))
+    bits, (numbers, times, plus) = found
+    require_bits(target, bits, name)
+    graph.needs(INT2_OPSET if bits == 2 else INT4_OPSET)
+    packed = graph.tensor(_packed(numbers, bits, f"{name}.weight"))
     integers = graph.unnamed("Cast", [packed], to=TensorProto.INT8)
-    if (factors == 1).all():
-        return integers
-    return graph.unnamed("Mul", [integers, graph.constant(factors)])
+    for operator, operand, neutral in (("Mul", times, 1), ("Add", plus, 0)):
+        if (operand != neutral).any():
+            constant = graph.constant(across(operand.astype(np.int8), numbers))
+            integers = graph.unnamed(operator, [integers, constant])
+    return integers
 
 
-def _narrowest(integers: np.ndarray) -> int | None:
-    """The packed ONNX type that holds the integers; None where they need more than 4 bits."""
-    low, high = int(integers.min(initial=0)), int(integers.max(initial=0))
-    if low >= -2 and high <= 1:
-        return int(TensorProto.INT2)
-    return int(TensorProto.INT4) if low >= -8 and high <= 7 else None
+def _narrowest(weight: IntegerWeight, target: Target) -> tuple[int, Codes] | None:
+    """The bits of the packed ONNX type that holds the integers, and their codes; None where they need more than 4 bits.
+
+    An Add is written for targets of 2 bits alone; others take odd integers as they are.
+    """
+    trained = weight.integers // across(weight.factors, weight.integers)
+    for bits in PACKED_BITS:
+        found = codes(trained, weight.factors, bits)
+        if found is not None and (target.packed == 2 or not found.plus.any()):
+            return bits, found
+    return None
 
 
-def _packed(integers: np.ndarray, kind: int, name: str) -> TensorProto:
+def _packed(integers: np.ndarray, bits: int, name: str) -> TensorProto:
     """An initialiser whose raw bytes hold 2 or 4 integers each, the first in the lowest bits, as the ONNX format defines."""
-    bits = 2 if kind == TensorProto.INT2 else 4
+    kind = TensorProto.INT2 if bits == 2 else TensorProto.INT4
     per_byte = 8 // bits
     flat = integers.reshape(-1).astype(np.int16) & (2**bits - 1)
     flat = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from qkd.export.codes import narrowest
 from qkd.export.fold import IntegerWeight, across
 
 COARSE = 0.05
@@ -21,14 +22,16 @@ COARSE = 0.05
 class Resolution:
     """One layer.
 
-    weight_bits: what its trained integers need. headroom: the largest integer weight in the file, of 127. factors:
-    smallest and largest number that its integers were multiplied by. bias_step: the coarsest channel's unit of the bias
+    weight_bits: what the codes of its trained integers need (see `codes`). weight_levels: how many codes occur, None beyond 2
+    bits. headroom: the largest integer weight in the file, of 127. factors: smallest and largest number that its integers
+    were multiplied by. bias_step: the coarsest channel's unit of the bias
     (input scale * weight scale) over the scale of the layer's output, and bias_error: how far rounding moved a bias at
     most, in units of that scale; both None where the output is not rounded. The names are the keys of ``export.json``.
     """
 
     layer: str
     weight_bits: int
+    weight_levels: int | None
     headroom: int
     factors: tuple[int, int]
     bias_step: float | None
@@ -52,21 +55,18 @@ def resolutions(model: onnx.ModelProto, weights: Mapping[str, IntegerWeight]) ->
 
 def _of(layer: str, weight: IntegerWeight, scale: float | None) -> Resolution:
     trained = weight.integers.astype(np.int64) // across(weight.factors.astype(np.int64), weight.integers)
+    bits, codes = narrowest(trained)
     used = weight.bias != 0  # a bias of zero is exact at any scale
     coarsest = float(weight.bias_scales[used].max(initial=0))
     return Resolution(
         layer=layer,
-        weight_bits=_bits(int(trained.min(initial=0)), int(trained.max(initial=0))),
+        weight_bits=bits,
+        weight_levels=len(np.unique(codes.numbers)) if bits <= 2 else None,
         headroom=int(np.abs(weight.integers.astype(np.int64)).max(initial=0)),
         factors=(int(weight.factors.min()), int(weight.factors.max())),
         bias_step=None if scale is None else coarsest / scale,
         bias_error=None if scale is None else float(weight.bias_errors.max(initial=0)) / scale,
     )
-
-
-def _bits(low: int, high: int) -> int:
-    """The fewest bits whose two's complement holds low..high."""
-    return next(bits for bits in range(1, 10) if low >= -(2 ** (bits - 1)) and high <= 2 ** (bits - 1) - 1)
 
 
 def _output_scales(model: onnx.ModelProto) -> dict[str, float]:

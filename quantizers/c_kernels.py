@@ -88,8 +88,8 @@ def can_round(x: Tensor, step: Tensor, s: Tensor) -> bool:
     )
 
 
-def round_rows(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
-    """``clip(round(x / s), low, high) * s`` in the layout of x, which is packed."""
+def round_rows(x: Tensor, s: Tensor, low: float, high: float) -> Tensor:
+    """The nearest of the levels ``s * {low, low + 1, ..., high}`` in the layout of x, which is packed."""
     y, rows = torch.empty_like(x), s.numel()
     count = x.numel() // rows
     _kernel("qkd_round", x)(x.data_ptr(), y.data_ptr(), rows, count, s.data_ptr(), low, high, torch.get_num_threads())
@@ -97,7 +97,7 @@ def round_rows(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
 
 
 def differentiate_rows(
-    g: Tensor, x: Tensor, s: Tensor, step: Tensor, low: int, high: int, factor: float, smallest: float
+    g: Tensor, x: Tensor, s: Tensor, step: Tensor, low: float, high: float, factor: float, smallest: float
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the step; g and x are packed alike."""
     rows, to_x, to_step = s.numel(), torch.empty_like(x), torch.empty_like(step)

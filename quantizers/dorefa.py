@@ -25,6 +25,7 @@ class TanhQuant(FakeQuant):
     keeps the weights as large as they were in float (paper: 1, which is what ``calibration: paper`` gives).
     """
 
+    odd = True
     gain: Tensor
 
     def __init__(self, bits: int, calibration: str, shape: tuple[int, ...]) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qkd.quantizers.fake_quant import levels
 from qkd.quantizers.hwgq import WEIGHT_STEPS
 from qkd.quantizers.learned_scale import LearnedScale
 from qkd.quantizers.odd_grid import odd_levels
 from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32, direction
+from qkd.quantizers.weight_grid import Grid, grid_of_activations
 
 DELTA = 1e-3
 """The factor of the authors' code where it is not estimated from the Hessian."""
@@ -29,8 +29,6 @@ class ElementwiseScaling(LearnedScale, ABC):
     `hessian`), and then it is in the state dict as ``delta``.
     """
 
-    odd: ClassVar[bool]
-    """Whether only odd integers are levels."""
     delta: Tensor | None
 
     def __init__(self, *settings: Any, **more: Any) -> None:
@@ -50,15 +48,10 @@ class ElementwiseScaling(LearnedScale, ABC):
 
 @final
 class EwgsQuant(ElementwiseScaling):
-    """`ElementwiseScaling` on LSQ's grid."""
+    """`ElementwiseScaling` of activations, on LSQ's grid."""
 
-    odd = False
-
-    def __init__(
-        self, bits: int, signed: bool, calibration: str, shape: tuple[int, ...] = (), of_weights: bool = False
-    ) -> None:
-        grid = levels(bits, signed, narrow=of_weights)
-        super().__init__(bits, *grid, bits, calibration, shape, of_weights)
+    def __init__(self, bits: int, signed: bool, calibration: str) -> None:
+        super().__init__(bits, grid_of_activations(bits, signed), calibration, (), of_weights=False)
 
 
 @final
@@ -66,18 +59,18 @@ class EwgsWeight(ElementwiseScaling):
     """`ElementwiseScaling` on the 2 ** bits odd integers from ``-(2 ** bits - 1)`` to ``2 ** bits - 1``: no level at zero.
 
     The interval begins at plus and minus three standard deviations with ``calibration: paper``, else where it is best
-    for Gaussian weights.
+    for Gaussian weights. The stored ``step`` is the distance of two integers, half that of two levels.
     """
 
     odd = True
 
     def __init__(self, bits: int, calibration: str, shape: tuple[int, ...]) -> None:
-        super().__init__(bits, *odd_levels(bits), calibration, shape, of_weights=True)
+        super().__init__(bits, Grid(*odd_levels(bits)), calibration, shape, of_weights=True)
 
     def fit(self, values: Tensor) -> None:
         grouped = at_least_float32(values.detach()).reshape(self.step.numel(), -1)
         wanted = 3 / self.high if self.calibration == "paper" else WEIGHT_STEPS[self.bits] / 2
-        self.set_scale((grouped.std(1, correction=0) * wanted).clamp_min(SMALLEST))
+        self.set_step((grouped.std(1, correction=0) * wanted).clamp_min(SMALLEST))
 
 
 class _Scaled(torch.autograd.Function):

@@ -82,12 +82,11 @@ def _core_before(module: fx.GraphModule, node: fx.Node, kind: dict[fx.Node, str]
     return getattr(getattr(quantizer, "act_quant", None), "core", None)
 
 
-def round_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor, bits: int) -> Tensor:
+def round_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor, largest: int) -> Tensor:
     """The bias in whole units of the file; the gradient passes straight through.
 
-    ``bits`` are those of the weights; their integers are multiplied by the largest power of two that stays in ``HEADROOM``.
+    The integers of the weights, up to ``largest``, are multiplied by the largest power of two that stays in ``HEADROOM``.
     """
-    largest = max(2 ** (bits - 1) - 1, 1)
     multiplier = 2 ** max((HEADROOM // largest).bit_length() - 1, 0)
     unit = input_scale.detach() * weight_scale.detach().reshape(-1) / multiplier
     return bias + ((bias / unit).round() * unit - bias).detach()

@@ -46,6 +46,8 @@ class FakeQuant(nn.Module, ABC):
     calibrated: Tensor
     zero_point: Tensor
     bit_width: Tensor
+    odd: bool = False
+    """Whether only the odd integers from low to high are levels, so that none of them is zero."""
 
     def __init__(self, bits: int, low: int, high: int, integer_bits: int, calibration: str) -> None:
         super().__init__()
@@ -57,6 +59,11 @@ class FakeQuant(nn.Module, ABC):
         self.register_buffer("calibrated", torch.tensor(False))
         self.register_buffer("zero_point", torch.tensor(0.0), persistent=False)
         self.register_buffer("bit_width", torch.tensor(float(integer_bits)), persistent=False)
+
+    @property
+    def num_levels(self) -> int:
+        """How many levels the grid has."""
+        return (self.high - self.low) // (2 if self.odd else 1) + 1
 
     @abstractmethod
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:

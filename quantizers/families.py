@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from typing import Protocol
 
 from qkd.quantizers.dorefa import RangeQuant, TanhQuant
 from qkd.quantizers.ewgs import EwgsQuant, EwgsWeight
@@ -18,12 +19,20 @@ from qkd.quantizers.odd_grid import POSSIBLE_BITS
 from qkd.quantizers.pact import ClippedQuant
 from qkd.quantizers.pot import PowerOfTwo
 from qkd.quantizers.ternary import BinaryQuant, TernaryQuant
+from qkd.quantizers.weight_grid import CHOSEN_AT, WeightLevels, grid_of_weights
 
 Shape = tuple[int, ...]
-MakeWeightCore = Callable[[int, str, Shape], FakeQuant]
-"""From bits, calibration method and the shape of the scales, (channels, 1, ...) or () for one scale."""
 MakeActivationCore = Callable[[int, str], StoredScaleQuant]
 """From bits and calibration method."""
+
+
+class MakeWeightCore(Protocol):
+    """Makes a core from bits, calibration method and the shape of the scales, (channels, 1, ...) or () for one scale.
+
+    ``levels`` chooses those of 2 bits where a family leaves the choice (`Family.fixed_levels`).
+    """
+
+    def __call__(self, bits: int, calibration: str, shape: Shape, levels: WeightLevels = "auto") -> FakeQuant: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Family:
         only_bits: the one number of bits that weights of this family have, if there is only one; first and last layers
             and those of overrides take LSQ's grid at any other.
         weights_without_zero: whether no level of the weights is zero, so that 1 bit is a grid: -1 and 1 times a scale.
+        fixed_levels: how many levels 2-bit weights have where the family's own grid decides; None where there is a choice
+            (see `weight_grid`).
     """
 
     description: str
@@ -49,10 +60,16 @@ class Family:
     signed: MakeActivationCore
     only_bits: int | None = None
     weights_without_zero: bool = False
+    fixed_levels: int | None = None
+
+    def levels_at_two_bits(self, chosen: WeightLevels) -> int:
+        """How many levels 2-bit weights have."""
+        grid = grid_of_weights(CHOSEN_AT, chosen)
+        return self.fixed_levels or (grid.high - grid.low) // grid.per_step + 1
 
 
-def _lsq_weights(bits: int, calibration: str, shape: Shape) -> FakeQuant:
-    return LsqQuant(bits, True, calibration, shape, of_weights=True)
+def _lsq_weights(bits: int, calibration: str, shape: Shape, levels: WeightLevels = "auto") -> FakeQuant:
+    return LsqQuant(bits, True, calibration, shape, of_weights=True, weight_levels=levels)
 
 
 def _lsq_unsigned(bits: int, calibration: str) -> StoredScaleQuant:
@@ -63,15 +80,19 @@ def _lsq_signed(bits: int, calibration: str) -> StoredScaleQuant:
     return LsqQuant(bits, True, calibration)
 
 
-def _lsq_plus_weights(bits: int, calibration: str, shape: Shape) -> FakeQuant:
-    return _lsq_weights(bits, "sigmas" if calibration == "paper" else calibration, shape)
+def _lsq_plus_weights(bits: int, calibration: str, shape: Shape, levels: WeightLevels = "auto") -> FakeQuant:
+    return _lsq_weights(bits, "sigmas" if calibration == "paper" else calibration, shape, levels)
 
 
-def _or_lsq(make: MakeWeightCore, possible: Container[int]) -> MakeWeightCore:
+def _pot_weights(bits: int, calibration: str, shape: Shape, levels: WeightLevels = "auto") -> FakeQuant:
+    return PowerOfTwo(bits, True, calibration, shape, of_weights=True, weight_levels=levels)
+
+
+def _or_lsq(make: Callable[[int, str, Shape], FakeQuant], possible: Container[int]) -> MakeWeightCore:
     """The weights of a paper that has a form for these numbers of bits only, with LSQ's grid at any other."""
 
-    def weights(bits: int, calibration: str, shape: Shape) -> FakeQuant:
-        return (make if bits in possible else _lsq_weights)(bits, calibration, shape)
+    def weights(bits: int, calibration: str, shape: Shape, levels: WeightLevels = "auto") -> FakeQuant:
+        return make(bits, calibration, shape) if bits in possible else _lsq_weights(bits, calibration, shape, levels)
 
     return weights
 
@@ -95,6 +116,7 @@ FAMILIES: dict[str, Family] = {
         unsigned=ClippedQuant,
         signed=_lsq_signed,
         weights_without_zero=True,
+        fixed_levels=4,
     ),
     "dorefa": Family(
         "Weights through a tanh, activations of a fixed range (Zhou et al., 2016). "
@@ -103,6 +125,7 @@ FAMILIES: dict[str, Family] = {
         unsigned=RangeQuant,
         signed=_lsq_signed,
         weights_without_zero=True,
+        fixed_levels=4,
     ),
     "hwgq": Family(
         "Fixed Gaussian grids for weights and half-wave activations (Cai et al., CVPR 2017).\n\n"
@@ -113,10 +136,11 @@ FAMILIES: dict[str, Family] = {
         unsigned=HalfWave,
         signed=_lsq_signed,
         weights_without_zero=True,
+        fixed_levels=4,
     ),
     "pot": Family(
         "Learned scales that are powers of two (after Jain et al., MLSys 2020).",
-        weights=lambda bits, calibration, shape: PowerOfTwo(bits, True, calibration, shape, of_weights=True),
+        weights=_pot_weights,
         unsigned=lambda bits, calibration: PowerOfTwo(bits, False, calibration),
         signed=lambda bits, calibration: PowerOfTwo(bits, True, calibration),
     ),
@@ -126,6 +150,7 @@ FAMILIES: dict[str, Family] = {
         unsigned=_lsq_unsigned,
         signed=_lsq_signed,
         only_bits=2,
+        fixed_levels=3,
     ),
     "binary": Family(
         "Weights -1, 1 times mean|W| (Rastegari et al., ECCV 2016): w1 only. Activations and ends: LSQ.",
@@ -140,5 +165,6 @@ FAMILIES: dict[str, Family] = {
         unsigned=lambda bits, calibration: EwgsQuant(bits, False, calibration),
         signed=lambda bits, calibration: EwgsQuant(bits, True, calibration),
         weights_without_zero=True,
+        fixed_levels=4,
     ),
 }

@@ -29,10 +29,17 @@ static inline real put(float value) { return value; }
 #define LANES 16
 #define FEW 32768 /* numbers below which threads cost more than they save */
 
-static inline float level(float ratio, float low, float high) {
-  float integer = rintf(ratio);
-  return integer < low ? low : (integer > high ? high : integer);
+static inline float clipped(float value, float low, float high) { return value < low ? low : (value > high ? high : value); }
+
+/* The nearest integer of a grid. */
+static inline float level(float ratio, float low, float high) { return clipped(rintf(ratio), low, high); }
+
+/* The nearest level of a grid that has zero, or of one whose levels lie halfway between integers. */
+static inline float level_of(float ratio, float low, float high, int zero) {
+  return zero ? level(ratio, low, high) : clipped(floorf(ratio) + 0.5f, low, high);
 }
+
+static inline int has_zero(float low) { return low == rintf(low); }
 
 static inline float passes(float value, float bottom, float top, float g) { return value <= bottom || value >= top ? 0.f : g; }
 

@@ -65,6 +65,8 @@ class MidRise(StatisticsQuant):
     Departure: std and mean are taken per output channel unless asked for per layer.
     """
 
+    odd = True
+
     def __init__(self, bits: int, calibration: str, shape: tuple[int, ...]) -> None:
         super().__init__(bits, *odd_levels(bits), calibration, shape)
 

@@ -22,6 +22,7 @@ from qkd.quantizers.brevitas_imports import (
 )
 from qkd.quantizers.fake_quant import FakeQuant, StoredScaleQuant
 from qkd.quantizers.families import FAMILIES, Family, Shape
+from qkd.quantizers.weight_grid import WeightLevels
 
 
 class WeightProxy(WeightQuantProxyFromInjector):
@@ -78,7 +79,10 @@ class ActivationProxy(ActQuantProxyFromInjector):
 
 
 class WeightQuantizer(ExtendedInjector):
-    """Weights on the grid of a family, with one scale per output channel unless ``per_channel=False``."""
+    """Weights on the grid of a family, with one scale per output channel unless ``per_channel=False``.
+
+    ``levels``: those of 2-bit weights with a learned scale, see `weight_grid`.
+    """
 
     proxy_class = WeightProxy
     float_to_int_impl_type = FloatToIntImplType.ROUND
@@ -87,6 +91,7 @@ class WeightQuantizer(ExtendedInjector):
     family = FAMILIES["lsq"]
     calibration = "mse"
     per_channel = True
+    levels = "auto"
 
     @value
     def scale_shape(module: Any, per_channel: bool) -> Shape:
@@ -96,8 +101,10 @@ class WeightQuantizer(ExtendedInjector):
         return tuple(size if i == axis else 1 for i, size in enumerate(module.weight.shape))
 
     @value
-    def tensor_quant(family: Family, bit_width: int, calibration: str, scale_shape: Shape) -> FakeQuant:
-        return family.weights(bit_width, calibration, scale_shape)
+    def tensor_quant(
+        family: Family, bit_width: int, calibration: str, scale_shape: Shape, levels: WeightLevels
+    ) -> FakeQuant:
+        return family.weights(bit_width, calibration, scale_shape, levels)
 
 
 class ActivationQuantizer(ExtendedInjector):

@@ -36,8 +36,8 @@ class _Weighted:
             return self.compute(x, self.weight, self.bias)
         if not self.input_core:
             return self.compute(x, proxy.tensor_quant.value(self.weight), self.bias)
-        weight, scale, _, bits = proxy.tensor_quant(self.weight)
-        return self.compute(x, weight, self._rounded_bias(scale, bits))
+        weight, scale, *_ = proxy.tensor_quant(self.weight)
+        return self.compute(x, weight, self._rounded_bias(scale))
 
     def compute(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         result: Tensor = self._conv_forward(x, weight, bias)
@@ -45,15 +45,16 @@ class _Weighted:
 
     def final_bias(self: Any) -> Tensor | None:
         """The bias that ``forward`` adds: rounded in a bit-exact network."""
-        _, scale, _, bits = self.weight_quant.tensor_quant(self.weight)
-        bias: Tensor | None = self._rounded_bias(scale, bits)
+        _, scale, *_ = self.weight_quant.tensor_quant(self.weight)
+        bias: Tensor | None = self._rounded_bias(scale)
         return bias
 
-    def _rounded_bias(self: Any, scale: Tensor, bits: Tensor) -> Tensor | None:
+    def _rounded_bias(self: Any, scale: Tensor) -> Tensor | None:
         if self.bias is None or not self.input_core:
             bias: Tensor | None = self.bias
             return bias
-        return round_bias(self.bias, self.input_core[0].scale(), scale, int(bits))
+        core = self.weight_quant.tensor_quant
+        return round_bias(self.bias, self.input_core[0].scale(), scale, max(-core.low, core.high))
 
 
 @final
@@ -123,6 +124,7 @@ def quantized_layer(layer: nn.Module, bits: int, scheme: Scheme) -> nn.Module:
         weight_bit_width=bits,
         weight_calibration=scheme.calibration,
         weight_per_channel=scheme.per_channel,
+        weight_levels=scheme.weight_levels,
     )
     made.register_parameter("weight", layer.weight)  # type: ignore[arg-type]
     made.register_parameter("bias", layer.bias)  # type: ignore[arg-type]

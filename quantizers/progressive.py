@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from qkd.errors import SchemeError
-from qkd.quantizers.fake_quant import cores_of, levels
+from qkd.quantizers.fake_quant import cores_of
 from qkd.quantizers.lsq import LsqQuant
 
 
@@ -32,19 +32,17 @@ def bit_stages(module: nn.Module) -> int:
 def set_bit_stage(module: nn.Module, stage: int, *, keep_range: bool) -> bool:
     """Give every quantizer with a bit schedule the bits of a stage. -> whether any changed
 
-    With ``keep_range`` scales grow as there are fewer levels; without, they are taken to be those of that stage already.
+    With ``keep_range`` steps grow as there are fewer levels; without, they are taken to be those of that stage already.
     """
     changed = False
     for core in cores_of(module):
         if not core.bit_schedule or core.bit_schedule[stage] == core.bits:
             continue
         assert isinstance(core, LsqQuant)
-        bits = core.bit_schedule[stage]
-        low, high = levels(bits, core.low < 0, narrow=core.of_weights)
+        lowest, highest = core.ends
+        core.set_bits(core.bit_schedule[stage])
         if keep_range:
-            core.step.mul_((core.high - core.low) / (high - low))
-        core.bits, core.low, core.high = bits, low, high
-        core.bit_width.fill_(float(bits))
+            core.step.mul_((highest - lowest) / (core.ends[1] - core.ends[0]))
         changed = True
     return changed
 

@@ -5,6 +5,9 @@
     dy/dx = 1 inside, 0 outside                         (straight through)
     dy/ds = q - x / s inside, q (= low or high) outside (Esser et al., ICLR 2020, eq. 3)
 
+For a mid-rise grid ``low`` and ``high`` are halves of odd integers and the levels lie halfway between the multiples of s:
+``y = clip(floor(x / s) + 1/2, low, high) * s``, with the same two derivatives.
+
 Summed over the tensor, ``dL/ds = (sum(g * y) - sum(dL/dx * x)) / s``: two dot products, no temporary tensor.
 Arithmetic is float32 (float64 for float64 tensors) whatever autocast does: a bfloat16 ``x / s`` would round to a
 neighbouring level. ``y`` comes back in the type of ``x``.
@@ -36,16 +39,17 @@ BLOCK = 2**18
 def round_to_grid(
     x: Tensor,
     step: Tensor,
-    low: int,
-    high: int,
+    low: float,
+    high: float,
     gradient_scale: float,
     *,
     scale: Tensor | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``x`` rounded to the grid ``s * {low, ..., high}``, in its shape and type; and ``s``.
+    """``x`` rounded to the grid ``s * {low, low + 1, ..., high}``, in its shape and type; and ``s``.
 
     Args:
+        low, high: two integers, or two halves of odd integers: then no level is zero, and zero is rounded up.
         step: learned step, 0-d for the whole tensor or shaped to broadcast over it, e.g. (O, 1, 1, 1).
         gradient_scale: factor on the gradient of the step (LSQ section 2.2).
         scale: ``s`` where it is not ``positive_scale(step)``; the gradient of the step is then that of ``s * step / step``,
@@ -77,6 +81,19 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def has_zero(low: float) -> bool:
+    """Whether a grid of steps from low up has a level at zero, and not two at half a step from it."""
+    return low == int(low)
+
+
+def nearest_level(ratio: Tensor, low: float, high: float, zero: bool) -> Tensor:
+    """The nearest of the levels low, low + 1, ..., high, in place; ``zero`` as `has_zero` says.
+
+    A tie goes to the even integer, or up where no level is zero.
+    """
+    return (ratio.round_() if zero else ratio.floor_().add_(0.5)).clamp_(low, high)
+
+
 Kernels = tuple[Callable[..., Tensor], Callable[..., Any]]
 
 
@@ -92,16 +109,17 @@ def _kernels(x: Tensor, s: Tensor, compiled: bool = False) -> Kernels:
 class _Round(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float, compiled: bool
+        ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: float, high: float, gradient_scale: float, compiled: bool
     ) -> Tensor:
         still = at_least_float32(x)
         s = s.to(still.dtype)
-        y = _kernels(x, s, compiled)[0](still, s, low, high).to(x.dtype)
+        y = _kernels(x, s, compiled)[0](still, s, low, high, has_zero(low)).to(x.dtype)
         # a bfloat16 y is off the grid by more than the rounding the step learns from, and a compiled kernel finds y
         # faster than memory does
         keep = y.dtype == still.dtype and ctx.needs_input_grad[1] and not compiled
         ctx.save_for_backward(x, step, s, *([y] if keep else []))
         ctx.bounds = low, high
+        ctx.zero = has_zero(low)
         ctx.gradient_scale, ctx.compiled = gradient_scale, compiled
         return y
 
@@ -111,9 +129,11 @@ class _Round(torch.autograd.Function):
         x, step, s, *kept = ctx.saved_tensors
         rounded, differentiated = _kernels(x, s, ctx.compiled)
         if differentiated is _differentiate_fused:
-            passed, total = differentiated(at_least_float32(gradient), at_least_float32(x), s, *ctx.bounds)
+            passed, total = differentiated(at_least_float32(gradient), at_least_float32(x), s, *ctx.bounds, ctx.zero)
         else:
-            y = kept[0] if kept else rounded(at_least_float32(x), s, *ctx.bounds) if ctx.needs_input_grad[1] else None
+            y = kept[0] if kept else None
+            if y is None and ctx.needs_input_grad[1]:
+                y = rounded(at_least_float32(x), s, *ctx.bounds, ctx.zero)
             passed, total = differentiated(at_least_float32(gradient), at_least_float32(x), y, s, *ctx.bounds)
         to_x = passed.to(x.dtype) if ctx.needs_input_grad[0] else None
         to_step = None
@@ -126,7 +146,7 @@ class _RoundNatively(torch.autograd.Function):
     """`_Round` by `c_kernels`, with as little Python around it as possible, which is what small tensors wait for."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, s: Tensor, low: float, high: float, gradient_scale: float) -> Tensor:
         x = _packed(x)
         ctx.save_for_backward(x, step, s)
         ctx.settings = low, high, gradient_scale, SMALLEST
@@ -140,12 +160,12 @@ class _RoundNatively(torch.autograd.Function):
         return to_x, to_step, None, None, None, None
 
 
-def _round_whole(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
-    return (x / s).round_().clamp_(low, high).mul_(s)
+def _round_whole(x: Tensor, s: Tensor, low: float, high: float, zero: bool) -> Tensor:
+    return nearest_level(x / s, low, high, zero).mul_(s)
 
 
 def _differentiate_whole(
-    g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: int, high: int
+    g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: float, high: float
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient passed on to x, and ``s`` times that of the scale where ``y`` is given."""
     ratio = x / s
@@ -166,16 +186,16 @@ def _summed(values: Tensor, s: Tensor) -> Tensor:
     return values.sum((0, 2, 3)).sum() if s.ndim == 0 and values.ndim == 4 else values.sum_to_size(s.shape)
 
 
-def _round_blocks(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+def _round_blocks(x: Tensor, s: Tensor, low: float, high: float, zero: bool) -> Tensor:
     x = _packed(x)
     y = torch.empty_like(x)
     for source, target in zip(_blocks(x), _blocks(y), strict=True):
-        torch.div(source, s, out=target).round_().clamp_(low, high).mul_(s)
+        nearest_level(torch.div(source, s, out=target), low, high, zero).mul_(s)
     return y
 
 
 def _differentiate_blocks(
-    g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: int, high: int
+    g: Tensor, x: Tensor, y: Tensor | None, s: Tensor, low: float, high: float
 ) -> tuple[Tensor, Tensor | None]:
     """As `_differentiate_whole`, by kernels that take plain numbers, for which other devices would have to be waited for."""
     x = _packed(x)
@@ -195,8 +215,10 @@ def _differentiate_blocks(
 def _compiled() -> Kernels:
     """The whole-tensor kernels, compiled once for tensors of every size."""
 
-    def differentiate(g: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor | None]:
-        return _differentiate_whole(g, x, _round_whole(x, s, low, high), s, low, high)
+    def differentiate(
+        g: Tensor, x: Tensor, s: Tensor, low: float, high: float, zero: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        return _differentiate_whole(g, x, _round_whole(x, s, low, high, zero), s, low, high)
 
     return (
         torch.compile(_round_whole, dynamic=True, fullgraph=True),
@@ -204,15 +226,16 @@ def _compiled() -> Kernels:
     )
 
 
-def _round_fused(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+def _round_fused(x: Tensor, s: Tensor, low: float, high: float, zero: bool) -> Tensor:
     x = _packed(x.detach())
-    return _compiled()[0](*_rows(s, x), low, high).as_strided(x.shape, x.stride())
+    return _compiled()[0](*_rows(s, x), low, high, zero).as_strided(x.shape, x.stride())
 
 
-def _differentiate_fused(g: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+def _differentiate_fused(g: Tensor, x: Tensor, s: Tensor, low: float, high: float, zero: bool) -> tuple[Tensor, Tensor]:
     x, g = _packed(x.detach()), g.detach()
     flat, rows = _rows(s, x)
-    passed, total = _compiled()[1](_laid_out_as(x, g).as_strided(flat.shape, flat.stride()), flat, rows, low, high)
+    given = _laid_out_as(x, g).as_strided(flat.shape, flat.stride())
+    passed, total = _compiled()[1](given, flat, rows, low, high, zero)
     return passed.as_strided(x.shape, x.stride()), total.reshape(s.shape)
 
 

@@ -5,6 +5,12 @@
 
 static inline long blocks_of(long count) { return (count + BLOCK - 1) / BLOCK; }
 
+/* One block; zero is a constant wherever this is called, so that no loop has a branch. */
+static inline void round_block(const real *restrict x, real *restrict y, long n, float scale, float low, float high,
+                               int zero) {
+  for (long i = 0; i < n; i++) y[i] = put(level_of(get(x[i]) / scale, low, high, zero) * scale);
+}
+
 void KERNEL(qkd_round)(const real *restrict x, real *restrict y, long rows, long count, const float *s, float low, float high,
                int threads) {
   long blocks = blocks_of(count);
@@ -12,26 +18,28 @@ void KERNEL(qkd_round)(const real *restrict x, real *restrict y, long rows, long
   for (long b = 0; b < rows * blocks; b++) {
     long row = b / blocks, from = row * count + b % blocks * BLOCK, end = (row + 1) * count;
     if (from + BLOCK < end) end = from + BLOCK;
-    float scale = s[row];
-    for (long i = from; i < end; i++) y[i] = put(level(get(x[i]) / scale, low, high) * scale);
+    if (has_zero(low))
+      round_block(x + from, y + from, end - from, s[row], low, high, 1);
+    else
+      round_block(x + from, y + from, end - from, s[row], low, high, 0);
   }
 }
 
-/* Gradients of one block: that of x into passed, and the sum of g * (integer - passing ratio), that of the scale. */
-static double of_block(const real *restrict g, const real *restrict x, real *restrict passed, long n, float scale,
-                       float low, float high) {
+/* Gradients of one block: that of x into passed, and the sum of g * (level - passing ratio), that of the scale. */
+static inline double of_block(const real *restrict g, const real *restrict x, real *restrict passed, long n, float scale,
+                              float low, float high, int zero) {
   float lanes[LANES] = {0};
   double total = 0;
   long i = 0;
   for (; i + LANES <= n; i += LANES)
     for (int j = 0; j < LANES; j++) {
       float ratio = get(x[i + j]) / scale, given = get(g[i + j]), on = passes(ratio, low, high, given);
-      lanes[j] += given * level(ratio, low, high) - on * ratio;
+      lanes[j] += given * level_of(ratio, low, high, zero) - on * ratio;
       passed[i + j] = put(on);
     }
   for (; i < n; i++) {
     float ratio = get(x[i]) / scale, given = get(g[i]), on = passes(ratio, low, high, given);
-    lanes[0] += given * level(ratio, low, high) - on * ratio;
+    lanes[0] += given * level_of(ratio, low, high, zero) - on * ratio;
     passed[i] = put(on);
   }
   for (int j = 0; j < LANES; j++) total += lanes[j];
@@ -48,7 +56,8 @@ int KERNEL(qkd_differentiate)(const real *g, const real *x, real *passed, float 
   for (long b = 0; b < rows * blocks; b++) {
     long row = b / blocks, from = row * count + b % blocks * BLOCK, n = (row + 1) * count - from;
     if (n > BLOCK) n = BLOCK;
-    sums[b] = of_block(g + from, x + from, passed + from, n, s[row], low, high);
+    sums[b] = has_zero(low) ? of_block(g + from, x + from, passed + from, n, s[row], low, high, 1)
+                            : of_block(g + from, x + from, passed + from, n, s[row], low, high, 0);
   }
   for (long row = 0; row < rows; row++) {
     double total = 0;

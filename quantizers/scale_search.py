@@ -1,4 +1,8 @@
-"""The calibration methods: scales chosen from observed values, as pure functions of a (channels, values) tensor."""
+"""The calibration methods: scales chosen from observed values, as pure functions of a (channels, values) tensor.
+
+A scale is here the distance of neighbouring levels, which are ``low, low + 1, ..., high`` times it; the two ends are integers,
+or halves of odd integers for a mid-rise grid (see `round_to_grid`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qkd.quantizers.round_to_grid import at_least_float32
+from qkd.quantizers.round_to_grid import SMALLEST, at_least_float32, has_zero, nearest_level
 
 Calibration = Literal["mse", "lsq", "minmax", "percentile", "paper"]
 """The methods a scheme may name; ``paper`` is that of the family's paper."""
@@ -21,7 +25,7 @@ PERCENTILE = 0.9999
 """Share of the magnitudes that ``percentile`` does not clip."""
 
 
-def mse(values: Tensor, low: int, high: int) -> Tensor:
+def mse(values: Tensor, low: float, high: float) -> Tensor:
     """Scales (channels,) that minimise the mean squared rounding error, by a coarse and then a fine search."""
     values, counts = _reduced(values)
     most = values.abs().amax(1) / high
@@ -31,12 +35,12 @@ def mse(values: Tensor, low: int, high: int) -> Tensor:
     return most * _best(values, counts, most, fine.clamp_min(1 / 256), low, high)
 
 
-def _best(values: Tensor, counts: Tensor | None, most: Tensor, fractions: Tensor, low: int, high: int) -> Tensor:
+def _best(values: Tensor, counts: Tensor | None, most: Tensor, fractions: Tensor, low: float, high: float) -> Tensor:
     """Of the fractions (channels, n) of the largest scale, that with the least squared error; (channels,)."""
     errors = []
     for fraction in fractions.unbind(1):
         scale = (most * fraction.to(most)).clamp_min(torch.finfo(most.dtype).tiny)[:, None]
-        error = ((values / scale).round_().clamp_(low, high).mul_(scale) - values).square_()
+        error = (nearest_level(values / scale, low, high, has_zero(low)).mul_(scale) - values).square_()
         errors.append((error if counts is None else error * counts).sum(1))
     return fractions.gather(1, torch.stack(errors, 1).argmin(1, keepdim=True).cpu())[:, 0].to(most)
 
@@ -57,25 +61,25 @@ def _reduced(values: Tensor) -> tuple[Tensor, Tensor | None]:
     return values, None
 
 
-def lsq(values: Tensor, low: int, high: int) -> Tensor:
+def lsq(values: Tensor, low: float, high: float) -> Tensor:
     """``2 * mean|x| / sqrt(high)``. Source: Esser et al., ICLR 2020, section 2.1."""
     return 2 * values.abs().mean(1) / math.sqrt(high)
 
 
-def minmax(values: Tensor, low: int, high: int) -> Tensor:
+def minmax(values: Tensor, low: float, high: float) -> Tensor:
     """The largest magnitude lies on the last level: nothing is clipped."""
     return values.abs().amax(1) / high
 
 
-def percentile(values: Tensor, low: int, high: int) -> Tensor:
+def percentile(values: Tensor, low: float, high: float) -> Tensor:
     """One magnitude in ten thousand is clipped."""
     ordered = values.abs().sort(1).values
     return ordered[:, math.ceil(PERCENTILE * (values.shape[1] - 1))] / high
 
 
-def sigmas(values: Tensor, low: int, high: int) -> Tensor:
+def sigmas(values: Tensor, low: float, high: float) -> Tensor:
     """``max(|mean - 3 std|, |mean + 3 std|) / -low``. Source: Bhalgat et al., LSQ+, section 3.3; low as without narrow range."""
-    return (values.mean(1).abs() + 3 * values.std(1, correction=0)) / (high + 1)
+    return (values.mean(1).abs() + 3 * values.std(1, correction=0)) / (int(high) + 1)
 
 
 def search_scale_and_offset(values: Tensor, intervals: int, method: str) -> tuple[Tensor, Tensor]:
@@ -116,7 +120,7 @@ def _best_ends(values: Tensor, bottom: Tensor, top: Tensor, intervals: int) -> t
     return bottom * best[0], top * best[1]
 
 
-METHODS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+METHODS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "mse": mse,
     "lsq": lsq,
     "minmax": minmax,
@@ -127,14 +131,17 @@ METHODS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
 """By the names in `Calibration`; and ``sigmas``, which is ``paper`` for the weights of LSQ+."""
 
 
-def search_scales(values: Tensor, low: int, high: int, method: str) -> Tensor:
+def search_scales(values: Tensor, low: float, high: float, method: str) -> Tensor:
     """Positive scales (channels,) for values (channels, n), by a method of `METHODS`.
 
     A channel that is zero everywhere has no scale of its own: it gets the median of the others, or ``1 / high``
-    where all are zero, so that an exporter finds a number of ordinary size.
+    where all are zero, so that an exporter finds a number of ordinary size. Where no level is zero and other channels are not
+    zero, it gets the smallest scale: with any other its weights would no longer be near zero.
     """
     values = at_least_float32(values.detach())
     found = METHODS[method](values, low, high)
     alive = values.abs().amax(1) > 0
     ordinary = found[alive].median() if alive.any() else torch.tensor(1 / high)
+    if alive.any() and not has_zero(low):
+        ordinary = torch.tensor(SMALLEST)
     return torch.where(alive, found, ordinary.to(found))

@@ -14,6 +14,7 @@ from qkd.errors import SchemeError, nearest
 from qkd.quantizers.families import FAMILIES, Family
 from qkd.quantizers.progressive import schedule_mistake
 from qkd.quantizers.scale_search import Calibration
+from qkd.quantizers.weight_grid import CHOSEN_AT, WeightLevels
 
 Bits = Annotated[int, "bits, 1 to 8"]
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class Scheme:
         activations: bits of every tensor that feeds a conv or linear layer.
         family: how numbers are rounded and what is learned, a name of `FAMILIES` (``qkd ls schemes`` lists them).
         weight_family, activation_family: another family for one of the two.
+        weight_levels: levels of 2-bit weights of the families lsq, lsq_plus, pot and binary: mid_rise (-3, -1, 1, 3 times half
+            the step, no zero), narrow (-1, 0, 1: three levels), full (-2, -1, 0, 1, as in the LSQ paper), or auto: mid_rise.
+            Weights of more bits have a symmetric grid with a zero; the other families have grids of their own.
         first: bits of the network's input and of the first layer's weights.
         last: bits of the last layer's input and weights.
         sums: bits of tensors that meet in additions, concatenations and pools and feed no layer directly.
@@ -57,6 +61,7 @@ class Scheme:
     family: FamilyName = "lsq"
     weight_family: FamilyName | None = None
     activation_family: FamilyName | None = None
+    weight_levels: WeightLevels = "auto"
     first: Bits = 8
     last: Bits = 8
     sums: Bits = 8
@@ -91,6 +96,28 @@ class Scheme:
     def __str__(self) -> str:
         return f"w{self.weights}a{self.activations}"
 
+    @property
+    def has_levels_to_choose(self) -> bool:
+        """Whether ``weight_levels`` changes anything: weights of 2 bits, of a family that leaves the choice."""
+        bits = [self.weights, self.first, self.last, *(bits_of(text)[0] for text in self.overrides.values())]
+        return CHOSEN_AT in bits and FAMILIES[self.family_of_weights].fixed_levels is None
+
+    @property
+    def levels(self) -> int | None:
+        """How many levels the weights of inner layers have, where bits alone do not say it: at 2 bits. Else None."""
+        chosen = FAMILIES[self.family_of_weights].levels_at_two_bits(self.weight_levels)
+        return chosen if self.weights == CHOSEN_AT else None
+
+    @property
+    def title(self) -> str:
+        """The shorthand, with the levels of 2-bit weights: ``w2a4 (4 levels)``."""
+        return titled(str(self), self.levels)
+
+
+def titled(shorthand: str, levels: int | None) -> str:
+    """A shorthand with the number of levels of the weights, where that is given."""
+    return shorthand if levels is None else f"{shorthand} ({levels} levels)"
+
 
 def bits_of(shorthand: str) -> tuple[int, int]:
     """Bits of weights and of activations in a shorthand such as ``w4a8``. Raises SchemeError."""
@@ -113,6 +140,7 @@ def _wrong_words(scheme: Scheme) -> Iterator[SchemeError]:
         if getattr(scheme, name) is not None:
             words.append((name, getattr(scheme, name), families))
     words += [("calibration", scheme.calibration, get_args(Calibration)), ("delta", scheme.delta, get_args(Delta))]
+    words += [("weight_levels", scheme.weight_levels, get_args(WeightLevels))]
     for name, word, possible in words:
         if word not in possible:
             text = f"{name}: {word!r} is unknown{nearest(word, possible)}; possible are {', '.join(possible)}"
@@ -149,6 +177,11 @@ def _wrong_for_families(scheme: Scheme) -> Iterator[SchemeError]:
     mistake = schedule_mistake(scheme.progressive, min(scheme.weights, scheme.activations), families)
     if mistake is not None:
         yield mistake
+    if scheme.weight_levels != "auto" and (fixed := FAMILIES[scheme.family_of_weights].fixed_levels):
+        text = f"weight_levels: 2-bit weights of family {scheme.family_of_weights} have {fixed} levels of their own; "
+        yield SchemeError(
+            text + "take family lsq, lsq_plus or pot, or leave weight_levels out", key="scheme.fixed-levels"
+        )
     if scheme.delta != "fixed" and "ewgs" not in families:
         text = f"delta: family {scheme.family} scales no gradients; take family: ewgs, or leave delta out"
         yield SchemeError(text, key="scheme.delta-without-ewgs")

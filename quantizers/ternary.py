@@ -47,6 +47,8 @@ class BinaryQuant(StatisticsQuant):
     activations of two signs stay out, because levels without a zero cannot be written as QuantizeLinear.
     """
 
+    odd = True
+
     def __init__(self, bits: int, calibration: str, shape: tuple[int, ...]) -> None:
         super().__init__(bits, *odd_levels(1), calibration, shape)
 

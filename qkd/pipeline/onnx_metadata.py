@@ -50,7 +50,7 @@ for path in sys.argv[1:]:
 
 
 def metadata_of_run(finished: FinishedRun, uint8: Uint8Input, kind: str) -> Mapping[str, str]:
-    """The metadata of an exported file: labels, preprocessing, bits, scheme, the completed recipe, versions.
+    """The metadata of an exported file: labels, preprocessing, bits, levels of 2-bit weights, scheme, recipe, versions.
 
     ``kind``, "uint8" or "float32", is the type of the file's input; ``uint8``: how uint8 images are normalised, inside the
     file or before it.
@@ -73,6 +73,7 @@ def metadata_of_recipe(
         "preprocessing": json.dumps(preprocessing(data, uint8, kind)),
         "scheme": "float" if scheme is None else str(scheme),
         "bits": json.dumps(None if scheme is None else bits(scheme)),
+        "weight_levels": "" if scheme is None or scheme.levels is None else str(scheme.levels),
         "network": recipe.student.build,
         "method": recipe.method.name,
         "recipe": text,

@@ -10,6 +10,7 @@ from qkd.errors import SchemeError, UsageError, nearest
 from qkd.options import MAX_SEED, Count, Options, is_user_code, look_up, options_from
 from qkd.recipe.models import FLOAT, SAME, SCRATCH, DataEntry, MethodEntry, NetworkEntry, ViewEntry
 from qkd.recipe.source import Key, Source, joined, quoted, split_key
+from qkd.recipe.stored_scheme import at_its_time
 from qkd.recipe.validate import options_model, validate
 
 OF_OWNERS = ("build", "quantize", "start_from", "seed")
@@ -179,7 +180,7 @@ def _parse_scheme(source: Source, key: Key, value: Any) -> Any:
             return Scheme.parse(value)
         if isinstance(value, dict):
             made = validate(source, key, options_model("scheme", options_from(Scheme, keyword_only=False)), value)
-            return Scheme(**dict(made)) if made is not None else None
+            return at_its_time(Scheme(**dict(made)), value) if made is not None else None
     except SchemeError as error:
         for line in str(error).splitlines():
             source.report(*split_key(source.positions, key, line))

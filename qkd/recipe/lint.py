@@ -8,7 +8,7 @@ from typing import Any
 from qkd.distill.method_info import OnlyWith, method_info, unused_options
 from qkd.errors import Problem
 from qkd.options import look_up, options_from
-from qkd.recipe.models import FLOAT, SCRATCH, Recipe, Train
+from qkd.recipe.models import FLOAT, SCRATCH, STUDENT, Recipe, Train
 
 READ_WITH: OnlyWith = {
     "milestones": ("schedule", ("step",)),
@@ -30,6 +30,7 @@ def warnings(recipe: Recipe) -> list[Problem]:
         if entry.seed is not None and not entry.is_seeded:
             message = f"no effect with a checkpoint; it is used where `start_from` is {FLOAT} or {SCRATCH}"
             found.append(recipe.problem((*recipe.key_of(name), "seed"), message))
+    found += _unused_levels(recipe)
     for section in ("pretrain", "train"):
         settings = getattr(recipe, section)
         if settings.warmup >= settings.epochs:
@@ -39,6 +40,18 @@ def warnings(recipe: Recipe) -> list[Problem]:
     if recipe.pretrain.dampen:
         found.append(recipe.problem("pretrain.dampen", "no effect: a float network has no weights that are rounded"))
     return [*found, *_unused_options(recipe)]
+
+
+def _unused_levels(recipe: Recipe) -> list[Problem]:
+    """Levels of 2-bit weights that are chosen for a network without such weights."""
+    found = []
+    for part, entry in recipe.owners.items():
+        scheme = entry.quantize
+        if scheme is not None and scheme.weight_levels != "auto" and not scheme.has_levels_to_choose:
+            place = part if part == STUDENT else f"teachers.{part}"
+            message = f"{scheme.weight_levels} has no effect: no weights have 2 bits"
+            found.append(recipe.problem(f"{place}.quantize.weight_levels", message))
+    return found
 
 
 def _unused_settings(recipe: Recipe, section: str, settings: Train) -> list[Problem]:

@@ -8,11 +8,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from qkd.report.run_data import RunData, exported_rows, headline_row, is_float_file, mapping, read_run, scheme_text
+from qkd.report.run_data import (
+    RunData,
+    exported_rows,
+    headline_row,
+    is_float_file,
+    levels,
+    mapping,
+    read_run,
+    scheme_text,
+)
 from qkd.storage.results import ComparedRun, ComparedSeeds, Spread
 from qkd.storage.run import Run
 
-SAME = ("method", "network", "bits", "batch", "threads")  # what the runs of a group have in common
+SAME = ("method", "network", "bits", "levels", "batch", "threads")  # what the runs of a group have in common
 SUMMARISED = tuple(each.name for each in fields(ComparedSeeds) if each.name not in ("runs", "seeds", *SAME))
 
 
@@ -43,6 +52,7 @@ def _row(run_data: RunData) -> ComparedRun:
         method=result.method if result.method is not None else mapping(run_data.recipe.get("method")).get("name"),
         network=run_data.student.get("build"),
         bits=scheme_text(run_data.student) if run_data.student else None,
+        levels=levels(run_data.student),
         float_top1=result.float_top1,
         before_top1=run_data.before_top1,
         top1=result.top1,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qkd.errors import UsageError
+from qkd.quantizers.scheme import titled
 from qkd.report import formatting
 from qkd.report.figure_svg import svg_of
 from qkd.report.page import page
@@ -57,7 +58,7 @@ def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _line(row: Row) -> list[str]:
     names = [Path(run).name for run in (row.runs or () if isinstance(row, ComparedSeeds) else [row.run or ""])]
     seeds = row.seeds or () if isinstance(row, ComparedSeeds) else [row.seed]
-    product = f"{formatting.network(row.network)} {row.bits or ''}".strip()
+    product = f"{formatting.network(row.network)} {titled(row.bits or '', row.levels)}".strip()
     first = [_common_name(names), str(row.method or formatting.MISSING), product]
     cells = [_cell(column.value(row), column.factor, column.digits) for column in COLUMNS]
     return [*first, *cells, ", ".join(formatting.MISSING if seed is None else str(seed) for seed in seeds)]

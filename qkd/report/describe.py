@@ -36,7 +36,7 @@ def _network(part: str, recipe: Recipe, assembly: Assembly) -> str:
     if part in recipe.views:
         return f"view {recipe.views[part]}; no parameters of its own, no gradient"
     entry = recipe.owners[part]
-    bits = str(entry.quantize) if entry.quantize else "float"
+    bits = entry.quantize.title if entry.quantize else "float"
     size = sum(p.numel() for p in assembly.ensemble.part(part).parameters())
     start = f"starts from {entry.start_from}" + f", seed {recipe.seed_of(part)}" * entry.is_seeded
     return f"{entry.build} {bits}, {size:,} parameters, {start}"

@@ -189,7 +189,7 @@ def _about(recipe: Recipe, part: str) -> str:
         seen = ["average"] * (entry.average is not None) + [f"a{entry.activations}"] * (entry.activations is not None)
         return f"{shortened(entry.of)}, {' '.join(seen)}"
     build = entry.build.rpartition(":")[2]
-    return f"{shortened(build)} {entry.quantize or 'float'}"
+    return f"{shortened(build)} {entry.quantize.title if entry.quantize else 'float'}"
 
 
 def shortened(name: str, longest: int = 20) -> str:

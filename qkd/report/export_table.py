@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from qkd.report import formatting
@@ -42,6 +43,13 @@ def _layers(report: ExportReport | UnprovenExportReport) -> Iterator[tuple[str, 
         yield "in float", f"{name}: {reasons[name]}" if name in reasons else name
 
 
+def _two_bit_levels(report: ExportReport) -> str:
+    """How many levels layers with weights of 2 bits have, which the bits alone do not say."""
+    found = Counter(each.weight_levels for each in report.resolution or () if each.weight_bits == 2)
+    counted = [f"{levels} levels" for levels in sorted(filter(None, found))]
+    return " or ".join(counted)
+
+
 def _proof(report: ExportReport) -> Iterator[tuple[str, str]]:
     agreement = _fraction(report.agreement)
     if report.integer_layers == ():
@@ -74,6 +82,7 @@ def _accuracy(report: ExportReport) -> Iterator[tuple[str, str]]:
 def _file(report: ExportReport) -> Iterator[tuple[str, str]]:
     yield "size", _size(report)
     yield "weights stored as", report.storage or ""
+    yield "weights of 2 bits have", _two_bit_levels(report)
     yield "takes", _input(report)
     yield "needs onnxruntime", f">= {report.minimum_onnxruntime}" if report.minimum_onnxruntime else ""
     yield "resolution", "\n".join(_resolution(report)) if report.integer_layers else ""

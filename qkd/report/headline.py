@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qkd.report import formatting
-from qkd.report.run_data import RunData, bits, exported_rows, headline_row, mapping
+from qkd.report.run_data import RunData, bits, exported_rows, headline_row, levels, mapping
 from qkd.storage.artifacts import RESULT
 from qkd.storage.json_record import is_number
 
@@ -32,15 +32,17 @@ def run_line(run_data: RunData) -> list[str]:
 
 
 def subject(run_data: RunData) -> str:
-    """The product in words: ``2-bit resnet8``."""
+    """The product in words: ``2-bit resnet8 (4 weight levels)``."""
     build = str(run_data.student.get("build", "")).rpartition(":")[2] or run_data.run.folder.name
     found = bits(run_data.student)
     if found is None:
         return f"float {build}" if run_data.student else build
     weights, activations = found
+    several = levels(run_data.student)
+    there = f" ({several} levels)" if several else ""
     if weights == activations:
-        return f"{weights}-bit {build}"
-    return f"{build} with {weights}-bit weights and {activations}-bit activations"
+        return f"{weights}-bit {build}{there.replace(' levels', ' weight levels')}"
+    return f"{build} with {weights}-bit weights{there} and {activations}-bit activations"
 
 
 def _accuracy(run_data: RunData) -> str:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from qkd.quantizers.scheme import titled
 from qkd.report import formatting
 from qkd.report.diagram_edges import Box, meet
 from qkd.report.figure_svg import COLOURS_OF_THE_PAGE, FONT_SIZE
@@ -90,7 +91,7 @@ def deployed(row: ComparedRun) -> float | None:
 
 
 def _kind(row: ComparedRun) -> str:
-    return f"{row.method} {row.bits}"
+    return f"{row.method} {titled(str(row.bits), row.levels)}"
 
 
 def kinds_of(rows: Sequence[ComparedRun]) -> list[str]:

@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qkd.errors import RunError
+from qkd.errors import RunError, SchemeError
+from qkd.quantizers.scheme import Scheme, titled
+from qkd.recipe.stored_scheme import at_its_time
 from qkd.recipe.yaml_text import read_source
 from qkd.storage.artifacts import (
     BENCH,
@@ -172,10 +174,25 @@ def bits(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
+def levels(entry: Mapping[str, Any]) -> int | None:
+    """How many levels the 2-bit weights of a network in a recipe have; None for other bits, and where it cannot be said."""
+    scheme = entry.get("quantize")
+    try:
+        made = Scheme(**scheme) if isinstance(scheme, Mapping) else Scheme.parse(str(scheme))
+    except (SchemeError, TypeError):
+        return None
+    return (at_its_time(made, scheme) if isinstance(scheme, Mapping) else made).levels
+
+
 def scheme_text(entry: Mapping[str, Any]) -> str:
     """The scheme of a network as ``w2a4``, or ``float``."""
     found = bits(entry)
     return f"w{found[0]}a{found[1]}" if found else "float"
+
+
+def scheme_title(entry: Mapping[str, Any]) -> str:
+    """The scheme of a network with the levels of 2-bit weights, ``w2a4 (4 levels)``, or ``float``."""
+    return titled(scheme_text(entry), levels(entry))
 
 
 def exported_rows(run_data: RunData) -> list[BenchRow]:

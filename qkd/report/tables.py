@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from qkd.report import formatting
 from qkd.report.charts import Bar, bar_chart
-from qkd.report.run_data import RunData, file_name, is_float_file, mapping, scheme_text
+from qkd.report.run_data import RunData, file_name, is_float_file, mapping, scheme_title
 from qkd.storage.artifacts import RECIPE
 from qkd.storage.results import BenchRow, ParticipantCost, TrainingCost
 
@@ -95,7 +95,7 @@ def parts(run_data: RunData) -> list[Part]:
     found = [
         Part(name, f"view of {entry['of']}", "", top1.get(name))
         if "of" in entry
-        else Part(name, formatting.network(entry.get("build")), scheme_text(entry), top1.get(name))
+        else Part(name, formatting.network(entry.get("build")), scheme_title(entry), top1.get(name))
         for name, entry in networks
     ]
     added = [Part(name, "made by the method", "", top1[name]) for name in top1 if name not in entries]

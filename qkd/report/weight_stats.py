@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qkd.errors import QkdError
 
@@ -19,14 +19,16 @@ QUANTIZED = ("conv", "linear")  # the kinds of layers with quantized weights
 
 
 class Row(NamedTuple):
-    """A layer. ``error``: ``|w - q| / |w|``; ``ends``, ``zeros``: shares of weights on the outermost levels and on zero.
+    """A layer. ``levels``: those of its weights, where they are of 2 bits. ``error``: ``|w - q| / |w|``; ``ends``, ``zeros``:
+    shares of weights on the outermost levels and on zero.
 
-    All three are 0..1, and None for a layer that stays float.
+    The last three are 0..1, and None for a layer that stays float.
     """
 
     name: str
     kind: str
     bits: int
+    levels: int | None
     shape: str
     parameters: int
     error: float | None = None
@@ -57,19 +59,20 @@ def weights(run_data: RunData, assembly: Assembly) -> Weights | None:
     return Weights(rows, sorted(others.items()))
 
 
-def _row(layer: Any, module: nn.Module) -> Row:
+def _row(layer: Any, module: Any) -> Row:
     shape = "x".join(map(str, layer.shape))
-    row = Row(layer.name, layer.kind, layer.bits, shape, layer.parameters)
+    row = Row(layer.name, layer.kind, layer.bits, None, shape, layer.parameters)
     if not hasattr(module, "quant_weight"):
         return row
     error, ends, zeros = _rounding(module)
-    return row._replace(error=error, ends=ends, zeros=zeros)
+    levels = module.weight_quant.tensor_quant.num_levels if layer.bits == 2 else None
+    return row._replace(levels=levels, error=error, ends=ends, zeros=zeros)
 
 
 @torch.no_grad()
 def _rounding(module: Any) -> tuple[float, float, float]:
-    quantized = module.quant_weight()
+    quantized, core = module.quant_weight(), module.weight_quant.tensor_quant
     levels: Tensor = torch.round(quantized.value / quantized.scale)
-    ends = levels.abs() >= levels.abs().amax()
+    ends = (levels <= core.low) | (levels >= core.high)
     error = (module.weight - quantized.value).norm() / module.weight.norm().clamp_min(1e-12)
     return float(error), float(ends.float().mean()), float((levels == 0).float().mean())

@@ -75,6 +75,7 @@ class LayerResolution(JsonRecord):
 
     layer: str | None = None
     weight_bits: int | None = None
+    weight_levels: int | None = None
     headroom: int | None = None
     factors: tuple[int, ...] | None = None
     bias_step: float | None = None
@@ -228,6 +229,7 @@ class ComparedRun(JsonRecord):
     method: str | None = None
     network: str | None = None
     bits: str | None = None
+    levels: int | None = None
     float_top1: float | None = None
     before_top1: float | None = None
     top1: float | None = None
@@ -261,6 +263,7 @@ class ComparedSeeds(JsonRecord):
     method: str | None = None
     network: str | None = None
     bits: str | None = None
+    levels: int | None = None
     batch: int | None = None
     threads: int | None = None
     float_top1: Spread | None = None

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from qkd.errors import ExportError, UsageError
 from qkd.export import count_operators, emit, emit_float, emulate, predict, save
-from qkd.export.fold import BIAS_LIMIT, to_integers
+from qkd.export.fold import BIAS_LIMIT, to_integers, trained_integers
 from qkd.export.invariants import constant_value, require_invariants
 from qkd.export.onnx_graph import Graph
 from qkd.export.pack import store
+from qkd.export.parity import torch_parity
 from qkd.quantizers import Scheme, disabled, insert
 from tests.support.refusals import Refused
 from tests.support.tiny_products import (
@@ -102,7 +103,7 @@ def test_headroom_makes_low_bit_biases_finer() -> None:
 
     def error(headroom: int) -> float:
         held = stored(emit(trained, SHAPE, headroom=headroom).model, "conv")
-        assert np.abs(held.integers).max() <= max(headroom, 1)
+        assert np.abs(held.integers).max() <= max(headroom, 3)
         return float(np.abs(held.bias * held.units.astype(np.float64) - bias).max())
 
     assert error(63) < 0.1 * error(0)
@@ -146,16 +147,58 @@ def test_packed_weights_give_the_same_logits_in_fewer_bytes(scheme: str, opset: 
 
 def test_packed_codes_read_back_as_they_were_for_every_size() -> None:
     generator = np.random.default_rng(0)
-    for low, high in ((-2, 1), (-8, 7)):
+    for low, high, odd in ((-2, 1, 0), (-8, 7, 0), (-2, 1, 1)):
         for size in range(1, 9):
             integers = generator.integers(low, high + 1, (2, size))
             integers[:, 0] = low, high
+            integers = 2 * integers + 1 if odd else integers
             weight = to_integers(integers, np.ones(2), np.array([0.3, 0.7]), np.float32(0.1), 63)
             graph = Graph()
             name = store(graph, weight, "layer", "packed")
             constants = {tensor.name: tensor for tensor in graph.initializers}
             makers = {node.output[0]: node for node in graph.nodes}
             assert np.array_equal(constant_value(name, constants, makers), weight.integers)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "levels", "codes"),
+    [("mid_rise", 4, {-3, -1, 1, 3}), ("narrow", 3, {-1, 0, 1}), ("full", 4, {-2, -1, 0, 1})],
+)
+def test_two_bits_are_two_bits_in_a_packed_file_and_exact(chosen: str, levels: int, codes: set[int]) -> None:
+    trained = product(Residual(), "w2a2", weight_levels=chosen, calibration="mse")
+    integers, _ = trained_integers(trained.get_submodule("conv"), "conv")
+    assert set(np.unique(integers)) == codes  # the batch norm behind it has gammas of both signs
+    plain, packed = emit(trained, SHAPE), emit(trained, SHAPE, storage="packed")
+    held = {t.name: t for t in packed.model.graph.initializer}["conv.weight"]
+    assert held.data_type == TensorProto.INT2 and len(held.raw_data) == integers.size // 4
+    assert np.array_equal(tensors(plain.model)["conv.weight"], _read(packed.model, "conv.weight"))
+    expected = predict(plain.model, images())
+    assert np.array_equal(predict(packed.model, images()), expected)
+    assert np.array_equal(emulate(packed.model, images()), expected)
+    assert torch_parity(trained, packed, images()).wrong == ""
+    inner = {each.layer: each for each in packed.resolution}["conv"]
+    assert (inner.weight_bits, inner.weight_levels) == (2, levels)
+
+
+def _read(model: onnx.ModelProto, name: str) -> np.ndarray:
+    """The int8 weights that a packed initialiser becomes, read as onnxruntime reads them."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    reached = name
+    while reader := next(
+        (n for n in model.graph.node if reached in n.input and n.op_type in ("Cast", "Mul", "Add")), None
+    ):
+        reached = reader.output[0]
+    return constant_value(reached, constants, makers)
+
+
+@pytest.mark.parametrize("family", ["hwgq", "ewgs", "dorefa", "pact", "lsq_plus", "pot", "ternary"])
+def test_every_family_has_two_bits_in_a_packed_file(family: str) -> None:
+    trained = product(Residual(), "w2a4", family=family)
+    packed = emit(trained, SHAPE, storage="packed")
+    held = {t.name: t for t in packed.model.graph.initializer}["conv.weight"]
+    assert held.data_type == TensorProto.INT2
+    assert np.array_equal(predict(packed.model, images()), predict(emit(trained, SHAPE).model, images()))
 
 
 def test_hwgq_weights_without_a_zero_become_odd_integers() -> None:

@@ -24,7 +24,7 @@ def forgetting() -> Iterator[None]:
     c_kernels.library.cache_clear()
 
 
-def both_ways(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+def both_ways(x: Tensor, step: Tensor, low: float, high: float, g: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Output, gradient of x, gradient of the step: natively, and by tensor operations."""
     results = []
     for compiled in (True, False):
@@ -38,12 +38,15 @@ def both_ways(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> list[t
 @needs_compiler
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 31, 33), (9, 16, 3, 3), (1, 1)])
 @pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(-4, 3), (-1.5, 1.5)])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_kernels_equal_tensor_operations(shape: tuple[int, ...], rows: bool, kind: torch.dtype) -> None:
+def test_kernels_equal_tensor_operations(
+    shape: tuple[int, ...], rows: bool, low: float, high: float, kind: torch.dtype
+) -> None:
     x, g = 2 * torch.randn(shape).to(kind), torch.randn(shape).to(kind)
     step = 0.1 + torch.rand(len(x), *[1] * (len(shape) - 1)) if rows else torch.tensor(-0.3)
     assert c_kernels.can_round(x, step, positive_scale(step))
-    (y, to_x, to_step), (y2, to_x2, to_step2) = both_ways(x, step, -4, 3, g)
+    (y, to_x, to_step), (y2, to_x2, to_step2) = both_ways(x, step, low, high, g)
     assert y.dtype is to_x.dtype is kind
     assert torch.equal(y, y2)
     assert torch.equal(to_x, to_x2)

@@ -33,7 +33,9 @@ def test_weights_lie_on_their_grid(family: str, bits: int, per_channel: bool) ->
         assert (quantized.scale > 0).all()
         assert torch.allclose(integers, integers.round(), atol=1e-5)
         assert torch.equal(quantized.int(float_datatype=True), integers.round())
-        top = 2**bits - 1 if family == "hwgq" and bits < 8 else 2 ** (bits - 1) - 1
+        odd = bits < 8 if family == "hwgq" else bits == 2
+        top = 2**bits - 1 if odd else 2 ** (bits - 1) - 1
+        assert not odd or (integers.round() % 2).all()
         assert integers.round().abs().max() <= top
         assert layer.weight_quant.is_signed
         assert layer.weight_quant.is_narrow_range

@@ -40,6 +40,13 @@ def test_every_logit_is_the_same_in_pytorch_and_onnxruntime(bits: str, per_chann
     assert len(np.unique(expected)) > 50
 
 
+@pytest.mark.parametrize("chosen", ["narrow", "full"])
+def test_so_it_is_on_the_other_grids_of_two_bits(chosen: str) -> None:
+    trained, given = exact("w2a4", weight_levels=chosen), images(32, SHAPE_16)
+    model = emit(trained, SHAPE_16, storage="packed").model
+    assert np.array_equal(predict(model, given), logits(trained, given))
+
+
 def test_also_after_training_without_the_batch_norms() -> None:
     network = exact("w2a2").train()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
@@ -77,8 +84,8 @@ def test_folding_changes_no_function() -> None:
 def test_a_bias_is_whole_units_and_still_learns() -> None:
     bias = torch.tensor([0.3, -1.7], requires_grad=True)
     scales = torch.tensor([0.5, 0.25]).reshape(2, 1, 1, 1)
-    for bits, raised in ((8, 1), (4, 8), (2, 32)):
-        found = round_bias(bias, torch.tensor(0.125), scales, bits)
+    for largest, raised in ((127, 1), (7, 8), (3, 16), (2, 16), (1, 32)):
+        found = round_bias(bias, torch.tensor(0.125), scales, largest)
         units = found.detach() / (0.125 * scales.flatten() / raised)
         assert torch.equal(units, units.round()) and (found - bias).abs().max() <= 0.5 * 0.125 * 0.5 / raised
         (gradient,) = torch.autograd.grad(found.sum(), bias)

@@ -72,12 +72,12 @@ def kept(value: Tensor, smooth: Tensor) -> Tensor:
 
 
 def lsq(core: Any, x: Tensor) -> Formula:
-    ratio = (
-        core.scale().detach() / core.step.detach()
-    )  # 1 or -1, and for powers of two what the exponent's rounding adds
-    integers = (x / core.scale().detach()).clamp(core.low, core.high)
-    added = kept(integers.round(), integers)
-    return lambda v, step: ((v / (step * ratio)).clamp(core.low, core.high) + added) * (step * ratio)
+    used = core.scale().detach() * (2 if core.odd else 1)
+    ratio = used / core.step.detach()  # 1 or -1, and for powers of two what the exponent's rounding adds
+    low, high, shift = (part / 2 for part in (core.low, core.high, 1)) if core.odd else (core.low, core.high, 0)
+    clamped = (x / used).clamp(low, high)
+    added = kept(((x / used - shift).round() + shift).clamp(low, high), clamped)
+    return lambda v, step: ((v / (step * ratio)).clamp(low, high) + added) * (step * ratio)
 
 
 def shifted(core: Any, x: Tensor) -> Formula:

@@ -16,29 +16,43 @@ from tests.support.tiny_wirings import activation_layer
 SEVERAL = (2, 3, 4, 8)
 
 
-def straight_line(x: Tensor, step: Tensor, low: int, high: int, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def straight_line(x: Tensor, step: Tensor, levels: list[float], g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """LSQ as the paper writes it, element by element: output, gradient of x, gradient of the step before its scaling."""
     y, to_x, to_step = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(step.expand_as(x))
     spread = step.expand_as(x)
     for at in range(x.numel()):
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), x.shape))
         ratio = x[index].item() / spread[index].item()
-        q = min(max(round(ratio), low), high)
+        q = min(levels, key=lambda level: abs(level - ratio))
         y[index] = q * spread[index]
-        to_x[index] = g[index] if low < ratio < high else 0.0
-        to_step[index] = g[index] * (q - ratio if low < ratio < high else q)
+        to_x[index] = g[index] if levels[0] < ratio < levels[-1] else 0.0
+        to_step[index] = g[index] * (q - ratio if levels[0] < ratio < levels[-1] else q)
     return y, to_x, to_step.sum_to_size(step.shape)
 
 
-@pytest.mark.parametrize("bits", SEVERAL)
-@pytest.mark.parametrize("kind", ["weight", "weight per tensor", "unsigned", "signed"])
-def test_gradient_is_the_papers(kind: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def levels_of(kind: str, bits: int, chosen: str) -> list[float]:
+    """The levels in steps, written out."""
+    if kind == "unsigned":
+        return [float(n) for n in range(2**bits)]
+    if kind == "signed":
+        return [float(n) for n in range(-(2 ** (bits - 1)), 2 ** (bits - 1))]
+    if bits == 2:
+        by_name = {"narrow": [-1.0, 0.0, 1.0], "full": [-2.0, -1.0, 0.0, 1.0], "mid_rise": [-1.5, -0.5, 0.5, 1.5]}
+        return by_name["mid_rise" if chosen == "auto" else chosen]
+    return [float(n) for n in range(1 - 2 ** (bits - 1), 2 ** (bits - 1))]
+
+
+KINDS = [(kind, bits, "auto") for kind in ("weight", "weight per tensor", "unsigned", "signed") for bits in SEVERAL]
+KINDS += [(kind, 2, chosen) for kind in ("weight", "weight per tensor") for chosen in ("narrow", "full", "mid_rise")]
+
+
+@pytest.mark.parametrize(("kind", "bits", "chosen"), KINDS)
+def test_gradient_is_the_papers(kind: str, bits: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "BLOCK", 7)
     x = torch.randn(3, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     if kind.startswith("weight"):
-        layer = qnn.QuantConv2d(
-            2, 3, (2, 3), weight_quant=WeightQuantizer, weight_bit_width=bits, weight_per_channel=kind == "weight"
-        )
+        settings = {"weight_bit_width": bits, "weight_per_channel": kind == "weight", "weight_levels": chosen}
+        layer = qnn.QuantConv2d(2, 3, (2, 3), weight_quant=WeightQuantizer, **settings)
         core = layer.double().weight_quant.tensor_quant
         count = x[0].numel() if kind == "weight" else x.numel()
     else:
@@ -48,11 +62,38 @@ def test_gradient_is_the_papers(kind: str, bits: int, monkeypatch: pytest.Monkey
     g = torch.randn_like(x)
     y, scale, *_ = core(x)
     y.backward(g)
-    expected = straight_line(x.detach(), scale, core.low, core.high, g)
+    levels = levels_of(kind, bits, chosen)
+    assert core.num_levels == len(levels)
+    expected = straight_line(x.detach(), core.step.detach(), levels, g)
     assert torch.allclose(y, expected[0], rtol=1e-12)
     assert torch.equal(x.grad, expected[1])
-    assert torch.allclose(core.step.grad, expected[2] / math.sqrt(count * core.high), rtol=1e-9)
+    assert torch.allclose(core.step.grad, expected[2] / math.sqrt(count * levels[-1]), rtol=1e-9)
     assert (x.grad == 0).any()
+    integers = y / scale
+    assert torch.allclose(integers, integers.round(), atol=1e-9) and integers.abs().max() < 2**bits
+
+
+def test_a_mid_rise_grid_has_no_zero_and_its_step_begins_where_the_error_is_least() -> None:
+    core = qnn.QuantLinear(400, 3, False, weight_quant=WeightQuantizer, weight_bit_width=2).weight_quant.tensor_quant
+    weights = torch.randn(3, 400) * torch.tensor([[0.1], [1.0], [7.0]])
+    core.fit(weights)
+    y, scale, *_ = core(weights)
+    assert (y / scale).round().unique().tolist() == [-3, -1, 1, 3]
+    assert torch.equal(scale * 2, core.step.abs()) and core(torch.zeros(3, 1))[0].gt(0).all()
+    for factor in (0.9, 1.1):
+        step = core.step.detach() * factor
+        levels = torch.tensor([-1.5, -0.5, 0.5, 1.5]) * step[..., None]
+        other = (weights[..., None] - levels).abs().amin(-1).square().sum(1)
+        assert (other > (y - weights).square().sum(1)).all()
+    # 0.996 standard deviations is the optimum for a Gaussian (Max, 1960; the constant of HWGQ)
+    assert torch.allclose(core.step.flatten() / weights.std(1), torch.tensor(0.996), rtol=0.15)
+
+
+def test_a_channel_of_zeros_stays_near_zero_where_no_level_is_zero() -> None:
+    core = qnn.QuantLinear(20, 2, False, weight_quant=WeightQuantizer, weight_bit_width=2).weight_quant.tensor_quant
+    weights = torch.cat([torch.randn(1, 20), torch.zeros(1, 20)])
+    core.fit(weights)
+    assert core(weights)[0][1].abs().max() < 1e-7 and (core.scale() > 0).all()
 
 
 def test_a_step_carried_through_zero_is_reflected() -> None:
@@ -75,13 +116,15 @@ def test_a_step_carried_through_zero_is_reflected() -> None:
     assert core.step.grad.isfinite()
 
 
-def test_whole_tensors_and_blocks_agree() -> None:
+@pytest.mark.parametrize(("low", "high"), [(-8, 7), (-1.5, 1.5)])
+def test_whole_tensors_and_blocks_agree(low: float, high: float) -> None:
     """What runs on other devices than the CPU, against what runs there."""
     x, g, s = torch.randn(2, 3, 400), torch.randn(2, 3, 400), torch.tensor(0.3)
-    y = rounding._round_blocks(x, s, -8, 7)
-    assert torch.equal(y, rounding._round_whole(x, s, -8, 7))
-    whole = rounding._differentiate_whole(g, x, y, s, -8, 7)
-    blocks = rounding._differentiate_blocks(g, x, y, s, -8, 7)
+    zero = rounding.has_zero(low)
+    y = rounding._round_blocks(x, s, low, high, zero)
+    assert torch.equal(y, rounding._round_whole(x, s, low, high, zero))
+    whole = rounding._differentiate_whole(g, x, y, s, low, high)
+    blocks = rounding._differentiate_blocks(g, x, y, s, low, high)
     assert torch.equal(whole[0], blocks[0])
     assert torch.allclose(whole[1], blocks[1], rtol=1e-4)
     assert whole[1].shape == blocks[1].shape == ()

@@ -74,6 +74,7 @@ def test_a_row_holds_what_the_files_hold(tmp_path: Path) -> None:
         "method": "kd",
         "network": "resnet8",
         "bits": "w2a2",
+        "levels": 4,
         "float_top1": 98.0,
         "before_top1": 50.0,
         "top1": 95.0,
@@ -133,7 +134,19 @@ def test_seeds_of_one_recipe_are_summarised(tmp_path: Path) -> None:
     assert together.top1 == Spread(96.0, pytest.approx(7**0.5), 3)  # type: ignore[arg-type]
     assert alone.runs == (str(tmp_path / "other"),)
     assert alone.top1 == Spread(97.0, None, 1)
-    names = ("runs", "seeds", "method", "network", "bits", "batch", "threads", "float_top1", "before_top1", "top1")
+    names = (
+        "runs",
+        "seeds",
+        "method",
+        "network",
+        "bits",
+        "levels",
+        "batch",
+        "threads",
+        "float_top1",
+        "before_top1",
+        "top1",
+    )
     assert tuple(alone.to_json()) == (*names, "top1_onnxruntime", "bytes", "p50_ms", "speedup", "seconds")
 
 
@@ -251,7 +264,7 @@ def test_json_is_one_object_and_lines_of_the_table_are_whole(tmp_path: Path) -> 
     assert printed["groups"] == [group.to_json() for group in by_recipe(read_runs(runs))]
     table = call(*runs).stdout
     assert re.search(
-        r"a_rather_long_name_of_a_run_s1 +kd +resnet8 w2a2 +98\.0 +50\.0 +95\.0 +94\.5 +90\.0 +0\.250 +2\.00 +30 +1",
+        r"a_rather_long_name_of_a_run_s1 +kd +resnet8 w2a2 \(4 levels\) +98\.0 +50\.0 +95\.0 +94\.5 +90\.0 +0\.250 +2\.00 +30 +1",
         table,
     )
     seeds = call(*runs, "--seeds").stdout

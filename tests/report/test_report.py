@@ -280,7 +280,7 @@ def test_identifiers_are_unique(content: str) -> None:
 
 def test_summary_holds_what_the_files_hold(finished: Path) -> None:
     assert headline.summary(read_run(Run(finished))) == (
-        "2-bit resnet8: 95.6 % on test (float 98.3 %); the ONNX file is 4.1x smaller and 1.6x faster, "
+        "2-bit resnet8 (4 weight levels): 95.6 % on test (float 98.3 %); the ONNX file is 4.1x smaller and 1.6x faster, "
         "equal to the integer emulator on 100 % of the test images."
     )
 
@@ -309,9 +309,9 @@ def test_summary_of_a_run_that_is_not_finished(folder: Path) -> None:
     for name in ("result.json", "export.json", "bench.json"):
         (folder / name).unlink()
     summary = headline.summary(read_run(Run(folder)))
-    assert summary == "2-bit resnet8: not finished, 3 of 3 epochs done, 95.0 % on validation so far."
+    assert summary == "2-bit resnet8 (4 weight levels): not finished, 3 of 3 epochs done, 95.0 % on validation so far."
     (folder / "metrics.jsonl").unlink()
-    assert headline.summary(read_run(Run(folder))) == "2-bit resnet8: not trained yet."
+    assert headline.summary(read_run(Run(folder))) == "2-bit resnet8 (4 weight levels): not trained yet."
 
 
 def test_numbers_of_the_files_stand_on_the_page(content: str) -> None:
@@ -394,7 +394,7 @@ def test_a_recipe_whose_code_is_gone_has_a_page(folder: Path) -> None:
     shown = Reader(write(read_run(Run(folder))).read_text()).text
     assert "cannot be drawn" in shown
     assert "gone.py" in shown
-    assert "2-bit Net: 95.6 % on test" in shown
+    assert "2-bit Net (4 weight levels): 95.6 % on test" in shown
 
 
 def test_writing_again_replaces_the_page_and_leaves_nothing_beside_it(folder: Path) -> None:
@@ -482,7 +482,7 @@ def test_heads_that_read_heads_are_drawn_and_the_exported_one_is_marked(recipe: 
         ("four", "resnet8 w4a4", "frozen", False),
         ("inner", "joined", "learns", False),
         ("outer", "copy", "", True),
-        ("student", "resnet8 w2a2", "learns", False),
+        ("student", "resnet8 w2a2 (4 levels)", "learns", False),
     ]
     assert draw(shown).count("exported") == 1
 
@@ -656,7 +656,8 @@ def test_rounding_errors_shrink_with_bits(finished: Path, recipe: recipes.Recipe
         assert row.ends is not None
         assert row.zeros is not None
         errors[row.bits].append(row.error)
-        assert row.bits == 8 or row.ends + row.zeros == pytest.approx(1)  # two bits: -1, 0 and 1
+        if row.bits == 2:  # codes -3, -1, 1, 3
+            assert (row.levels, row.zeros) == (4, 0) and 0 < row.ends < 1
     assert max(errors[8]) < 0.05 < 0.2 < min(errors[2])
     assert {bits for bits, _ in found.activations} == {2, 8}
 

@@ -32,7 +32,7 @@ FULL: tuple[JsonRecord, ...] = (
         reasons={"fc": "a reason"},
         same_in_batches=False,
         openvino=SecondRuntime("0", 97.0, 99.0),
-        resolution=(LayerResolution("conv", 2, 1, (1, 64), 0.25, None),),
+        resolution=(LayerResolution("conv", 2, 4, 1, (1, 64), 0.25, None),),
     ),
     UnprovenExportReport(narrowed=("relu",), top1_unoptimised=97.0),
     BenchReport("p", (BenchRow(file="s.onnx", batch=1, p50_ms=0.25),), ("s.onnx",)),
