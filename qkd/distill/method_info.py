@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 FIELD = "method_info"
 ABOVE_ZERO = "above zero"
 Requirement = tuple[str, tuple[object, ...]]  # another option, and its values (or ABOVE_ZERO) ...
-OnlyWith = Mapping[str, Requirement]  # ... without which an option does nothing
+OnlyWith = Mapping[
+    str, Requirement | Sequence[Requirement]
+]  # ... without which an option does nothing; or any of several
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class MethodInfo:
     """``teachers`` is the least number of them, ``most`` the largest, ``match`` whether layers have to be matched, ``labels``
     whether they are used.
 
-    ``only_with`` lists the options that do nothing unless another option has certain values.
+    ``only_with`` lists the options that do nothing unless another option, or any of several, has certain values.
     """
 
     paper: str
@@ -73,12 +75,22 @@ class MethodInfo:
 def unused_options(only_with: OnlyWith, options: Mapping[str, Any]) -> dict[str, str]:
     """The options without effect, given the values of the others, and what would give them one."""
     found = {}
-    for option, (other, values) in only_with.items():
-        value = options[other]
-        if value not in values and not (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0):
-            wanted = " or ".join(map(_shown, values))
-            found[option] = f"no effect with `{other}: {_shown(value)}`; it is used where `{other}` is {wanted}"
+    for option, given in only_with.items():
+        needed = requirements(given)
+        if not any(_meets(options[other], values) for other, values in needed):
+            now = " and ".join(f"`{other}: {_shown(options[other])}`" for other, _ in needed)
+            used = ", or ".join(f"`{other}` is {' or '.join(map(_shown, values))}" for other, values in needed)
+            found[option] = f"no effect with {now}; it is used where {used}"
     return found
+
+
+def requirements(given: Requirement | Sequence[Requirement]) -> list[Requirement]:
+    """One requirement or several, as a list of those of which any will do."""
+    return [(str(given[0]), given[1])] if isinstance(given[0], str) else list(given)  # type: ignore[arg-type]
+
+
+def _meets(value: object, values: tuple[object, ...]) -> bool:
+    return value in values or (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0)
 
 
 def _shown(value: object) -> str:

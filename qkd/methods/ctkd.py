@@ -42,7 +42,10 @@ def ctkd(
     * ``scratch``, ``expert``: the names of the two teachers. Neither gets gradients from the student's losses; the scratch
       teacher learns from the labels alone, the expert is frozen. Give the first ``start_from: scratch``.
     * ``imitation``: of the scratch teacher's logits, by KL with ``temperature`` or by squared error; ``none`` leaves the
-      scratch teacher out. * ``attention``: 0 leaves the expert out. Maps of two sizes are pooled to the smaller.
+      scratch teacher out.
+    * ``attention``: 0 leaves the expert out. Maps of two sizes are pooled to the smaller. The half is that of the
+      attention-transfer paper's formula, so 1000 here is 500 of ``kd``'s. It is a weight of ``reduction: mean``; with sum or
+      norm about 2 is as much (`attention_distance` says which weights are equal).
 
     The roles are the paper's; the formulas follow the two papers it builds on (co-trained boosters, attention transfer),
     and so do the weights: the paper's own are not known to us. With the student's width and more bits, the scratch teacher

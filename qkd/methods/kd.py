@@ -7,6 +7,7 @@ from typing import Literal
 from qkd.distill.feature_terms import LOSSES as FEATURES
 from qkd.distill.feature_terms import Feature, feature_terms
 from qkd.distill.heads import trainable
+from qkd.distill.losses import Reduction
 from qkd.distill.method_info import OnlyWith, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
@@ -20,6 +21,7 @@ ONLY_WITH: OnlyWith = {
     "soft": ("logits", ("kl", "dkd")),
     "others": ("logits", ("dkd",)),
     "feature_weight": ("feature", tuple(FEATURES)),
+    "reduction": ("feature", ("attention",)),
 }
 
 
@@ -33,6 +35,7 @@ def kd(
     others: NotNegative = 8.0,
     feature: Feature = "none",
     feature_weight: NotNegative | None = None,
+    reduction: Reduction = "mean",
 ) -> Plan:
     """The student learns from the labels and from frozen teachers: their logits, and optionally their features.
 
@@ -43,8 +46,10 @@ def kd(
       later papers compare with), DKD (Zhao et al. 2022, ``others`` being its beta; its authors write ``CE + DKD``, which
       is ``soft: 0.5`` at twice the rate), or labels and features alone.
     * ``feature``, at the layers of ``match:``: attention (Zagoruyko & Komodakis 2017), hint (FitNets, Romero et al. 2015),
-      similarity (Tung & Mori 2019), relational (RKD, Park et al. 2019), contrastive (within the batch, after CRD).
-      ``feature_weight`` null: the customary weight of each.
+      lattice (hints after the student's own quantizer), similarity (Tung & Mori 2019), relational (RKD, Park et al. 2019),
+      contrastive (within the batch, after CRD). ``feature_weight`` null: the customary weight of each.
+    * ``reduction`` of attention: the mean over positions, which shrinks with their number, their sum, or the Euclidean
+      distance (`attention_distance` says which weights are equal).
     """
     if feature != "none" and not setup.stages:
         raise PlanError(
@@ -60,7 +65,7 @@ def kd(
     if logits == "dkd":
         terms.append(decouple(setup.student, target, temperature=temperature, others=others) * soft)
     pairs = [(Tap(setup.student, s), Tap(t, s)) for t in setup.teachers for s in setup.stages]
-    heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight)
+    heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight, reduction=reduction)
     learners = [setup.student, *trainable(heads)]
     every: list[Term] = [*terms, *more]
     return Plan((Phase("train", (Step(learners, every),)),), heads=heads)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
-
-from qkd.distill.heads import Head
+from qkd.distill.heads import on_grid
 from qkd.distill.method_info import published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.taps import Tap
@@ -51,17 +49,7 @@ def sqakd(
     if gamma:
         terms.append(label(setup.student) * gamma)
     sources = {stage: Tap(teacher, stage) for stage in setup.stages} if feature != "none" else {}
-    heads = [_on_grid(tap, Tap(setup.student, stage)) for stage, tap in sources.items()] if feature == "lattice" else []
+    heads = [on_grid(tap, Tap(setup.student, stage)) for stage, tap in sources.items()] if feature == "lattice" else []
     read = [Tap(head.name) for head in heads] or sources.values()
     terms += [hint(Tap(setup.student, s), source) * beta for s, source in zip(sources, read, strict=True)]
     return Plan((Phase("train", (Step([setup.student], terms),)),), heads=tuple(heads))
-
-
-def _on_grid(source: Tap, grid: Tap) -> Head:
-    """``source`` rounded by the activation quantizer that ends the stage ``grid``: both then take the same few values.
-
-    What is left of their distance is what the student can change, since half a scale of rounding is no longer in it. A
-    stage that ends in no quantizer (a float network) changes nothing. Source: the idea of SQuaT (2026), by its abstract.
-    """
-    name = f"{source.part}_{source.stage}_on_grid".replace(".", "_")
-    return Head(name, [source], nn.Identity(), about="rounded", grid=grid)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from qkd import recipe
-from qkd.distill.method_info import ABOVE_ZERO, method_info
+from qkd.distill.method_info import ABOVE_ZERO, method_info, requirements
 from qkd.errors import Problem, RecipeError
 from qkd.methods import METHODS
 from qkd.options import options_from
@@ -161,7 +161,7 @@ def test_options_without_effect_are_named_unless_they_are_at_their_defaults() ->
     )
     found = recipe.warnings(recipe.load("r.yaml"))
     assert [str(problem) for problem in found] == [
-        "r.yaml:1: method.gamma: no effect with `feature: none`; it is used where `feature` is attention or hint",
+        "r.yaml:1: method.gamma: no effect with `feature: none`; it is used where `feature` is attention or hint or lattice",
         "r.yaml:1: method.importance_rate: no effect with `importance: uniform`; it is used where `importance` is learned",
     ]
     Path("r.yaml").write_text(changed(method="{name: dgkd, soft: 0, temperature: 3}"))
@@ -186,10 +186,11 @@ def test_settings_that_their_optimizer_or_schedule_does_not_use_are_named() -> N
 def test_what_an_option_requires_is_an_option_with_such_values(name: str) -> None:
     known, options = method_info(METHODS[name]), options_from(METHODS[name]).parameters
     assert known is not None
-    for option, (other, values) in known.only_with.items():
-        assert option in options and options[other].default is not None
-        choices = get_args(options[other].annotation)
-        assert values == (ABOVE_ZERO,) or set(values) < set(choices)
+    for option, given in known.only_with.items():
+        for other, values in requirements(given):
+            assert option in options and options[other].default is not None
+            choices = get_args(options[other].annotation)
+            assert values == (ABOVE_ZERO,) or set(values) < set(choices)
 
 
 def test_later_mistakes_get_a_line_too() -> None:
