@@ -84,10 +84,11 @@ class _WeightedSum(torch.autograd.Function):
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
     """The sum of the products of two tensors, without a tensor of products where both are packed alike. -> ()"""
-    if one.dtype is torch.float32 is other.dtype and one.stride() == other.stride():
+    kind = torch.promote_types(one.dtype, torch.float32)
+    if kind is one.dtype is other.dtype and one.stride() == other.stride():
         strides = one.stride()
         order = sorted(range(one.dim()), key=lambda axis: -strides[axis])
         rows, others = one.permute(order), other.permute(order)
         if rows.is_contiguous():
             return torch.dot(rows.flatten(), others.flatten())
-    return (one.float() * other.float()).sum()
+    return (one.to(kind) * other.to(kind)).sum()
