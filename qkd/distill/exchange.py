@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.distill.adapters import ShapeAdapter
+from qkd.distill.importance import Granularity, importance_parameter, mean_weights, weighted_sum, weights_from
 from qkd.distill.module_map import ModuleMap
 from qkd.distill.stages import Staged
 from qkd.distill.taps import LOGITS, SHARED, Tap
@@ -27,6 +28,8 @@ class Exchange(nn.Module, ABC):
     members: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     passes_gradients: bool = False
+    steady: bool = False
+    """Whether the same tensors always give the same: then, with members at rest, results can be kept."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,12 +88,15 @@ class NoExchange(Exchange):
 class Fuse(Exchange):
     """The importance-weighted sum of the members' tensors, recorded as ``shared`` and written back to every member.
 
-    ``softmax(importance[stage])`` weighs the members; it starts uniform. ``shared`` is the sum as it is; every quantized
-    member continues from it on a grid of its own. At the stage ``logits`` the members' logits are combined (never written
-    back): their mean, or with ``weigh_logits`` a sum with an importance of its own. With ``detach_members`` gradients of
-    the fused features reach the importance (and adapters) alone. Given ``shapes``, members whose shapes differ from the
-    first member's are adapted to it, and back. Source: Pham et al. 2023, eq. 1, which has teachers of one shape.
+    The importance is learned for each layer, channel or sample (`qkd.distill.importance`) and starts uniform. ``shared`` is
+    the sum as it is; every quantized member continues from it on a grid of its own. At the stage ``logits`` the members'
+    logits are combined (never written back): their mean, or with ``weigh_logits`` a sum with an importance of its own. With
+    ``detach_members`` gradients of the fused features reach the importance (and adapters) alone. Given ``shapes``, members
+    whose shapes differ from the first member's are adapted to it, and back; an importance that is not for layers needs
+    them. Source: Pham et al. 2023, eq. 1, which has teachers of one shape and one weight for each layer.
     """
+
+    steady = True
 
     def __init__(
         self,
@@ -98,25 +104,31 @@ class Fuse(Exchange):
         stages: Sequence[str],
         *,
         learned: bool = True,
+        per: Granularity = "layer",
         write_back: bool = True,
         weigh_logits: bool = False,
         detach_members: bool = False,
         shapes: Mapping[Tap, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
-        self.members, self.stages, self.write_back = tuple(members), tuple(stages), write_back
+        self.members, self.stages, self.write_back, self.per = tuple(members), tuple(stages), write_back, per
         self.detach_members = detach_members
         weighted = (*stages, LOGITS) if weigh_logits else tuple(stages)
         self.weighted_stages = weighted if learned else ()
-        zeros = {_key(stage): nn.Parameter(torch.zeros(len(members))) for stage in self.weighted_stages}
+        channels = {stage: shapes[Tap(members[0], stage)][0] if shapes else 0 for stage in self.weighted_stages}
+        zeros = {_key(s): importance_parameter(per, len(members), count) for s, count in channels.items()}
         self.importance = nn.ParameterDict(zeros)
+        self.seen: dict[str, Tensor] = {}  # the mean weights of the last batch, by stage
         if shapes is not None:
             self.adapt(shapes, back=write_back)
 
-    def weights(self, stage: str) -> Tensor:
-        """The weight of each member at a stage: positive, summing to one. -> (members,)"""
+    def weights(self, stage: str, tensors: Sequence[Tensor] = ()) -> Tensor:
+        """The weight of each member at a stage: positive, summing to one over the members. ``tensors``: the members'.
+
+        -> (members,), for an importance of channels (members, C), of samples (B, members)
+        """
         if stage in self.weighted_stages:
-            return self.importance[_key(stage)].softmax(0)
+            return weights_from(self.importance[_key(stage)], self.per, tensors)
         return torch.full((len(self.members),), 1 / len(self.members))
 
     def forward(
@@ -124,22 +136,31 @@ class Fuse(Exchange):
     ) -> Mapping[str, Tensor]:
         if not all(member in flow for member in self.members) or stage not in (*self.stages, LOGITS):
             return {}
-        weights = self.weights(stage).to(flow[self.members[0]].device)
         detach = self.detach_members and stage != LOGITS
         tensors = [flow[member].detach() if detach else flow[member] for member in self.members]
         tensors = [self.to_common(member, stage, tensor) for member, tensor in zip(self.members, tensors, strict=True)]
-        shared = tensors[0] * weights[0]
-        for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
-            shared = shared + tensor * weight
+        weights = self.weights(stage, tensors).to(tensors[0].device)
+        per = self.per if stage in self.weighted_stages else "layer"
+        if per == "sample":
+            self.seen[stage] = mean_weights(weights.detach(), per)
+        shared = weighted_sum(tensors, weights, per)
         if stage == LOGITS or not self.write_back:
             return {SHARED: shared}
         return {SHARED: shared, **{member: self.to_member(member, stage, shared, networks) for member in self.members}}
 
     def metrics(self, progress: float) -> dict[str, float]:
+        """The importance of each member at each stage: the mean over channels, or over the samples of the last batch."""
+        uniform = torch.full((len(self.members),), 1 / len(self.members))
+        found = {
+            stage: self.seen.get(stage, uniform)
+            if self.per == "sample"
+            else mean_weights(self.weights(stage), self.per)
+            for stage in self.weighted_stages
+        }
         return {
             f"importance/{stage}/{member}": weight
-            for stage in self.weighted_stages
-            for member, weight in zip(self.members, self.weights(stage).tolist(), strict=True)
+            for stage, weights in found.items()
+            for member, weight in zip(self.members, weights.tolist(), strict=True)
         }
 
 

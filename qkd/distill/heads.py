@@ -149,6 +149,23 @@ def _adapter(tap: Tap, other: str, shape: Sequence[int], size: tuple[int, int], 
     return Head(name, [tap], nn.Sequential(*layers), about=f"adapter, {', '.join(words)}")
 
 
+def on_grid(source: Tap, grid: Tap, *, in_shares: bool = False) -> Head:
+    """``source`` rounded by the activation quantizer that ends the stage ``grid``: both then take the same few values.
+
+    What is left of their distance is what the pupil can change, since half a scale of rounding is no longer in it. A
+    stage that ends in no quantizer (a float network) changes nothing. Source: the idea of QFD (Zhu et al. 2023, with the
+    teacher's own grid) and SQuaT (2026), by their abstracts and SQuaT's code, which gives both ``in_shares`` of the interval.
+    """
+    name = f"{source.part}_{source.stage}_on_grid".replace(".", "_")
+    return Head(name, [source], nn.Identity(), about="rounded", grid=grid, interval=grid if in_shares else None)
+
+
+def in_interval(tap: Tap) -> Head:
+    """A tensor of a network in shares of the interval of its own quantizer."""
+    name = f"{tap.part}_{tap.stage}_in_interval".replace(".", "_")
+    return Head(name, [tap], nn.Identity(), about="in shares of its interval", interval=tap)
+
+
 def trainable(heads: Sequence[Head]) -> list[str]:
     """The names of the heads that have parameters to train."""
     return [head.name for head in heads if head.trainable]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -98,7 +98,22 @@ def attention_map(features: Tensor) -> Tensor:
 
     Source: Zagoruyko & Komodakis 2017, with p = 2.
     """
-    return F.normalize(features.float().square().sum(1).flatten(1), dim=1)
+    squares: Tensor = _SumOfSquares.apply(features.float())
+    return F.normalize(squares.flatten(1), dim=1)
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """The sum of squares over axis 1, whose gradient takes one pass over memory instead of three; the same numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (2 * gradient).unsqueeze(1)
 
 
 def attention_distance(one: Tensor, other: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -106,6 +121,11 @@ def attention_distance(one: Tensor, other: Tensor, *, reduction: Reduction = "me
 
     ``mean``: squared difference averaged over positions and batch; ``sum``: summed over positions, averaged over the
     batch; ``norm``: the Euclidean distance, averaged over the batch (the form of Pham et al. 2023, eq. 5).
+
+    Maps have unit length and no negative entry, so ``sum`` is at most 2 and ``norm`` at most 1.42 at any resolution, while
+    ``mean`` is ``sum / (H W)``. A weight g of ``mean`` therefore equals g / (H W) of ``sum``: the customary 1000, which
+    belongs to ``mean`` (the code of Zagoruyko & Komodakis and those derived from it), is 0.98 at maps of 32x32, 3.9 at
+    16x16 and 15.6 at 8x8; CMT-KD's 100 with ``mean`` is 0.098, 0.39 and 1.56.
     """
     if one.shape[2:] != other.shape[2:] or one.dim() != 4:
         raise PlanError(

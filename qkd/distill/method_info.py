@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 FIELD = "method_info"
 ABOVE_ZERO = "above zero"
 Requirement = tuple[str, tuple[object, ...]]  # another option, and its values (or ABOVE_ZERO) ...
-OnlyWith = Mapping[str, Requirement | tuple[Requirement, ...]]  # ... without which (all of them) an option does nothing
+
+
+class AnyOf(tuple[Requirement, ...]):
+    """Requirements of which any will do."""
+
+
+Needs = Requirement | AnyOf
+OnlyWith = Mapping[str, Needs | tuple[Needs, ...]]
+"""Option -> what it needs, without which it does nothing: one need, or all of several."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,8 @@ class MethodInfo:
     """``teachers`` is the least number of them, ``most`` the largest, ``match`` whether layers have to be matched, ``labels``
     whether they are used.
 
-    ``only_with`` lists the options that do nothing unless another option has certain values. ``own_copy``: the teachers are
-    meant to be the float network that the student was quantized from.
+    ``only_with`` lists the options that do nothing without certain values of others. ``own_copy``: the teachers are meant to
+    be the float network that the student was quantized from.
     """
 
     paper: str
@@ -76,18 +84,38 @@ def unused_options(only_with: OnlyWith, options: Mapping[str, Any]) -> dict[str,
     """The options without effect, given the values of the others, and what would give them one."""
     found: dict[str, str] = {}
     for option, needs in only_with.items():
-        for other, values in requirements(needs):
-            value = options[other]
-            if value not in values and not (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0):
-                wanted = " or ".join(map(_shown, values))
-                message = f"no effect with `{other}: {_shown(value)}`; it is used where `{other}` is {wanted}"
+        for need in _every(needs):
+            if message := _unmet(need, options):
                 found.setdefault(option, message)
     return found
 
 
-def requirements(needs: Requirement | tuple[Requirement, ...]) -> tuple[Requirement, ...]:
-    """One requirement or several, as several."""
-    return needs if isinstance(needs[0], tuple) else (needs,)
+def requirements(needs: Needs | tuple[Needs, ...]) -> list[Requirement]:
+    """All requirements in what an option needs."""
+    return [each for need in _every(needs) for each in _alternatives(need)]
+
+
+def _every(needs: Needs | tuple[Needs, ...]) -> tuple[Needs, ...]:
+    """One need or several, as several."""
+    return (needs,) if isinstance(needs, AnyOf) or isinstance(needs[0], str) else needs
+
+
+def _alternatives(need: Needs) -> tuple[Requirement, ...]:
+    return need if isinstance(need, AnyOf) else (need,)
+
+
+def _unmet(need: Needs, options: Mapping[str, Any]) -> str:
+    """Why a need is not met; empty where it is."""
+    choices = _alternatives(need)
+    if any(_meets(options[other], values) for other, values in choices):
+        return ""
+    now = " and ".join(f"`{other}: {_shown(options[other])}`" for other, _ in choices)
+    used = ", or ".join(f"`{other}` is {' or '.join(map(_shown, values))}" for other, values in choices)
+    return f"no effect with {now}; it is used where {used}"
+
+
+def _meets(value: object, values: tuple[object, ...]) -> bool:
+    return value in values or (ABOVE_ZERO in values and isinstance(value, int | float) and value > 0)
 
 
 def _shown(value: object) -> str:

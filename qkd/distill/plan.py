@@ -79,8 +79,10 @@ class Phase:
 class Plan:
     """A method made concrete. Nothing in it changes: an ensemble works with copies of its modules.
 
-    ``product`` is the part that is deployed; ``rates`` scales the learning rate of learners. ``views`` says which augmented
-    view of a batch each network gets in training, by default number 0; networks with the same number get the same images.
+    ``product`` is the part that is deployed; ``rates`` scales the learning rate of learners. ``own_rates``: learners that an
+    optimizer of their own moves, Adam at this constant rate, whatever the recipe's optimizer, rate and schedule.
+    ``views`` says which augmented view of a batch each network gets in training, by default number 0; networks with the
+    same number get the same images.
     """
 
     phases: tuple[Phase, ...]
@@ -91,6 +93,7 @@ class Plan:
     regularizers: tuple[Regularizer, ...] = ()
     statistics: tuple[EpochStatistics, ...] = ()
     views: Mapping[str, int] = field(default_factory=dict)
+    own_rates: Mapping[Learner, float] = field(default_factory=dict)
 
     @property
     def num_views(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,22 +32,31 @@ def gradient_shares(
     try:
         with torch.random.fork_rng(devices=devices):
             outputs = forward()
-            for learner in sorted(step.learners):
-                parameters = [p for m in ensemble.modules_of(learner) for p in m.parameters() if p.requires_grad]
-                norms = {term.name: _norm(term, outputs, batch, parameters, progress, scale) for term in step.terms}
-                total = sum(norms.values()) or 1.0
-                shares |= {f"gradient/{learner}/{name}": round(norm / total, 4) for name, norm in norms.items() if norm}
+            owned = {
+                str(learner): [p for m in ensemble.modules_of(learner) for p in m.parameters() if p.requires_grad]
+                for learner in sorted(step.learners)
+            }
+            norms = {term.name: _norms(term, outputs, batch, owned, progress, scale) for term in step.terms}
+            for learner in owned:
+                own = {name: found[learner] for name, found in norms.items()}
+                total = sum(own.values()) or 1.0
+                shares |= {f"gradient/{learner}/{name}": round(norm / total, 4) for name, norm in own.items() if norm}
     finally:  # where compiling fails, training continues without it
         for name, buffer in ensemble.named_buffers():
             buffer.copy_(buffers[name])
     return shares
 
 
-def _norm(
-    term: Term, outputs: Any, batch: Batch, parameters: list[nn.Parameter], progress: float, scale: float
-) -> float:
+def _norms(
+    term: Term, outputs: Any, batch: Batch, owned: Mapping[str, list[nn.Parameter]], progress: float, scale: float
+) -> dict[str, float]:
+    """The norm of a term's weighted gradient for each learner, from one backward pass for all of them."""
     loss = term(outputs, batch) * (term.weight_at(progress) * scale)
     if not loss.requires_grad:
-        return 0.0
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return float(sum(g.detach().float().square().sum() for g in gradients if g is not None)) ** 0.5
+        return dict.fromkeys(owned, 0.0)
+    every = list({id(p): p for parameters in owned.values() for p in parameters}.values())
+    gradients = torch.autograd.grad(loss, every, retain_graph=True, allow_unused=True)
+    squares = {
+        id(p): 0.0 if g is None else g.detach().float().square().sum() for p, g in zip(every, gradients, strict=True)
+    }
+    return {learner: float(sum(squares[id(p)] for p in parameters)) ** 0.5 for learner, parameters in owned.items()}

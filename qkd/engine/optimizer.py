@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from qkd.assembly.ensemble import Ensemble
-from qkd.distill.plan import Plan, Step
+from qkd.distill.plan import IMPORTANCE, Plan, Step
+from qkd.engine.joined_optimizer import JoinedOptimizer
 from qkd.quantizers import scales
 
 if TYPE_CHECKING:
@@ -28,24 +29,45 @@ def optimizer_for(
 
     Every group carries ``factor``, its share of the learning rate: a part's from ``plan.rates``, times
     ``settings.scale_rate`` for quantizer scales. Weight decay is for weights of two or more dimensions alone: decay pulls
-    scales, batch norm and importance towards values that mean nothing.
+    scales, batch norm and importance towards values that mean nothing. Learners in ``plan.own_rates`` have an Adam each.
     """
     groups: list[dict] = []
     taken: set[int] = set()
-    for learner in sorted(step.learners):
+    apart = [learner for learner in sorted(step.learners) if learner in plan.own_rates]
+    own = [_adam(ensemble.modules_of(learner), plan.own_rates[learner], taken) for learner in apart]
+    for learner in sorted(step.learners - set(apart)):
         factor = plan.rate_of(learner)
+        decay = 0.0 if learner == IMPORTANCE else settings.weight_decay
         steps, weights, others = _sorted(ensemble.modules_of(learner), taken)
         groups += [
-            {"params": weights, "factor": factor, "weight_decay": settings.weight_decay},
+            {"params": weights, "factor": factor, "weight_decay": decay},
             {"params": others, "factor": factor, "weight_decay": 0.0},
             {"params": steps, "factor": factor * settings.scale_rate, "weight_decay": 0.0},
         ]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        return JoinedOptimizer(own)
+    main = _main(groups, settings, scaled=scaled)
+    return JoinedOptimizer([main, *own]) if own else main
+
+
+def _main(groups: list[dict], settings: Train, *, scaled: bool) -> torch.optim.Optimizer:
+    """The recipe's optimizer."""
     fused = None if scaled else all(p.device.type in FUSED for group in groups for p in group["params"]) or None
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.rate, fused=fused)
     nesterov = settings.nesterov and settings.momentum > 0
     return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
+
+
+def _adam(modules: Iterable[nn.Module], rate: float, taken: set[int]) -> torch.optim.Optimizer:
+    """Adam at a constant rate: the size of its steps does not depend on that of the gradient, nor on the schedule.
+
+    Without momentum (beta_1 = 0), because what it moves and the networks answer each other, and a direction that is kept
+    for ten steps makes the two swing; beta_2 = 0.99 forgets within hundreds of steps, as many as a short run has.
+    """
+    parameters = [parameter for kind in _sorted(modules, taken) for parameter in kind]
+    return torch.optim.Adam([{"params": parameters, "constant": True}], lr=rate, betas=(0.0, 0.99))
 
 
 def _sorted(
@@ -78,5 +100,7 @@ def rate_at(progress: float, settings: Train, epochs: int) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's rate; those of learners with a constant rate of their own stay."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
+        if not group.get("constant"):
+            group["lr"] = rate * group["factor"]

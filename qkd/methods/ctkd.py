@@ -46,7 +46,10 @@ def ctkd(
     * ``scratch``, ``expert``: the names of the two teachers. Neither gets gradients from the student's losses; the scratch
       teacher learns from the labels alone, the expert is frozen. Give the first ``start_from: scratch``.
     * ``logits``, ``standardise``, ``others``: how the logits of the scratch teacher are imitated, see `Imitation`; ``none``
-      leaves it out. * ``attention``: 0 leaves the expert out. Maps of two sizes are pooled to the smaller.
+      leaves the scratch teacher out.
+    * ``attention``: 0 leaves the expert out. Maps of two sizes are pooled to the smaller. The half is that of the
+      attention-transfer paper's formula, so 1000 here is 500 of ``kd``'s. It is a weight of ``reduction: mean``; with sum or
+      norm about 2 is as much (`attention_distance` says which weights are equal).
 
     The roles are the paper's; the formulas follow the two papers it builds on (co-trained boosters, attention transfer),
     and so do the weights: the paper's own are not known to us. With the student's width and more bits, the scratch teacher

@@ -8,6 +8,7 @@ from qkd.distill.feature_terms import LOSSES as FEATURES
 from qkd.distill.feature_terms import Feature, feature_terms
 from qkd.distill.heads import trainable
 from qkd.distill.imitation import ALL, Imitation, Logits, imitation_options
+from qkd.distill.losses import Reduction
 from qkd.distill.method_info import OnlyWith, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
 from qkd.distill.schedules import course_of, remainder_of
@@ -24,6 +25,7 @@ ONLY_WITH: OnlyWith = {
     "standardise": ("logits", ALL),
     "soft": ("logits", ALL),
     "feature_weight": ("feature", tuple(FEATURES)),
+    "reduction": ("feature", ("attention",)),
 }
 
 
@@ -39,6 +41,7 @@ def kd(
     teachers_weight: Literal["mean", "confident", "entropy"] = "mean",
     feature: Feature = "none",
     feature_weight: NotNegative | None = None,
+    reduction: Reduction = "mean",
 ) -> Plan:
     """The student learns from the labels and from frozen teachers: their logits, and optionally their features.
 
@@ -53,11 +56,13 @@ def kd(
       of DKD write ``CE + DKD``, which is ``soft: 0.5`` at twice the rate, those of standardised logits ``0.1 CE + 9 KL`` at
       temperature 2.
     * ``feature``, at the layers of ``match:``: attention (Zagoruyko & Komodakis 2017), hint (FitNets, Romero et al. 2015),
-      similarity (Tung & Mori 2019), relational (RKD, Park et al. 2019), contrastive (within the batch, after CRD).
-      ``feature_weight`` null: the customary weight of each.
+      lattice (hints after the student's own quantizer), similarity (Tung & Mori 2019), relational (RKD, Park et al. 2019),
+      contrastive (within the batch, after CRD). ``feature_weight`` null: the customary weight of each.
+    * ``reduction`` of attention: the mean over positions, which shrinks with their number, their sum, or the Euclidean
+      distance (`attention_distance` says which weights are equal).
     * ``teachers_weight``, of several teachers: ``mean`` of their logits. ``confident``: their probabilities, mixed for every
       image by how easy its label is to each (CA-MKD, Zhang et al. 2022). ``entropy``: by how sure each is (EBKD, Kwon et al.
-      2020). Hints are weighed likewise, other features are not.
+      2020). Hints (and lattice) are weighed likewise, other features are not.
     """
     _check(setup, logits, feature, teachers_weight)
     weigh = WEIGHTS[teachers_weight]
@@ -68,7 +73,7 @@ def kd(
         target = mean(taps) if weigh is None else mixed(taps, weigh, temperature=imitation.softness)
         terms.append(imitation.term(setup.student, target) * course_of(soft))
     pairs = [(Tap(setup.student, s), Tap(t, s)) for t in setup.teachers for s in setup.stages]
-    heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight, weigh=weigh)
+    heads, more = feature_terms(feature, pairs, setup.shapes, feature_weight, weigh=weigh, reduction=reduction)
     learners = [setup.student, *trainable(heads)]
     every: list[Term] = [*terms, *more]
     return Plan((Phase("train", (Step(learners, every),)),), heads=heads)
@@ -80,7 +85,9 @@ def _check(setup: Setup, logits: str, feature: str, teachers_weight: str) -> Non
             f"kd with feature: {feature} needs matched layers: name them under `match:`, e.g. [layer1, layer2]",
             key="method.needs-matched-layers",
         )
-    if teachers_weight != "mean" and (len(setup.teachers) < 2 or (logits == "none" and feature != "hint")):
+    if teachers_weight != "mean" and (
+        len(setup.teachers) < 2 or (logits == "none" and feature not in ("hint", "lattice"))
+    ):
         raise PlanError(
             f"kd with teachers_weight: {teachers_weight} needs several teachers, and their logits or hints; found "
             f"{', '.join(setup.teachers)}, `logits: {logits}`, `feature: {feature}`",

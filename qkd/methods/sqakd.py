@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
-
-from qkd.distill.heads import Head
+from qkd.distill.heads import Head, in_interval, on_grid
 from qkd.distill.imitation import Imitation, Logits, imitation_options
 from qkd.distill.method_info import OnlyWith, published
 from qkd.distill.plan import Phase, Plan, Setup, Step
@@ -69,27 +67,10 @@ def sqakd(
     for stage in setup.stages if feature != "none" else ():
         own, source = Tap(setup.student, stage), Tap(teacher, stage)
         if feature == "lattice":
-            heads.append(_on_grid(source, own, normalise=normalise))
+            heads.append(on_grid(source, own, in_shares=normalise))
             source = Tap(heads[-1].name)
         if normalise and feature == "lattice":
-            heads.append(_in_interval(own))
+            heads.append(in_interval(own))
             own = Tap(heads[-1].name)
         terms.append(hint(own, source) * beta)
     return Plan((Phase("train", (Step([setup.student], terms),)),), heads=tuple(heads))
-
-
-def _on_grid(source: Tap, grid: Tap, *, normalise: bool) -> Head:
-    """``source`` rounded by the activation quantizer that ends the stage ``grid``: both then take the same few values.
-
-    What is left of their distance is what the student can change, since half a scale of rounding is no longer in it. A
-    stage that ends in no quantizer (a float network) changes nothing. Source: SQuaT (2026), its abstract and its code.
-    """
-    name = f"{source.part}_{source.stage}_on_grid".replace(".", "_")
-    interval = grid if normalise else None
-    return Head(name, [source], nn.Identity(), about="rounded", grid=grid, interval=interval)
-
-
-def _in_interval(tap: Tap) -> Head:
-    """A tensor of the student in shares of the interval of its own quantizer."""
-    name = f"{tap.part}_{tap.stage}_in_interval".replace(".", "_")
-    return Head(name, [tap], nn.Identity(), about="in shares of its interval", interval=tap)

@@ -90,6 +90,8 @@ def _phase(phase: Phase, assembly: Assembly) -> list[str]:
 
 
 def _rate(learner: Learner, assembly: Assembly) -> str:
+    if learner in assembly.plan.own_rates:
+        return f"{learner} (Adam at {assembly.plan.own_rates[learner]:g})"
     factor = assembly.plan.rate_of(learner)
     return str(learner) if factor == 1 else f"{learner} (rate x {factor:g})"
 

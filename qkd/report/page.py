@@ -111,6 +111,6 @@ def _top1(run_data: RunData) -> dict[str, float]:
 
 
 def _rates(assembly: Assembly) -> list[str]:
-    return [
-        f"{part} learns at {factor:g} times the rate." for part, factor in assembly.plan.rates.items() if factor != 1
-    ]
+    plan = assembly.plan
+    own = [f"{part} learns by an Adam of its own at {rate:g}." for part, rate in plan.own_rates.items()]
+    return [f"{part} learns at {factor:g} times the rate." for part, factor in plan.rates.items() if factor != 1] + own

@@ -146,7 +146,10 @@ def test_only_what_stays_the_same_is_worth_knowing(tmp_path: Path) -> None:
 
     assert taps(name="kd") == {"four.logits", "eight.logits"}
     assert taps(name="cmtkd") == set()
-    assert taps(name="cmtkd", teachers="frozen") == set()  # their features flow on changed
+    assert taps(name="cmtkd", teachers="frozen") == set()  # their importance learns
+    shared = {"shared.layer1", "shared.layer2", "shared.logits"}
+    assert taps(name="cmtkd", teachers="frozen", importance="uniform") == shared
+    assert taps(name="cmtkd", teachers="frozen", importance="uniform", feature="lattice") == set()  # heads read them
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,13 @@ from qkd.assembly.rehearsal import rehearse
 from qkd.distill.exchange import Fuse, NoExchange
 from qkd.distill.losses import attention_distance, kl_divergence
 from qkd.distill.plan import ADAPTERS, IMPORTANCE, Method, Plan, Setup, networks_needed
-from qkd.distill.stages import Staged, cut
+from qkd.distill.stages import cut
 from qkd.distill.taps import SHARED, Tap
 from qkd.errors import PlanError
 from qkd.methods.cmtkd import cmtkd
 from qkd.methods.iakd import iakd
 from qkd.networks import NETWORKS
-from qkd.quantizers import Scheme, calibrate, insert
-from tests.support.ensembles import FACTS, STAGES, assembled, batch, learners_of, staged
+from tests.support.ensembles import FACTS, STAGES, assembled, batch, learners_of, quantized, staged
 from tests.support.refusals import Refused
 
 
@@ -87,13 +86,6 @@ def test_what_a_quantized_member_goes_on_from_lies_on_its_own_grid(method: Metho
     assert not torch.equal(read[0], own)  # it is not what the member itself made
     assert len(read[0].unique()) <= 2 ** bits[member]
     torch.testing.assert_close(parts.networks[member].rounded("layer1", read[0]), read[0])
-
-
-def quantized(seed: int, bits: int) -> Staged:
-    torch.manual_seed(seed)
-    module = insert(NETWORKS["resnet8"](classes=FACTS.classes, width=4), Scheme(weights=bits, activations=bits))
-    calibrate(module, [batch().images])
-    return cut(module, list(STAGES))
 
 
 def test_importance_sums_to_one_whatever_was_learned() -> None:

@@ -167,7 +167,7 @@ def test_options_without_effect_are_named_unless_they_are_at_their_defaults() ->
     )
     found = recipe.warnings(recipe.load("r.yaml"))
     assert [str(problem) for problem in found] == [
-        "r.yaml:1: method.gamma: no effect with `feature: none`; it is used where `feature` is attention or hint",
+        "r.yaml:1: method.gamma: no effect with `feature: none`; it is used where `feature` is attention or hint or lattice",
         "r.yaml:1: method.importance_rate: no effect with `importance: uniform`; it is used where `importance` is learned",
     ]
     Path("r.yaml").write_text(changed(method="{name: dgkd, soft: 0, temperature: 3}"))

@@ -19,6 +19,7 @@ from qkd.distill.taps import Outputs
 from qkd.distill.terms import weighted_sum
 from qkd.methods import METHODS
 from qkd.networks import NETWORKS
+from qkd.quantizers import Scheme, calibrate, insert
 from qkd.tasks.spec import DataSpec
 
 FAKE = "data={name: fake, batch: 16, size: 16, train: 64, test: 16, classes: 4}"
@@ -30,6 +31,13 @@ LABELS = torch.tensor([0, 1, 2, 3, 0, 1])  # of a batch of six
 def staged(seed: int, width: int = 4, *, name: str = "resnet8", stages: Sequence[str] = STAGES) -> Staged:
     torch.manual_seed(seed)
     return cut(NETWORKS[name](classes=FACTS.classes, width=width), list(stages))
+
+
+def quantized(seed: int, bits: int) -> Staged:
+    torch.manual_seed(seed)
+    module = insert(NETWORKS["resnet8"](classes=FACTS.classes, width=4), Scheme(weights=bits, activations=bits))
+    calibrate(module, [batch().images])
+    return cut(module, list(STAGES))
 
 
 def assembled(
