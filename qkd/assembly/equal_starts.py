@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from qkd.recipe import NetworkEntry, Recipe
 
 
+def equal_starts(recipe: Recipe) -> list[tuple[str, ...]]:
+    """Groups of networks that begin with the same float weights."""
+    return _groups(pair for pair in combinations(recipe.owners, 2) if recipe.begin_equal(*pair))
+
+
 def find_equal_starts(recipe: Recipe, assembly: Assembly) -> list[Problem]:
     """Networks that are equal in everything and are to teach each other, or to be combined, at the line of the last of them.
 

@@ -181,10 +181,15 @@ def _print(recipe: str, result: TrainResult, exported: Exported | None, *, as_js
 
 
 def _print_result(result: TrainResult) -> None:
+    from qkd.cli.output import print_wrapped
+    from qkd.report.collaboration import sentences
+
     start = f"float start {result.float_top1:.2f} %, " if result.float_top1 is not None else ""
     before = f"{result.before_top1:.2f} % before training, " if result.before_top1 is not None else ""
     top1 = f"{result.top1:.2f} % on test" if result.top1 is not None else "not measured"
     click.echo(f"{result.run}: {result.method}: {start}{before}{top1}")
     if result.before_top1 is not None and result.top1 is not None and result.top1 < result.before_top1:
         click.echo("warning: it was better before training; lower train.rate or train for longer", err=True)
+    for line in sentences(result):
+        print_wrapped(line)
     click.echo(f"next: qkd export {result.run}")

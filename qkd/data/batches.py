@@ -200,6 +200,20 @@ class Data:
                 digest.update(tensor.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def test_fingerprint(self) -> str:
+        """The sha256 (hex) of the test images and labels: runs with the same one can be compared image by image.
+
+        Images in files enter with their names below the root of the data set, so that a copy of it counts as the same.
+        """
+        images, labels = self.test
+        digest = hashlib.sha256(labels.cpu().numpy().astype("<i8").tobytes())
+        if isinstance(images, ImageFiles):
+            digest.update("\n".join(path.removeprefix(str(images.root)) for path in images.paths).encode())
+        else:
+            digest.update(repr(tuple(images.shape)).encode())
+            digest.update(images.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
 
 def channel_statistics(images: Tensor | ImageFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 images (N, C, H, W), in units of the full range (0 to 1).

@@ -1,10 +1,11 @@
-"""Metrics: logits of a network, accuracy of every part of an ensemble."""
+"""Metrics: logits of a network, and the classes that every part of an ensemble gives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +14,8 @@ from qkd.distill.taps import LOGITS
 
 if TYPE_CHECKING:
     from qkd.tasks.batch import Batch
+
+MEAN = "mean of teachers"
 
 
 @torch.no_grad()
@@ -26,15 +29,18 @@ def logits(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
 
 
 @torch.no_grad()
-def top1_of_all(ensemble: Ensemble, batches: Iterable[Batch]) -> dict[str, float]:
-    """Top-1, in percent, of every part with logits when all run together, with the exchange and the heads."""
+def classes_of_all(ensemble: Ensemble, batches: Iterable[Batch], mean_of: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The class (images,) that every part with logits gives each image, when all run together with exchange and heads.
+
+    ``mean_of``: parts whose mean of logits is added under the name ``MEAN``.
+    """
     ensemble.eval()
-    right: dict[str, int] = {}
-    count = 0
+    chosen: dict[str, list[Tensor]] = {}
     for batch in batches:
         outputs = ensemble(batch.images, tuple(ensemble.networks))
-        count += len(batch.labels)
-        for tap, scores in outputs.items():
-            if tap.stage == LOGITS and scores.dim() == 2:
-                right[tap.part] = right.get(tap.part, 0) + int((scores.argmax(1) == batch.labels).sum())
-    return {part: 100 * hits / count for part, hits in right.items()}
+        found = {tap.part: scores for tap, scores in outputs.items() if tap.stage == LOGITS and scores.dim() == 2}
+        if mean_of:
+            found[MEAN] = torch.stack([found[part].float() for part in mean_of]).mean(0)
+        for part, scores in found.items():
+            chosen.setdefault(part, []).append(scores.argmax(1).cpu())
+    return {part: torch.cat(classes).numpy() for part, classes in chosen.items()}

@@ -27,12 +27,13 @@ from qkd.engine.diagnostics import diagnose_learners
 from qkd.engine.distributed import connected, desynchronise, synchronise
 from qkd.engine.events import AlreadyFinished, Calibrated, Listener, PlanChecked, RanksConnected, Resumed, ignore
 from qkd.engine.loggers import with_loggers
-from qkd.engine.metrics import logits, top1_of_all
+from qkd.engine.metrics import MEAN, classes_of_all, logits
 from qkd.engine.state import TrainingState, snapshot
 from qkd.engine.train import is_finished, train
 from qkd.engine.training_context import Training
 from qkd.engine.validation import reestimate_batch_norms
 from qkd.errors import DataError, ExportError
+from qkd.pipeline.collaboration import collaboration, team_of
 from qkd.pipeline.pretrain import FloatStarts
 from qkd.pipeline.resume import changed_environment, is_complete, keep_seeds, recorded_seeds
 from qkd.quantizers import calibrate
@@ -40,9 +41,10 @@ from qkd.storage.artifacts import CALIBRATED, DATA, ENVIRONMENT, FLOAT_START, ME
 from qkd.storage.atomic import lock_folder, remove_unfinished
 from qkd.storage.checkpoints import LAST
 from qkd.storage.environment import environment
+from qkd.storage.predictions import Predictions
 from qkd.storage.results import TrainResult
 from qkd.storage.run import Run
-from qkd.tasks.classification import ece, top1
+from qkd.tasks.classification import ece, share_right, top1
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
@@ -222,13 +224,17 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
     assert training.run is not None
     training.run.save_product(product.state_dict())
     scores = logits(product, data.batches("test", training.batch, device=training.device))
-    together = top1_of_all(training.ensemble, data.batches("test", training.batch, device=training.device))
+    team, batches = team_of(assembly.plan, assembly.setup), data.batches("test", training.batch, device=training.device)
+    together = classes_of_all(training.ensemble, batches, team.averaged if team else ())
+    labels = data.test.labels.cpu().numpy()
+    Predictions(scores.argmax(1).numpy(), labels, data.test_fingerprint()).save(training.run)
     return {
         "top1": top1(scores, data.test.labels),
         "ece": round(ece(scores, data.test.labels), 4),
-        "parts": {name: round(value, 4) for name, value in together.items()},
+        "parts": {name: round(share_right(found, labels), 4) for name, found in together.items() if name != MEAN},
         "cost": cost(training),
         "alarms": diagnose_learners(training),
+        **collaboration(training, assembly.setup, together, labels),
     }
 
 

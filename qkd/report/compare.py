@@ -66,15 +66,21 @@ def _row(run_data: RunData) -> ComparedRun:
         speedup=fastest.speedup,
         seconds=result.training_seconds,
         seed=result.seed if result.seed is not None else run_data.recipe.get("seed"),
+        combined=result.combined,
     )
 
 
 def by_recipe(found: Sequence[RunData]) -> list[ComparedSeeds]:
     """Runs whose recipes differ in nothing but the seed, as one row each: mean and sample standard deviation."""
-    groups: dict[str, list[ComparedRun]] = {}
+    return [_group(rows(alike)) for alike in groups_of(found)]
+
+
+def groups_of(found: Sequence[RunData]) -> list[list[RunData]]:
+    """Runs whose recipes differ in nothing but the seed together, in the order given."""
+    groups: dict[str, list[RunData]] = {}
     for run_data in found:
-        groups.setdefault(_recipe_without_seed(run_data), []).append(_row(run_data))
-    return [_group(alike) for alike in groups.values()]
+        groups.setdefault(_recipe_without_seed(run_data), []).append(run_data)
+    return list(groups.values())
 
 
 def _recipe_without_seed(run_data: RunData) -> str:

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from qkd.errors import UsageError
-from qkd.quantizers.scheme import titled
 from qkd.report import formatting
+from qkd.report.compare_tables import COMBINED_ABOUT, combined_table, left_out, pairs_about, pairs_table, table_of
 from qkd.report.figure_svg import svg_of
 from qkd.report.page import page
 from qkd.report.pareto import PANELS, deployed, figure, kinds_of, points_of
 from qkd.report.training_curves import Entry
 from qkd.storage.atomic import write_atomic
-from qkd.storage.results import ComparedRun, ComparedSeeds, Spread
+from qkd.storage.predictions import PairedRuns
+from qkd.storage.results import ComparedRun, ComparedSeeds
 
 ENDINGS = (".html", ".png")
-Row = ComparedRun | ComparedSeeds
 
 
-class Column(NamedTuple):
-    """A heading, its unit, the value of a row, the factor of the unit, and the digits that are written."""
+class Comparison(NamedTuple):
+    """What ``qkd compare`` finds: runs, pairs of runs, and the same for runs that differ only in their seed."""
 
-    name: str
-    unit: str
-    value: Callable[[Row], float | Spread | None]
-    factor: float
-    digits: int
-
-
-COLUMNS = (
-    Column("float", "%", lambda row: row.float_top1, 1.0, 1),
-    Column("before", "%", lambda row: row.before_top1, 1.0, 1),
-    Column("after", "%", lambda row: row.top1, 1.0, 1),
-    Column("file", "%", lambda row: row.top1_onnxruntime, 1.0, 1),
-    Column("size", "kB", lambda row: row.bytes, 1e-3, 1),
-    Column("call", "ms", lambda row: row.p50_ms, 1.0, 3),
-    Column("speed-up", "x", lambda row: row.speedup, 1.0, 2),
-    Column("train", "s", lambda row: row.seconds, 1.0, 0),
-)
+    rows: Sequence[ComparedRun]
+    pairs: Sequence[PairedRuns] = ()
+    groups: Sequence[ComparedSeeds] = ()
+    group_pairs: Sequence[PairedRuns] = ()
 
 
 def require_known(output: Path) -> None:
@@ -48,52 +35,19 @@ def require_known(output: Path) -> None:
         raise UsageError(f"{output}: give a file that ends in {' or '.join(ENDINGS)}", key="compare.unknown-ending")
 
 
-def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of runs, or of groups of runs that differ only in their seed. Headings have their unit below."""
-    last = "seeds" if rows and isinstance(rows[0], ComparedSeeds) else "seed"
-    header = ["run", "method", "product", *(f"{column.name}\n{column.unit}" for column in COLUMNS), last]
-    return header, [_line(row) for row in rows]
-
-
-def _line(row: Row) -> list[str]:
-    names = [Path(run).name for run in (row.runs or () if isinstance(row, ComparedSeeds) else [row.run or ""])]
-    seeds = row.seeds or () if isinstance(row, ComparedSeeds) else [row.seed]
-    product = f"{formatting.network(row.network)} {titled(row.bits or '', row.levels)}".strip()
-    first = [_common_name(names), str(row.method or formatting.MISSING), product]
-    cells = [_cell(column.value(row), column.factor, column.digits) for column in COLUMNS]
-    return [*first, *cells, ", ".join(formatting.MISSING if seed is None else str(seed) for seed in seeds)]
-
-
-def _common_name(names: Sequence[str]) -> str:
-    """What the names of several runs begin with, and how many runs they are."""
-    if len(names) == 1:
-        return names[0]
-    shortest = min(names, key=len)
-    alike = next(n for n in range(len(shortest), -1, -1) if all(name.startswith(shortest[:n]) for name in names))
-    return f"{shortest[:alike].rstrip('-_ s') or names[0]} ({len(names)} runs)"
-
-
-def _cell(value: float | Spread | None, factor: float, digits: int) -> str:
-    """A number, or the mean ± standard deviation of several."""
-    mean, deviation = (value.mean, value.std) if isinstance(value, Spread) else (value, None)
-    if mean is None:
-        return formatting.MISSING
-    spread = "" if deviation is None else f" ± {deviation * factor:.{digits}f}"
-    return f"{mean * factor:.{digits}f}{spread}"
-
-
-def write(output: Path, rows: Sequence[ComparedRun], groups: Sequence[ComparedSeeds] = ()) -> Path:
+def write(output: Path, found: Comparison) -> Path:
     """Write the comparison as a page or an image, by the ending of the file. Raises UsageError, RunError."""
     require_known(output)
     if output.suffix.lower() == ".html":
-        return write_atomic(output, lambda file: file.write(render(rows, groups).encode()))
-    return write_atomic(output, lambda file: figure(rows, PANELS).savefig(file, dpi=160, format="png"))  # type: ignore[arg-type]
+        return write_atomic(output, lambda file: file.write(render(found).encode()))
+    return write_atomic(output, lambda file: figure(found.rows, PANELS).savefig(file, dpi=160, format="png"))  # type: ignore[arg-type]
 
 
-def render(rows: Sequence[ComparedRun], groups: Sequence[ComparedSeeds] = ()) -> str:
+def render(found: Comparison) -> str:
     """The comparison as a self-contained page."""
+    rows = found.rows
     panels = [(panel, points_of(rows, panel)) for panel in PANELS]
-    drawings = [(panel.title, svg_of(figure(rows, [panel]), panel.label(found))) for panel, found in panels if found]
+    drawings = [(panel.title, svg_of(figure(rows, [panel]), panel.label(points))) for panel, points in panels if points]
     header, lines = table_of(rows)
     return page(
         "compare.html",
@@ -102,8 +56,28 @@ def render(rows: Sequence[ComparedRun], groups: Sequence[ComparedSeeds] = ()) ->
         legend=[Entry(number, kind) for number, kind in enumerate(kinds_of(rows))],
         header=header,
         lines=lines,
-        groups=table_of(groups) if groups else None,
+        pairs=_pairs(found.pairs),
+        groups=table_of(found.groups) if found.groups else None,
+        group_pairs=_pairs(found.group_pairs),
+        combined=combined_table(rows),
+        combined_about=COMBINED_ABOUT,
     )
+
+
+class Pairs(NamedTuple):
+    """A table of pairs with what it says, and the pairs that are left out of it."""
+
+    about: str
+    table: tuple[list[str], list[list[str]]] | None
+    left_out: list[str]
+
+
+def _pairs(pairs: Sequence[PairedRuns]) -> Pairs | None:
+    """None for a single run."""
+    if not pairs:
+        return None
+    compared = any(pair.why_not is None for pair in pairs)
+    return Pairs(pairs_about(pairs), pairs_table(pairs) if compared else None, left_out(pairs))
 
 
 def sentence(rows: Sequence[ComparedRun]) -> str:

@@ -28,6 +28,7 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
     lines += _exchange(recipe, assembly)
     for phase, epochs in zip(plan.phases, epochs_per_phase(plan, recipe.train.epochs), strict=True):
         lines += ["", f"phase {phase.name}: {epochs} epochs", *_phase(phase, assembly)]
+    lines += _collaboration(recipe, assembly)
     lines += ["", f"product  {_product(plan)}: the only part that is exported"]
     return "\n".join(lines)
 
@@ -74,6 +75,27 @@ def _exchange(recipe: Recipe, assembly: Assembly) -> list[str]:
         lines.append(f"  {stage:<8} {where}")
         adapted = {part: exchange.adapter(Tap(part, stage)) for part in exchange.members}
         lines += [f"           adapter for {part}: {way}, not in the product" for part, way in adapted.items() if way]
+    return lines
+
+
+def _collaboration(recipe: Recipe, assembly: Assembly) -> list[str]:
+    """Which terms reach each teacher that learns, and which networks begin as copies of each other."""
+    from qkd.assembly.equal_starts import equal_starts
+    from qkd.assembly.teaching import reaching_terms
+
+    lines = []
+    for phase in assembly.plan.phases:
+        for step in phase.steps:
+            for part, terms in reaching_terms(assembly, step).items():
+                if part in assembly.setup.teachers:
+                    listed = ", ".join(f"{_weight(term.weight)} x {term.name}" for term in terms)
+                    lines.append(f"  {part:<10} in phase {phase.name} from {listed}")
+    lines = ["", "teachers that learn", *lines] if lines else []
+    for parts in equal_starts(recipe):
+        lines += [
+            "",
+            f"equal beginnings  {', '.join(parts)}: the same weights, so one of them knows what all of them know",
+        ]
     return lines
 
 

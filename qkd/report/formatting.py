@@ -69,6 +69,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def probability(p: float | None) -> str:
+    """A p value. 0.0312 -> ``0.031``, 1e-7 -> ``< 0.0001``."""
+    return MISSING if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
 def counted(count: int, word: str) -> str:
     """1, ``epoch`` -> ``1 epoch``; 2 -> ``2 epochs``."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from qkd import __version__
-from qkd.report import formatting, headline, tables, training_curves
+from qkd.report import collaboration, formatting, headline, tables, training_curves
 from qkd.report.bench_table import bench_table
 from qkd.report.export_table import export_rows
 from qkd.report.run_data import RunData, assemble_again
@@ -68,6 +68,7 @@ def render(run_data: RunData) -> str:
         export_rows=export_rows(run_data.export, outdated=run_data.outdated),
         bench=bench_table(run_data.rows) if run_data.rows else None,
         curves=training_curves,
+        collaboration=collaboration,
         arrowheads=arrowheads(),
         teaching=Teaching([], missing=rebuilt) if isinstance(rebuilt, str) else _teaching(run_data, *rebuilt),
         weights=None if isinstance(rebuilt, str) else _weights(run_data, rebuilt[1]),

@@ -11,8 +11,10 @@ from markupsafe import Markup
 
 from qkd.distill.terms import TermName
 from qkd.report.charts import Chart, Point, Series, Stack, line_chart, stack_chart
+from qkd.report.collaboration import NORM, gradient_beside
 from qkd.report.formatting import number, percent
 from qkd.report.run_data import RunData, mapping
+from qkd.report.tables import STUDENT
 from qkd.storage.json_record import is_number
 
 MOST_ROWS = 25  # of a table of numbers
@@ -108,6 +110,10 @@ def _share(value: float, digits: int) -> str:
     return percent(100 * value, digits)
 
 
+def _ratio(value: float) -> str:
+    return f"{number(100 * value)} %"
+
+
 def gradients(run_data: RunData) -> list[Panel]:
     """One panel per learner: the share of each term in its gradient, at the epochs where it was measured."""
     epochs = run_data.epochs
@@ -123,6 +129,23 @@ def gradients(run_data: RunData) -> list[Panel]:
             Panel(f"Gradient of {learner}", drawing, [Entry(colour, term) for term, colour in colours.items()])
         )
     return panels
+
+
+def gradients_beside(run_data: RunData) -> list[Panel]:
+    """One panel: the norm of the gradient of all that learns, over that of the student's; empty for a student alone."""
+    epochs = run_data.epochs
+    keys = dict.fromkeys(key for line in epochs for key in line if key.startswith(NORM))
+    found = {key.removeprefix(NORM): gradient_beside(epochs, key.removeprefix(NORM)) for key in keys}
+    others = {part: points for part, points in found.items() if part != STUDENT and any(ratio for _, ratio in points)}
+    if not others:
+        return []
+    series = tuple(
+        Series(part, tuple((float(place + 1), ratio) for place, ratio in points if ratio), colour)
+        for colour, (part, points) in enumerate(others.items())
+    )
+    title = "Gradient beside the student's"
+    chart = Chart(title, series, show=_ratio, borders=borders(epochs), reference=(1.0, "the student's"))
+    return [Panel(title, line_chart(chart), _legend(series))]
 
 
 def _by_kind(terms: Sequence[str], palette: dict[tuple[str, int], int]) -> dict[str, int]:

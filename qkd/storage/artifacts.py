@@ -7,6 +7,7 @@ from pathlib import Path
 RECIPE, ORIGINAL_RECIPE = "recipe.yaml", "recipe.orig.yaml"
 ENVIRONMENT, DATA, METRICS, RESULT = "environment.json", "data.json", "metrics.jsonl", "result.json"
 CHECKPOINTS, PRODUCT, FLOAT_START = "checkpoints", "product.safetensors", "float.safetensors"
+PREDICTIONS = "predictions.npz"
 STUDENT_ONNX, FLOAT_ONNX, EXPORT, BENCH, INFER = "student.onnx", "float.onnx", "export.json", "bench.json", "infer.py"
 REPORT = "report.html"
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qkd.storage.collaboration import CombinedTeacher, TeacherGradient
 from qkd.storage.json_record import LEFT_OUT_WHILE_NONE, JsonRecord, stored_as
 
 
@@ -39,6 +40,8 @@ class TrainResult(JsonRecord):
     the last process, ``training_seconds`` and ``training_cpu_seconds``: of training alone, over all processes of the run.
     ``parts``: top-1 of every participant on the test split. ``ece``: expected calibration error, 0..1. ``diagnostics``: a
     line for each quantizer with a problem. ``finished``: False where training was stopped before its last epoch.
+    ``gradients``: of every teacher that learns beside the student. ``importance_moved``: see `importance_moved` in
+    `qkd.report.collaboration`.
     """
 
     run: str | None = None
@@ -58,6 +61,9 @@ class TrainResult(JsonRecord):
     cost: TrainingCost | None = None
     diagnostics: tuple[str, ...] | None = field(default=None, metadata=stored_as("alarms"))
     finished: bool | None = None
+    combined: CombinedTeacher | None = field(default=None, metadata=LEFT_OUT_WHILE_NONE)
+    gradients: Mapping[str, TeacherGradient] | None = field(default=None, metadata=LEFT_OUT_WHILE_NONE)
+    importance_moved: float | None = field(default=None, metadata=LEFT_OUT_WHILE_NONE)
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,7 @@ class ComparedRun(JsonRecord):
     speedup: float | None = None
     seconds: float | None = None
     seed: int | None = None
+    combined: CombinedTeacher | None = field(default=None, metadata=LEFT_OUT_WHILE_NONE)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,11 @@ def top1(scores: Array, labels: Array) -> float:
     return float(100 * (chosen == np.asarray(wanted)).mean())
 
 
+def share_right(chosen: np.ndarray, labels: np.ndarray) -> float:
+    """Top-1 of classes that were chosen already, (N,) each, in percent."""
+    return float(100 * (chosen == labels).mean())
+
+
 def ece(scores: Tensor, labels: Tensor, bins: int = 15) -> float:
     """The expected calibration error, 0..1: how far confidence is from accuracy, in bins of equal width of confidence.
 

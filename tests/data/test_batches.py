@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from qkd.data import DATASETS
+from qkd.data import DATASETS, Split
 from qkd.data.augment import crop_and_flip
 from qkd.data.batches import channel_statistics
 from qkd.data.digits import digits
@@ -167,3 +169,12 @@ def test_batches_are_the_same_on_a_gpu() -> None:
         assert torch.allclose(ours.images, theirs.images.cpu(), atol=1e-6)
         assert torch.equal(ours.labels, theirs.labels.cpu())
         assert torch.equal(ours.ids, theirs.ids.cpu())
+
+
+def test_the_fingerprint_of_a_test_set_is_that_of_its_images_and_labels() -> None:
+    data = ramp()
+    same = replace(data, train=data.train.subset(torch.arange(4)), mean=(0.1, 0.2, 0.3))
+    assert same.test_fingerprint() == data.test_fingerprint()
+    images, labels = data.test
+    for changed in (Split(images.flip(0), labels), Split(images, labels.flip(0)), Split(images[:-1], labels[:-1])):
+        assert replace(data, test=changed).test_fingerprint() != data.test_fingerprint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,14 @@ def test_the_fingerprint_follows_the_files(root: Path) -> None:
     assert streamed(root, size=8).fingerprint() != before
     noise(root / "train" / "cat" / "00.png", 7, (21, 24))
     assert streamed(root).fingerprint() != before
+
+
+def test_the_fingerprint_of_the_test_set_is_that_of_a_copy_too(root: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copy))  # with other times
+    assert streamed(copy).test_fingerprint() == streamed(root).test_fingerprint() != streamed(root).fingerprint()
+    one = Path(next(iter(streamed(copy).test.images.paths)))  # type: ignore[union-attr]
+    one.rename(one.with_name("other.png"))
+    assert streamed(copy).test_fingerprint() != streamed(root).test_fingerprint()
 
 
 def test_a_run_on_files_is_the_run_on_memory(root: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -16,10 +17,11 @@ from qkd.cli.compare import compare as command
 from qkd.errors import RunError, UsageError
 from qkd.report import compare as comparing
 from qkd.report.compare import by_recipe, compare_runs, read_runs
-from qkd.report.compare_page import render, write
+from qkd.report.compare_page import Comparison, render, write
 from qkd.report.headline import summary
 from qkd.report.pareto import PANELS, figure, frontier, points_of
 from qkd.report.run_data import read_run
+from qkd.storage.predictions import Predictions
 from qkd.storage.results import Spread
 from qkd.storage.run import Run
 from tests.support.refusals import Refused
@@ -186,14 +188,14 @@ def test_points_are_the_deployed_accuracies_and_floats_stand_beside_them_once(tm
 
 def test_page_loads_nothing_and_escapes(tmp_path: Path) -> None:
     bad = "<script>alert(1)</script>"
-    page = render(compare_runs([run_of(tmp_path / "a", method=bad), run_of(tmp_path / "b")]))
+    page = render(Comparison(compare_runs([run_of(tmp_path / "a", method=bad), run_of(tmp_path / "b")])))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=|@import|<link", page)
     assert page.count('role="img"') == 2
     assert "a and 1 other are the most accurate with 94.5 %" in page
     best = run_of(tmp_path / "best", top1=96.0)
-    assert "best is the most accurate with 95.5 %" in render(compare_runs([best, run_of(tmp_path / "c")]))
+    assert "best is the most accurate with 95.5 %" in render(Comparison(compare_runs([best, run_of(tmp_path / "c")])))
 
 
 def test_a_network_of_a_user_is_named_without_its_folders(tmp_path: Path) -> None:
@@ -203,11 +205,11 @@ def test_a_network_of_a_user_is_named_without_its_folders(tmp_path: Path) -> Non
     rows = compare_runs([run])
     assert rows[0].network == "/home/me/a/long/way/net.py:Net"
     assert " net.py:Net w2a2 " in call(run).stdout
-    assert "/home/me" not in render(rows)
+    assert "/home/me" not in render(Comparison(rows))
 
 
 def test_page_without_measurements_says_how_to_get_them(tmp_path: Path) -> None:
-    page = render(compare_runs([run_of(tmp_path / "a", shipped=False)]))
+    page = render(Comparison(compare_runs([run_of(tmp_path / "a", shipped=False)])))
     assert 'role="img"' not in page
     assert "qkd bench" in page
 
@@ -216,8 +218,8 @@ def test_plots_follow_the_page_and_are_the_same_every_time(tmp_path: Path) -> No
     bad = "<script>alert(1)</script>"
     rows = compare_runs([run_of(tmp_path / name, top1=95.0 + i) for i, name in enumerate(("a", "b&c"))])
     rows.append(replace(rows[0], run=f"runs/{bad[1:8]}", method=bad, p50_ms=0.9))
-    page = render(rows)
-    assert page == render(rows)
+    page = render(Comparison(rows))
+    assert page == render(Comparison(rows))
     found = re.findall(r"<svg [^>]*class=\"chart\".*?</svg>", page, re.DOTALL)
     assert len(found) == 2
     for drawing in found:
@@ -242,7 +244,7 @@ def test_names_of_points_cover_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shipped", [True, False])
 def test_picture_is_written_at_once(tmp_path: Path, shipped: bool) -> None:
     target = tmp_path / "front.png"
-    write(target, compare_runs([run_of(tmp_path / "a", shipped=shipped)]))
+    write(target, Comparison(compare_runs([run_of(tmp_path / "a", shipped=shipped)])))
     assert target.read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob(".*"))
 
@@ -259,7 +261,7 @@ def test_other_endings_are_refused_before_anything_is_read(tmp_path: Path, refus
 def test_json_is_one_object_and_lines_of_the_table_are_whole(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / f"a_rather_long_name_of_a_run_s{seed}", seed=seed) for seed in (0, 1)]
     printed = json.loads(call(*runs, "--seeds", "--json").stdout)
-    assert set(printed) == {"rows", "groups"}
+    assert set(printed) == {"rows", "pairs", "groups", "group_pairs"}
     assert printed["rows"] == [row.to_json() for row in compare_runs(runs)]
     assert printed["groups"] == [group.to_json() for group in by_recipe(read_runs(runs))]
     table = call(*runs).stdout
@@ -283,3 +285,80 @@ def test_page_holds_groups_too(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / f"s{seed}", seed=seed, top1=94.0 + seed) for seed in (0, 1)]
     call(*runs, "--seeds", "-o", tmp_path / "all.html")
     assert "94.5 ± 0.7" in (tmp_path / "all.html").read_text()
+
+
+def run_with(folder: Path, wrong: tuple[int, ...], seed: int = 0, test_set: str = "t", **more: Any) -> Path:
+    """A run that gives ten images of one class, all but those of ``wrong``, the right one."""
+    run = run_of(folder, seed=seed, **more)
+    predicted = np.array([int(i in wrong) for i in range(10)])
+    Predictions(predicted, np.zeros(10), test_set).save(Run(run))
+    return run
+
+
+def test_runs_are_compared_image_by_image_with_the_first(tmp_path: Path) -> None:
+    runs = [
+        run_with(tmp_path / "a", wrong=(0, 1, 2)),
+        run_with(tmp_path / "b", wrong=(2,), bits=4),
+        run_with(tmp_path / "c", ()),
+    ]
+    one, other = json.loads(call(*runs, "--json").stdout)["pairs"]
+    assert one == {
+        "runs": [str(runs[1])],
+        "beside": [str(runs[0])],
+        "seeds": None,
+        "images": 10,
+        "difference": 20.0,
+        "std": None,
+        "only_runs": 2,
+        "only_beside": 0,
+        "p": 0.5,  # 2 / 2^2
+        "why_not": None,
+    }
+    assert (other["only_runs"], other["only_beside"], other["p"]) == (3, 0, pytest.approx(0.25))
+    assert re.search(r"^ b +\+20\.00 +2 +0 +0\.5 *$", call(*runs).stdout, re.MULTILINE)
+
+
+def test_seeds_are_paired_and_an_image_counts_once(tmp_path: Path) -> None:
+    first = [run_with(tmp_path / f"a{seed}", wrong, seed) for seed, wrong in ((0, (0, 1)), (1, (0, 2)), (2, ()))]
+    second = [run_with(tmp_path / f"b{seed}", wrong, seed, bits=4) for seed, wrong in ((1, (3,)), (0, (1,)), (5, ()))]
+    printed = json.loads(call(*first, *second, "--seeds", "--json").stdout)
+    (pair,) = printed["group_pairs"]
+    assert pair["seeds"] == [1, 0] and len(printed["pairs"]) == 5
+    assert (pair["difference"], pair["std"]) == (10.0, 0.0)  # from 80 to 90 in both
+    # right so often in the two seeds: images 0 and 2 more often in the second, image 3 in the first, image 1 equally often
+    assert (pair["only_runs"], pair["only_beside"], pair["p"]) == (2, 1, 1.0)
+    assert re.search(r"\+10\.00 ± 0\.00 +2 +1 +1 +1, 0", call(*first, *second, "--seeds").stdout)
+
+
+def test_runs_that_cannot_be_paired_say_why(tmp_path: Path) -> None:
+    runs = [run_with(tmp_path / "a", ()), run_of(tmp_path / "old"), run_with(tmp_path / "far", (), test_set="u")]
+    done = call(*runs, "--json")
+    old, far = json.loads(done.stdout)["pairs"]
+    assert "predictions.npz: missing" in old["why_not"] and "other images" in far["why_not"]
+    assert old["p"] is far["p"] is old["difference"] is None
+    shown = call(*runs).stdout
+    assert "old: not compared image by image: " in shown and "p: McNemar" not in shown
+    others = run_with(tmp_path / "s", (), seed=9, bits=4)
+    (pair,) = json.loads(call(runs[0], others, "--seeds", "--json").stdout)["group_pairs"]
+    assert pair["why_not"] == "no seed is in both groups"
+    assert json.loads(call(runs[0], "--json").stdout)["pairs"] == []
+
+
+COMBINED = {"part": "shared", "top1": 95.0, "members": ["four", "six"], "best_member": "six", "best_top1": 94.5}
+
+
+def test_page_and_table_hold_pairs_and_combined_teachers(tmp_path: Path) -> None:
+    beside = {"difference": 0.5, "standard_error": 0.6, "disagreement": 1.2}
+    runs = [
+        run_with(tmp_path / "a", (1, 2)),
+        run_with(tmp_path / "b", (), seed=1, combined={**COMBINED, **beside}),
+        run_with(tmp_path / "c", (), seed=2, combined={**COMBINED, **beside, "standard_error": 0.4}),
+        run_of(tmp_path / "old", seed=3),
+    ]
+    shown = call(*runs, "--seeds", "-o", tmp_path / "all.html").stdout
+    assert re.search(r"^ b +95\.00 +six 94\.50 +\+0\.50 ± 0\.60 +no +1\.2 *$", shown, re.MULTILINE)
+    assert re.search(r"^ c +95\.00 +six 94\.50 +\+0\.50 ± 0\.40 +yes +1\.2 *$", shown, re.MULTILINE)
+    content = (tmp_path / "all.html").read_text()
+    for text in ("McNemar&#39;s exact test", "+20.00", "Combined teachers", "+0.50 ± 0.60"):
+        assert text in content
+    assert "old: not compared image by image" in content

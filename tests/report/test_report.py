@@ -76,6 +76,20 @@ RESULT = {
         "participants": {"student": {"parameters": 78114, "forward_ms": 14.04, "learn_ms": 44.16}, "four": {}},
     },
     "finished": True,
+    "combined": {
+        "part": "shared",
+        "top1": 97.8,
+        "members": ["four", "eight"],
+        "best_member": "eight",
+        "best_top1": 97.3,
+        "difference": 0.5,
+        "standard_error": 0.6,
+        "disagreement": 1.5,
+    },
+    "gradients": {
+        "four": {"beside_student": 0.015, "terms": {"label/shared": 0.4}, "hardly_learns": True},
+        "eight": {"beside_student": 0.5, "terms": {"label/shared": 0.4}, "hardly_learns": False},
+    },
 }
 EXPORT = {
     "file": "runs/demo/student.onnx",
@@ -149,6 +163,7 @@ def epoch_line(number: int, last: int = 3) -> dict[str, Any]:
     importance |= {f"importance/{stage}/eight": 0.5 + 0.05 * number for stage in ("layer1", "layer2")}
     gradients = {"gradient/student/label/student": 0.7, "gradient/student/imitate/student<ensemble": 0.3}
     gradients |= {"gradient/four/label/shared": 0.4, "gradient/four/imitate/shared<ensemble": 0.6}
+    gradients |= {"gradient_norm/student": 2.0, "gradient_norm/four": 0.06 / number, "gradient_norm/eight": 1.0}
     head = {"phase": "train", "epoch": number, "epochs": last, "steps": 17 * number}
     return {**head, **losses, **gradients, "val/top1": 80.0 + 5 * number, **importance, "seconds": 3.0 * number}
 
@@ -245,6 +260,26 @@ def test_every_drawing_has_a_description(content: str) -> None:
     assert all(len(found["aria-label"] or "") > 20 for found in drawings)
     hidden = [found for tag, found in Reader(content).tags if tag == "svg" and found.get("role") != "img"]
     assert all(found.get("aria-hidden") == "true" for found in hidden)
+
+
+def test_a_hollow_collaboration_is_seen(content: str, folder: Path) -> None:
+    shown = Reader(content).text
+    assert (
+        "Combined teacher (shared: 97.80 %) is not better than its best member (eight: 97.30 %): +0.50 points, "
+        "standard error 0.60; two members disagree on 1.5 % of the test images." in shown
+    )
+    assert "Importance moved by at most 0.15 from uniform." in shown
+    assert (
+        "Gradient beside the student's: four 1.5 %: this teacher hardly learns; raise the weight of label/shared."
+        in (shown)
+    )
+    drawings = [found["aria-label"] or "" for tag, found in Reader(content).tags if tag == "svg" and "role" in found]
+    assert "Gradient beside the student's, over epochs: four from 3 % to 1 %; eight from 50 % to 50 %" in drawings
+    (folder / "metrics.jsonl").write_text("")
+    result = {key: value for key, value in RESULT.items() if key not in ("combined", "gradients")}
+    (folder / "result.json").write_text(json.dumps(result))
+    earlier = Reader(write(read_run(Run(folder))).read_text()).text
+    assert not re.search("best member|hardly|from uniform|beside the student", earlier)
 
 
 def test_page_follows_the_colours_of_the_system_and_the_width_of_the_screen(content: str) -> None:
