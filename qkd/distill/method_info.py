@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FIELD = "method_info"
 ABOVE_ZERO = "above zero"
+TEACHER = "{float: {build: resnet20}}"
 Requirement = tuple[str, tuple[object, ...]]  # another option, and its values (or ABOVE_ZERO) ...
 OnlyWith = Mapping[str, Requirement]  # ... without which an option does nothing
 
@@ -24,7 +25,8 @@ class MethodInfo:
     """``teachers`` is the least number of them, ``most`` the largest, ``match`` whether layers have to be matched, ``labels``
     whether they are used.
 
-    ``only_with`` lists the options that do nothing unless another option has certain values.
+    ``only_with`` lists the options that do nothing unless another option has certain values. ``example``: of ``teachers:``, for
+    a recipe that has too few.
     """
 
     paper: str
@@ -33,6 +35,7 @@ class MethodInfo:
     labels: bool = True
     most: int | None = None
     only_with: OnlyWith = field(default_factory=dict)
+    example: str = TEACHER
 
     @property
     def year(self) -> int | None:
@@ -54,7 +57,7 @@ class MethodInfo:
             what = "a teacher" if self.teachers == 1 else f"{self.teachers} teachers"
             raise PlanError(
                 f"{name} needs {what}, found {len(setup.teachers) or 'none'}: add to `teachers:`, "
-                f"for example {{float: {{build: resnet20}}}}",
+                f"for example {self.example}",
                 key="method.too-few-teachers",
             )
         if self.most is not None and len(setup.teachers) > self.most:
@@ -93,9 +96,10 @@ def published(
     labels: bool = True,
     most: int | None = None,
     only_with: OnlyWith | None = None,
+    example: str = TEACHER,
 ) -> Callable[[Method], Method]:
     """Declares a method's paper and requirements; the requirements are checked before the method makes a plan."""
-    info = MethodInfo(paper, teachers, match, labels, most, only_with or {})
+    info = MethodInfo(paper, teachers, match, labels, most, only_with or {}, example)
 
     def mark(method: Method) -> Method:
         @functools.wraps(method)

@@ -11,8 +11,10 @@ from qkd.distill.terms import imitate, label
 from qkd.errors import PlanError
 from qkd.options import Positive
 
+VIEW = "{{of: {}, activations: 8, share: 0.5}}"
 
-@published("Boo et al., AAAI 2021", teachers=1, most=1)
+
+@published("Boo et al., AAAI 2021", teachers=1, most=1, example=f"{{finer: {VIEW.format('student')}}}")
 def speq(setup: Setup, *, weight: Positive = 1.0, temperature: Positive = 1.0) -> Plan:
     """The student imitates itself with more activation bits, drawn at random for each layer and batch.
 
@@ -20,7 +22,7 @@ def speq(setup: Setup, *, weight: Positive = 1.0, temperature: Positive = 1.0) -
     ``{of: student, activations: 8, share: 0.5}``: the same weights, every quantizer of activations at 8 bits with the
     probability 0.5, else at its own bits; the paper found 0.4 to 0.6 best, and 2 and 8 bits better than a mix of all widths.
 
-    * ``weight``, ``temperature``: the paper's weight is not known to us; it has no temperature, which is 1.
+    * ``weight``, ``temperature``: those of the paper are not known to us.
 
     Departures: quantizers are those of the scheme, LSQ by default. Batch norms of the teacher normalise with the statistics of
     the batch and store nothing: which statistics the paper's teacher uses is not known to us.
@@ -29,8 +31,8 @@ def speq(setup: Setup, *, weight: Positive = 1.0, temperature: Positive = 1.0) -
     seen = setup.tied.get(teacher)
     if seen is None or seen.of != setup.student or seen.activations is None:
         raise PlanError(
-            f"speq: {teacher} must be the student itself at other activation bits: write "
-            f"{teacher}: {{of: {setup.student}, activations: 8, share: 0.5}}",
+            f"speq: {teacher} must be the student itself at other activation bits: write {teacher}: "
+            f"{VIEW.format(setup.student)}",
             key="method.needs-view-of-student",
         )
     imitation = imitate(setup.student, one(Tap(teacher)), temperature=temperature, divergence=cosine_divergence)
