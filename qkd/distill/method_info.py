@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FIELD = "method_info"
 ABOVE_ZERO = "above zero"
+TEACHER = "{float: {build: resnet20}}"
 Requirement = tuple[str, tuple[object, ...]]  # another option, and its values (or ABOVE_ZERO) ...
 
 
@@ -33,7 +34,7 @@ class MethodInfo:
     whether they are used.
 
     ``only_with`` lists the options that do nothing without certain values of others. ``own_copy``: the teachers are meant to
-    be the float network that the student was quantized from.
+    be the float network that the student was quantized from. ``example``: of ``teachers:``, for a recipe that has too few.
     """
 
     paper: str
@@ -43,6 +44,7 @@ class MethodInfo:
     most: int | None = None
     only_with: OnlyWith = field(default_factory=dict)
     own_copy: bool = False
+    example: str = TEACHER
 
     @property
     def year(self) -> int | None:
@@ -64,7 +66,7 @@ class MethodInfo:
             what = "a teacher" if self.teachers == 1 else f"{self.teachers} teachers"
             raise PlanError(
                 f"{name} needs {what}, found {len(setup.teachers) or 'none'}: add to `teachers:`, "
-                f"for example {{float: {{build: resnet20}}}}",
+                f"for example {self.example}",
                 key="method.too-few-teachers",
             )
         if self.most is not None and len(setup.teachers) > self.most:
@@ -131,9 +133,10 @@ def published(
     most: int | None = None,
     only_with: OnlyWith | None = None,
     own_copy: bool = False,
+    example: str = TEACHER,
 ) -> Callable[[Method], Method]:
     """Declares a method's paper and requirements; the requirements are checked before the method makes a plan."""
-    info = MethodInfo(paper, teachers, match, labels, most, only_with or {}, own_copy)
+    info = MethodInfo(paper, teachers, match, labels, most, only_with or {}, own_copy, example)
 
     def mark(method: Method) -> Method:
         @functools.wraps(method)

@@ -11,8 +11,10 @@ from qkd.distill.terms import label
 from qkd.errors import PlanError
 from qkd.options import Positive
 
+VIEW = "{{of: {}, activations: 8, share: 0.5}}"
 
-@published("Boo et al., AAAI 2021", teachers=1, most=1)
+
+@published("Boo et al., AAAI 2021", teachers=1, most=1, example=f"{{finer: {VIEW.format('student')}}}")
 def speq(setup: Setup, *, weight: Positive = 1.0) -> Plan:
     """The student imitates itself with more activation bits, drawn at random for each layer and batch.
 
@@ -29,8 +31,8 @@ def speq(setup: Setup, *, weight: Positive = 1.0) -> Plan:
     seen = setup.tied.get(teacher)
     if seen is None or seen.of != setup.student or seen.activations is None:
         raise PlanError(
-            f"speq: {teacher} must be the student itself at other activation bits: write "
-            f"{teacher}: {{of: {setup.student}, activations: 8, share: 0.5}}",
+            f"speq: {teacher} must be the student itself at other activation bits: write {teacher}: "
+            f"{VIEW.format(setup.student)}",
             key="method.needs-view-of-student",
         )
     imitation = Imitation("cosine").term(setup.student, one(Tap(teacher)))
