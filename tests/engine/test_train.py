@@ -17,7 +17,7 @@ from qkd.pipeline.resume import refuse_changed
 from qkd.pipeline.train import train_recipe
 from qkd.storage.run import Run
 from tests.support.refusals import Refused
-from tests.support.tiny_runs import TINY, Stop, losses, recipe_in, run_of
+from tests.support.tiny_runs import COPIES, TINY, Stop, losses, recipe_in, run_of
 
 
 def test_same_seed_same_losses_to_the_last_bit(tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_metrics_hold_losses_importance_and_gradient_shares(tmp_path: Path) -> N
     assert sum(weights) == pytest.approx(1.0)
 
 
-def test_the_float_start_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_float_start_of_copies_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     events: list[Event] = []
-    recipe = recipe_in(tmp_path, seed=77)
+    recipe = recipe_in(tmp_path, seed=77, teachers=COPIES)
     run_of(tmp_path, recipe, max_steps=1, listen=events.append)
     assert sum(isinstance(event, PretrainingStarted) for event in events) == 1
     assert sum(isinstance(event, FloatCached) for event in events) == 2

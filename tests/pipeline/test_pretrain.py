@@ -19,7 +19,7 @@ from qkd.pipeline.train import train_recipe
 from qkd.storage.cache import cache_folder
 from qkd.storage.run import Run
 from tests.support.refusals import Refused
-from tests.support.tiny_runs import TINY, recipe_in
+from tests.support.tiny_runs import COPIES, TINY, recipe_in
 
 ONE = Machine("cpu", threads=1)
 ALONE: dict[str, Any] = {"method": {"name": "qat"}, "teachers": {}, "train": {"epochs": 1, "rate": 0.05}}
@@ -83,11 +83,12 @@ def trained_starts(folder: Path, name: str, **changes: Any) -> list[str]:
 
 
 def test_every_network_has_a_float_start_of_its_own_unless_its_seed_is_the_same(tmp_path: Path) -> None:
-    four, eight = ({**TINY["teachers"][name], "seed": "same"} for name in ("four", "eight"))
     assert trained_starts(tmp_path, "default") == ["student", "eight", "four"]
     assert trained_starts(tmp_path, "again") == []
-    assert trained_starts(tmp_path, "same", teachers={"four": four, "eight": eight}) == []
-    assert trained_starts(tmp_path, "other", teachers={"four": four, "nine": TINY["teachers"]["eight"]}) == ["nine"]
+    assert trained_starts(tmp_path, "same", teachers=COPIES) == []
+    assert trained_starts(tmp_path, "other", teachers={"four": COPIES["four"], "nine": TINY["teachers"]["eight"]}) == [
+        "nine"
+    ]
     assert len(list((cache_folder() / "float").glob("*.safetensors"))) == 4
 
 

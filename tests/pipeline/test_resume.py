@@ -33,7 +33,7 @@ from qkd.storage.checkpoints import BEST, KEPT, LAST, CheckpointName, Checkpoint
 from qkd.storage.run import Run
 from tests.support.command_line import qkd
 from tests.support.refusals import Refused
-from tests.support.tiny_runs import TINY, losses, recipe_in
+from tests.support.tiny_runs import COPIES, TINY, losses, recipe_in
 
 ALONE: dict[str, Any] = {"method": {"name": "qat"}, "teachers": {}, "match": []}
 ONE = Machine("cpu", threads=1)
@@ -82,7 +82,7 @@ def begun_before_seeds(folder: Path, steps: int | None) -> Run:
     ``steps``: None for a run that was killed before it had a checkpoint.
     """
     run = Run.create(folder / "old")
-    train_recipe(copies_in(folder), run, ONE, max_steps=steps or 1)
+    train_recipe(recipe_in(folder, teachers=COPIES), run, ONE, max_steps=steps or 1)
     if steps is None:
         shutil.rmtree(run.checkpoints.folder)
         run.checkpoints.folder.mkdir()
@@ -94,14 +94,10 @@ def begun_before_seeds(folder: Path, steps: int | None) -> Run:
     return run
 
 
-def copies_in(folder: Path) -> Any:
-    return recipe_in(folder, teachers={name: {**each, "seed": "same"} for name, each in TINY["teachers"].items()})
-
-
 @pytest.mark.parametrize("steps", [6, None])  # inside the second epoch; before the first checkpoint
 def test_a_run_from_before_networks_had_seeds_goes_on_as_it_began(tmp_path: Path, steps: int | None) -> None:
     whole = Run.create(tmp_path / "whole")
-    train_recipe(copies_in(tmp_path), whole, ONE)
+    train_recipe(recipe_in(tmp_path, teachers=COPIES), whole, ONE)
     old = begun_before_seeds(tmp_path, steps)
     recipe = recipe_in(tmp_path)  # it says nothing of seeds, as the one of the run did
     refuse_changed(old, recipe)
@@ -109,7 +105,7 @@ def test_a_run_from_before_networks_had_seeds_goes_on_as_it_began(tmp_path: Path
     train_recipe(recipe, old, ONE, resume=True)
     assert same(whole, old)
     assert losses(whole) == losses(old)
-    refuse_changed(old, copies_in(tmp_path))
+    refuse_changed(old, recipe_in(tmp_path, teachers=COPIES))
 
 
 def test_resuming_with_another_seed_of_a_network_is_refused(tmp_path: Path, refused: Refused) -> None:
@@ -121,7 +117,7 @@ def test_resuming_with_another_seed_of_a_network_is_refused(tmp_path: Path, refu
     train_recipe(recipe_in(tmp_path), run, ONE, max_steps=1)
     refuse_changed(run, recipe_in(tmp_path))
     with refused(RunError, "run.recipe-changed"):
-        refuse_changed(run, copies_in(tmp_path))
+        refuse_changed(run, recipe_in(tmp_path, teachers=COPIES))
 
 
 @pytest.mark.slow

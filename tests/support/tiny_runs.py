@@ -25,6 +25,8 @@ TINY: dict[str, Any] = {
     "pretrain": {"epochs": 1},
     "train": {"epochs": 3, "rate": 0.05},
 }
+COPIES: dict[str, Any] = {name: {**entry, "seed": "same"} for name, entry in TINY["teachers"].items()}
+"""Its teachers as copies of the student, in all but their bits."""
 
 
 def recipe_in(folder: Path, **changes: Any) -> Any:
