@@ -3,6 +3,7 @@
     python benchmarks/cifar10.py --root data/cifar10 --size small [--seeds 3] [--only qat kd cmtkd] [--threads 1]
     python benchmarks/cifar10.py --search ...       # the settings that are tried for each method, on the validation split
 
+`full`: all images, a long schedule and every method; a queue of its own (cifar10_full.py).
 `small`: the 20 000 training images of benchmarks/cifar10_20000.txt and a ResNet-8, for two CPU cores; a tenth is held back
 for validation. `few`: the same float starts, but of those images only 200 of each class to train on, and 200 to validate:
 what is left where the whole training set is not at hand. `large`: all images and a ResNet-20, for a GPU. The test split is
@@ -24,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cifar10_full
 from cifar10_rows import SIZES, Size, rows
 from cifar10_search import GO_ON, SEARCH, SEEDS, TRIALS
 from seeds import Failed, cell, exported, trained
@@ -162,6 +164,10 @@ def searched(size: Size, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    if "--size" in sys.argv and sys.argv[sys.argv.index("--size") + 1 :][:1] == ["full"]:
+        at = sys.argv.index("--size")
+        cifar10_full.main([*sys.argv[1:at], *sys.argv[at + 2 :]])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data/cifar10"))
     parser.add_argument("--size", choices=SIZES, default="small")

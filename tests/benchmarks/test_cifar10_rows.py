@@ -101,3 +101,50 @@ def test_the_best_of_a_search_are_the_highest_means_of_three_seeds(  # type: ign
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "**" in line] == [f"| **qat** | `{words[2]}` | 69.00, 68.00, 68.00 | 68.33 |"]
     assert "63.33" in lines[1] and lines[0].endswith("| 60.00 |  |")
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import cifar10_full
+
+    yield cifar10_full
+    for name in ("cifar10_full", "cifar10_full_rows", "seeds"):
+        sys.modules.pop(name, None)
+
+
+def _of_full(**changes: object) -> Namespace:
+    plain = {"root": Path("data"), "out": Path("out"), "only": None, "search": False, "device": "cpu", "precision": "bf16"}
+    return Namespace(**(plain | changes))
+
+
+@pytest.mark.slow
+def test_every_row_at_full_size_assembles(full, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for build_name, seed in full.FLOAT_STARTS:
+        place = tmp_path / "float" / f"{build_name}-s{seed}" / "product.safetensors"
+        place.parent.mkdir(parents=True)
+        save_file(build(build_name, classes=10, channels=3, options={}).state_dict(), place)
+    for searching in (False, True):
+        jobs = [job for job in full.jobs(_of_full(out=tmp_path, search=searching)) if job.folder.parent == tmp_path]
+        assert len({job.folder for job in jobs}) == len(jobs) > 5
+        for job in (job for job in jobs if "-s0" in job.folder.name or searching):
+            recipe, *overrides = (word for word in job.words if not word.startswith("data="))
+            assembly = assemble(load(recipe, ["data={name: fake}", *overrides]), DataSpec((3, 32, 32), 10))
+            assert assembly.plan.phases, job.folder
+
+
+def test_a_job_is_taken_by_one_worker_and_only_where_its_float_starts_are(full, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    options = _of_full(out=tmp_path, only=["qat"])
+    taken: list[str] = []
+    full.Job.run = lambda job, options: taken.append(job.folder.name)
+    starts = [f"{name}-s{seed}" for name, seed in full.FLOAT_STARTS]
+    with full.claimed(full.float_job(*full.FLOAT_STARTS[0], options), options) as mine:
+        assert mine
+        full.work(options)
+    assert taken == starts[1:]
+    place = tmp_path / "float" / starts[0] / "product.safetensors"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    del taken[:]
+    full.work(options)
+    assert [name for name in taken if name not in starts] == ["qat-w2a2-s0", "qat-w4a4-s0"]
