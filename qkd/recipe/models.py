@@ -61,7 +61,7 @@ class Train(Section):
     instead of them; null: no average."""
     dampen: NotNegative = 0.0
     """Final weight of the oscillation dampening of quantized weights, `sum ||Q(w) - w||^2`, which grows from zero along a
-    cosine over each phase (0.1 is usual); 0: none."""
+    cosine over each phase (up to 0.1 in the paper; at a rate of 0.05 that fixes all weights before the middle); 0: none."""
     scale_rate: NotNegative = 0.1
     """Learning rate of the quantizers' scales, as a fraction of the learning rate; at 1, the scales of 8-bit layers diverge."""
     augment: bool = True
