@@ -50,7 +50,7 @@ for path in sys.argv[1:]:
 
 
 def metadata_of_run(finished: FinishedRun, uint8: Uint8Input, kind: str) -> Mapping[str, str]:
-    """The metadata of an exported file: labels, preprocessing, bits, levels of 2-bit weights, scheme, the completed recipe, versions.
+    """The metadata of an exported file: labels, preprocessing, bits, levels of 2-bit weights, scheme, completed recipe, versions.
 
     ``kind``, "uint8" or "float32", is the type of the file's input; ``uint8``: how uint8 images are normalised, inside the
     file or before it.
