@@ -6,11 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from qkd import recipe as recipes
+from qkd.assembly.inputs import load_data
+from qkd.errors import RunError
+from qkd.pipeline.reload import reload_product
+from qkd.pipeline.resume import refuse_changed
+from qkd.quantizers import quantizers
 from qkd.report.run_data import levels, scheme_title
-from tests.support.tiny_runs import TINY, recipe_in
+from qkd.storage.run import Run
+from tests.support.refusals import Refused
+from tests.support.tiny_runs import TINY, recipe_in, run_of
 
 
 def stored(folder: Path, quantize: Any, *, old: bool, **overrides: Any) -> recipes.Recipe:
@@ -66,3 +74,29 @@ def test_levels_without_weights_of_two_bits_are_named(tmp_path: Path) -> None:
     assert [line.partition("student.quantize.")[2] for line in found] == [
         "weight_levels: full has no effect: no weights have 2 bits"
     ]
+
+
+def test_an_older_run_opens_on_the_grid_it_was_trained_on(tmp_path: Path) -> None:
+    student = {**TINY["student"], "quantize": {"weights": 2, "activations": 2, "weight_levels": "narrow"}}
+    recipe = recipe_in(
+        tmp_path, method={"name": "qat"}, teachers={}, student=student, train={"epochs": 1, "rate": 0.05}
+    )
+    run, _ = run_of(tmp_path, recipe)
+    images = load_data(recipe).test.images[:8].float()
+    expected = reload_product(run).product(images)
+    path = run.folder / "recipe.yaml"
+    text = path.read_text()
+    path.write_text("".join(line for line in text.splitlines(True) if "weight_levels" not in line))
+    again = reload_product(run)
+    assert torch.equal(again.product(images), expected)
+    grids = {core.num_levels for name, core in quantizers(again.product) if name.endswith(".weight") and core.bits == 2}
+    assert grids == {3}
+
+
+def test_an_older_run_is_not_gone_on_with_on_four_levels(tmp_path: Path, refused: Refused) -> None:
+    run = Run.create(tmp_path / "run")
+    before = stored(run.folder, "w2a2", old=True)
+    now = recipe_in(tmp_path, student={**TINY["student"], "quantize": "w2a2"})
+    refuse_changed(run, before)
+    with refused(RunError, "run.recipe-changed"):
+        refuse_changed(run, now)
