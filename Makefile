@@ -39,7 +39,7 @@ golden: .venv/installed
 	$(BIN)/python -m pytest -m 'not gpu' --rewrite-golden
 
 benchmarks: .venv/installed
-	for name in fake_quant train_step loop export_routes networks; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in fake_quant train_step method_cost loop export_routes networks; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

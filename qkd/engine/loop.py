@@ -207,8 +207,8 @@ class Loop:
         self, phase: Phase, epochs: int, running: EpochProgress, number: int, batch: Batch, progress: float
     ) -> None:
         """Every step of the phase on one batch."""
-        # gradient shares cost a backward pass per term: ten looks a phase are enough
-        shares_due = number == 0 and self.state.epoch % max(1, epochs // 10) == 0
+        # gradient shares cost a backward pass per term: at most ten looks a phase are enough
+        shares_due = number == 0 and self.state.epoch % -(-epochs // 10) == 0
         alone = len(self.actions) == 1
         for action in self.actions:
             if shares_due:

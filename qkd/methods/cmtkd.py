@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from qkd.distill import targets
@@ -131,14 +132,12 @@ def cmtkd(
     pupils, alpha_t = () if rest else team.pupils(learn=learn), alpha if alpha_teachers is None else alpha_teachers
     moving = [] if rest else [*(able if learn else ()), *team.pieces]
     soft = targets.one(team.logits) if target == "combined" else targets.min_logit([team.logits, Tap(setup.student)])
-    hearing = {
-        "none": (),
-        "student": (setup.student,),
-        "both": (setup.student, *(pupils if target == "min_logit" else ())),
-    }
+    hearing = (
+        () if mutual == "none" else (setup.student, *(pupils if (mutual, target) == ("both", "min_logit") else ()))
+    )
     terms = taught(
         {setup.student: alpha, **dict.fromkeys(pupils, alpha_t)},
-        dict.fromkeys(hearing[mutual], beta),
+        dict.fromkeys(hearing, beta),
         soft,
         imitation,
         detach_target=detach_target,
@@ -146,9 +145,10 @@ def cmtkd(
     phases = [Phase("train", (Step([setup.student, *moving, *trainable(heads)], [*terms, *features]),), 1 - prepare)]
     if prepare:
         phases.insert(0, team.preparation(prepare, alpha=alpha_t, mutual=prepare_mutual, imitation=imitation))
-    rates = {IMPORTANCE: importance_rate or (0.1 if importance_optimizer == "train" else 0.01)}
-    kept, own = (rates, {}) if importance_optimizer == "train" else ({}, rates)
-    return Plan(tuple(phases), exchange=fuse, heads=(*heads, *team.heads), rates=kept, own_rates=own)
+    plan = Plan(tuple(phases), exchange=fuse, heads=(*heads, *team.heads))
+    if importance_optimizer == "adam":
+        return replace(plan, own_rates={IMPORTANCE: importance_rate or 0.01})
+    return replace(plan, rates={IMPORTANCE: importance_rate or 0.1})
 
 
 def _refuse_idle(

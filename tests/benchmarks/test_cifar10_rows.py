@@ -114,7 +114,14 @@ def full(monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 def _of_full(**changes: object) -> Namespace:
-    plain = {"root": Path("data"), "out": Path("out"), "only": None, "search": False, "device": "cpu", "precision": "bf16"}
+    plain = {
+        "root": Path("data"),
+        "out": Path("out"),
+        "only": None,
+        "search": False,
+        "device": "cpu",
+        "precision": "bf16",
+    }
     return Namespace(**(plain | changes))
 
 

@@ -34,6 +34,7 @@ from tests.support.ensembles import (
     names_of,
     near,
     outcome,
+    quantized,
     staged,
 )
 
@@ -235,3 +236,29 @@ def test_kd_with_classic_terms_between_different_widths(feature: str, logits: st
     assert weights["label"] == (1.0 if logits == "none" else near(0.1))
     loss, _, _ = outcome(parts, plan, step)
     assert loss > 0
+
+
+def test_kds_lattice_is_a_hint_behind_the_students_own_quantizer() -> None:
+    networks = {"student": quantized(0, 2), "big": staged(1)}
+    parts, plan = assembled(METHODS["kd"], networks, feature="lattice", logits="none", feature_weight=2.0)
+    loss, logits, outputs = outcome(parts, plan, first(plan))
+    expected = float(ce(logits["student"]))
+    for stage in STAGES:
+        rounded = parts.networks["student"].rounded(stage, outputs[Tap("big", stage)])
+        assert len(rounded.unique()) <= 4
+        expected += 2.0 * float((outputs[Tap("student", stage)] - rounded).square().mean().detach())
+    assert loss == near(expected)
+
+
+def test_kds_attention_has_the_reduction_that_was_asked_for() -> None:
+    _, plan = company("kd", "big", feature="attention")
+    weights = [term.weight_at(0.0) for term in first(plan).terms if term.kind == "attention"]
+    assert weights == [1000.0, 1000.0]
+    parts, plan = company("kd", "big", feature="attention", reduction="sum", logits="none", feature_weight=3.0)
+    loss, logits, outputs = outcome(parts, plan, first(plan))
+    expected = float(ce(logits["student"]))
+    for stage in STAGES:
+        maps = [outputs[Tap(part, stage)].double().square().sum(1).flatten(1) for part in ("student", "big")]
+        one, other = (m / m.square().sum(1, keepdim=True).sqrt() for m in maps)
+        expected += 3.0 * float((one - other).square().sum(1).mean().detach())
+    assert loss == near(expected)
