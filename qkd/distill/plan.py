@@ -118,6 +118,12 @@ class Plan:
                 found.append(head)
         return tuple(reversed(found))
 
+    @property
+    def product_parts(self) -> frozenset[str]:
+        """The networks and heads that make up the product."""
+        heads = self.deployed()
+        return frozenset({self.product, *(head.name for head in heads)}.union(*(head.parts for head in heads)))
+
 
 @dataclass(frozen=True)
 class Setup:

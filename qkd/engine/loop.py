@@ -20,6 +20,7 @@ from qkd.engine.ema import Ema
 from qkd.engine.events import BitsLowered, CompilationFailed, EpochEnded, QuantizersBroken, StepTaken
 from qkd.engine.ewgs_delta import update_deltas
 from qkd.engine.optimizer import optimizer_for
+from qkd.engine.reestimation import reestimate_networks, stopped_learning
 from qkd.engine.signals import Interrupted, InterruptHandler
 from qkd.engine.state import EpochProgress, TrainingState, restore, shuffle_seed, snapshot
 from qkd.engine.step import (
@@ -45,9 +46,7 @@ def first_compared_phase(plan: Plan) -> int:
 
     What comes before prepares; a product that is good by chance while others learn is not the method's result.
     """
-    heads = plan.deployed()
-    product = {plan.product, *(head.name for head in heads), *(part for head in heads for part in head.parts)}
-    learning = [index for index, phase in enumerate(plan.phases) if phase.parts & product]
+    learning = [index for index, phase in enumerate(plan.phases) if phase.parts & plan.product_parts]
     return learning[-1] if learning else len(plan.phases) - 1
 
 
@@ -68,7 +67,9 @@ class Loop:
     def run_phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
         """All epochs of a phase that are left; ``saved``: a checkpoint inside it. ``rehearse``: stages are compiled."""
         training = self.training
-        self.actions = self._actions(phase, epochs)
+        if saved is None:
+            reestimate_networks(training, stopped_learning(training, self.state.phase))
+        self.actions = self._actions(phase, epochs)  # which asks frozen teachers: their statistics are settled by now
         running = None
         if saved is None:
             training.ensemble.snapshot_regularizers()
@@ -117,7 +118,8 @@ class Loop:
         self.clock = (time.perf_counter(), time.process_time())
         self._lower_bits()
         if not running.batches:
-            update_statistics(training, first=state.epoch == 0, progress=state.epoch / epochs)
+            first, progress = state.epoch == 0, state.epoch / epochs
+            update_statistics(training, learning=phase.parts, first=first, progress=progress)
             update_deltas(training, phase, state)
         means = self._run_batches(phase, epochs, running)
         cut_short = training.exhausted(state) and running.batches < training.batches_per_epoch

@@ -72,7 +72,8 @@ class Train(Section):
     recompute: bool | tuple[str, ...] = False
     """Activation checkpointing, which needs less memory and more time: the names of the networks, or true for all."""
     reestimate: Literal["auto", True, False] = "auto"
-    """Re-estimate batch-norm statistics with quantization on before each evaluation; auto: for networks of 4 bits or fewer."""
+    """Re-estimate batch-norm statistics with quantization on, over 20 batches, before a network is evaluated and before it teaches
+    without learning; auto: for networks of 6 bits or fewer, and for quantized ones that exchange features."""
 
 
 class Pretrain(Train):
