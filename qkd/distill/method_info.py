@@ -82,6 +82,8 @@ def unused_options(only_with: OnlyWith, options: Mapping[str, Any]) -> dict[str,
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -79,8 +79,10 @@ class Phase:
 class Plan:
     """A method made concrete. Nothing in it changes: an ensemble works with copies of its modules.
 
-    ``product`` is the part that is deployed; ``rates`` scales the learning rate of learners. ``views`` says which augmented
-    view of a batch each network gets in training, by default number 0; networks with the same number get the same images.
+    ``product`` is the part that is deployed; ``rates`` scales the learning rate of learners, ``decays`` their weight decay.
+    Each phase begins the rate schedule and the optimizer's state anew, but for the parts in ``one_schedule``: theirs go on over
+    all phases in which they learn (the state from one phase to the next). ``views`` says which augmented view of a batch
+    each network gets in training, by default number 0; networks with the same number get the same images.
     """
 
     phases: tuple[Phase, ...]
@@ -88,6 +90,8 @@ class Plan:
     heads: tuple[Head, ...] = ()
     product: str = "student"
     rates: Mapping[Learner, float] = field(default_factory=dict)
+    decays: Mapping[Learner, float] = field(default_factory=dict)
+    one_schedule: frozenset[str] = frozenset()
     regularizers: tuple[L2SP, ...] = ()
     statistics: tuple[EpochStatistics, ...] = ()
     views: Mapping[str, int] = field(default_factory=dict)
@@ -103,6 +107,10 @@ class Plan:
     def rate_of(self, learner: Learner) -> float:
         """A learner's share of the learning rate: its own, or else that of the part it belongs to."""
         return self.rates.get(learner, self.rates.get(Learner(learner.part), 1.0))
+
+    def decay_of(self, learner: Learner) -> float:
+        """A learner's share of the weight decay: its own, or else that of the part it belongs to."""
+        return self.decays.get(learner, self.decays.get(Learner(learner.part), 1.0))
 
     @property
     def learners(self) -> frozenset[Learner]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qkd.distill.plan import Phase, Plan, networks_needed
+from qkd.distill.plan import Phase, Plan, Step, networks_needed
 from qkd.engine.bit_schedule import apply_bit_schedule, at_final_bits, epochs_done
 from qkd.engine.compile import try_compiled
 from qkd.engine.diagnostics import diagnose_learners, non_finite_parameter
@@ -19,7 +19,7 @@ from qkd.engine.distributed import all_reduce, on_any_rank, on_first_rank
 from qkd.engine.ema import Ema
 from qkd.engine.events import BitsLowered, CompilationFailed, EpochEnded, QuantizersBroken, StepTaken
 from qkd.engine.ewgs_delta import update_deltas
-from qkd.engine.optimizer import optimizer_for
+from qkd.engine.optimizer import carry_state, optimizer_for, spans
 from qkd.engine.reestimation import reestimate_networks, stopped_learning
 from qkd.engine.signals import Interrupted, InterruptHandler
 from qkd.engine.state import EpochProgress, TrainingState, restore, shuffle_seed, snapshot
@@ -84,17 +84,20 @@ class Loop:
     def _actions(self, phase: Phase, epochs: int) -> list[Action]:
         training = self.training
         cache = build_teacher_cache(training, self.module, phase, epochs)
+        sections = spans(training.plan, training.epochs, self.state.phase)
+        before = [optimizer.optimizer for optimizer in self._optimizers()]
+        found = []
+        for step in phase.steps:
+            optimizer = self._optimizer(step)
+            carry_state(optimizer, before, training.plan.one_schedule)
+            active = sorted(networks_needed(training.plan, step))
+            found.append(Action(step, active, training.fabric.setup_optimizers(optimizer), cache, sections))
+        return found
+
+    def _optimizer(self, step: Step) -> torch.optim.Optimizer:
+        training = self.training
         scaled = scaler(training) is not None
-        optimizers = [
-            optimizer_for(step, training.ensemble, training.plan, training.settings, scaled=scaled)
-            for step in phase.steps
-        ]
-        return [
-            Action(
-                step, sorted(networks_needed(training.plan, step)), training.fabric.setup_optimizers(optimizer), cache
-            )
-            for step, optimizer in zip(phase.steps, optimizers, strict=True)
-        ]
+        return optimizer_for(step, training.ensemble, training.plan, training.settings, scaled=scaled)
 
     def _optimizers(self) -> list[Any]:
         return [action.optimizer for action in self.actions]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -26,21 +26,21 @@ def optimizer_for(
 ) -> torch.optim.Optimizer:
     """One optimizer over the learners of a step; fused (one pass over memory), unless gradients are unscaled before it.
 
-    Every group carries ``factor``, its share of the learning rate: a part's from ``plan.rates``, times
-    ``settings.scale_rate`` for quantizer scales. Weight decay is for weights of two or more dimensions alone: decay pulls
-    scales, batch norm and importance towards values that mean nothing.
+    Every group carries its ``part`` and ``factor``, its share of the learning rate: a part's from ``plan.rates``, times
+    ``settings.scale_rate`` for quantizer scales. Weight decay, scaled by ``plan.decays``, is for weights of two or more
+    dimensions alone: it pulls scales, batch norm and importance towards values that mean nothing.
     """
     groups: list[dict] = []
     taken: set[int] = set()
     for learner in sorted(step.learners):
-        factor = plan.rate_of(learner)
+        factor, decay = plan.rate_of(learner), settings.weight_decay * plan.decay_of(learner)
         steps, weights, others = _sorted(ensemble.modules_of(learner), taken)
-        groups += [
-            {"params": weights, "factor": factor, "weight_decay": settings.weight_decay},
+        own = [
+            {"params": weights, "factor": factor, "weight_decay": decay},
             {"params": others, "factor": factor, "weight_decay": 0.0},
             {"params": steps, "factor": factor * settings.scale_rate, "weight_decay": 0.0},
         ]
-    groups = [group for group in groups if group["params"]]
+        groups += [{**group, "part": learner.part} for group in own if group["params"]]
     fused = None if scaled else all(p.device.type in FUSED for group in groups for p in group["params"]) or None
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.rate, fused=fused)
@@ -77,6 +77,34 @@ def rate_at(progress: float, settings: Train, epochs: int) -> float:
     return 1.0
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+class Span(NamedTuple):
+    """The piece of a rate schedule of ``total`` epochs that begins behind ``before`` of them."""
+
+    before: int
+    total: int
+
+
+def spans(plan: Plan, epochs: Sequence[int], phase: int) -> dict[str, Span]:
+    """The spans, in a phase, of the parts with one schedule over all phases in which they learn; ``epochs``: of each phase."""
+    found = {}
+    for part in plan.one_schedule & plan.phases[phase].parts:
+        own = [count if part in each.parts else 0 for each, count in zip(plan.phases, epochs, strict=True)]
+        found[part] = Span(sum(own[:phase]), sum(own))
+    return found
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, part: str | None = None) -> None:
+    """Give the groups of a part, or all groups, a learning rate, of which each takes its share."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
+        if part is None or group["part"] == part:
+            group["lr"] = rate * group["factor"]
+
+
+def carry_state(
+    optimizer: torch.optim.Optimizer, sources: Iterable[torch.optim.Optimizer], parts: Collection[str]
+) -> None:
+    """Go on with the state (momentum) that the parameters of these parts have in optimizers of the phase before."""
+    found = {parameter: state for source in sources for parameter, state in source.state.items()}
+    for group in optimizer.param_groups:
+        if group["part"] in parts:
+            optimizer.state.update({p: found[p] for p in group["params"] if p in found})

@@ -47,6 +47,7 @@ LATER = {
     "cutmix": None,
     "milestones": [0.5, 0.75],
     "nesterov": True,
+    "clip_per": "step",
 }
 """Settings added later: at these defaults they do not change the key of what is cached."""
 

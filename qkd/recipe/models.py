@@ -50,8 +50,10 @@ class Train(Section):
     warmup: NotNegative = 0.0
     """Number of epochs at the start of a phase over which the learning rate rises linearly from zero."""
     clip: Positive | None = 5.0
-    """The largest norm of the gradient, taken over all networks that an optimizer step trains together; null: no clipping. At 2
-    bits a single large step can ruin a run."""
+    """The largest norm of the gradient; null: no clipping. At 2 bits a single large step can ruin a run."""
+    clip_per: Literal["step", "network"] = "step"
+    """What `clip` takes the norm over: all networks that an optimizer step trains together, or each network (head, exchange) by
+    itself, so that a large gradient of a teacher does not shorten the student's step."""
     accumulate: Count = 1
     """Number of gradient-accumulation steps per batch, to need less memory; batch norm sees one part of the batch at a time."""
     ema: Annotated[float, Bounds(above=0, below=1)] | None = None
@@ -72,8 +74,8 @@ class Train(Section):
     recompute: bool | tuple[str, ...] = False
     """Activation checkpointing, which needs less memory and more time: the names of the networks, or true for all."""
     reestimate: Literal["auto", True, False] = "auto"
-    """Re-estimate batch-norm statistics with quantization on, over 20 batches, before a network is evaluated and before it teaches
-    without learning; auto: for networks of 6 bits or fewer, and for quantized ones that exchange features."""
+    """Re-estimate batch-norm statistics with quantization on, over 20 batches, before a network is evaluated or teaches without
+    learning; auto: for networks of 6 bits or fewer, and for quantized ones that exchange features."""
 
 
 class Pretrain(Train):

@@ -28,6 +28,7 @@ from qkd.storage.checkpoints import LAST
 from tests.support.tiny_runs import losses, recipe_in, run_of
 
 FROZEN: dict[str, Any] = {"method": {"name": "cmtkd", "teachers": "frozen"}}
+PHASES: dict[str, Any] = {"method": {"name": "three_phase"}, "match": []}
 CHAIN: dict[str, Any] = {
     "method": {"name": "dgkd"},
     "teachers": {
@@ -203,7 +204,7 @@ def test_statistics_of_a_borrowed_classifier_stay_those_of_the_product(tmp_path:
     assert changed == {"bn1", "layer1", "layer2"}  # not layer3, which is part of the classifier behind layer2
 
 
-@pytest.mark.parametrize("changes", [CHAIN, FROZEN], ids=["chain", "frozen"])
+@pytest.mark.parametrize("changes", [CHAIN, FROZEN, PHASES], ids=["chain", "frozen", "one schedule"])
 @pytest.mark.parametrize("steps", [3, 8, 10])
 def test_a_run_resumed_in_any_phase_goes_on_to_the_same_bits(tmp_path: Path, changes: Any, steps: int) -> None:
     recipe = recipe_in(tmp_path, **changes)
