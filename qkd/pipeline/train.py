@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +16,28 @@ from torch import nn
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.build import STUDENT
+from qkd.assembly.build import STUDENT, Start
 from qkd.assembly.export_preview import export_preview
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.assembly.unused import find_unused
 from qkd.data import Data
-from qkd.engine.bit_schedule import apply_bit_schedule
 from qkd.engine.cost import cost
 from qkd.engine.device import Machine
 from qkd.engine.diagnostics import diagnose_learners
 from qkd.engine.distributed import connected, synchronised
-from qkd.engine.events import AlreadyFinished, Calibrated, Listener, PlanChecked, RanksConnected, Resumed, ignore
+from qkd.engine.events import AlreadyFinished, Listener, PlanChecked, RanksConnected, Resumed, ignore
 from qkd.engine.loggers import with_loggers
 from qkd.engine.metrics import logits, top1_of_all
-from qkd.engine.reestimation import reestimate_networks, reestimate_product
+from qkd.engine.reestimation import reestimate_networks
 from qkd.engine.state import TrainingState, snapshot
 from qkd.engine.train import is_finished, train
 from qkd.engine.training_context import Training
 from qkd.errors import DataError, ExportError
+from qkd.pipeline.joint_start import train_jointly
+from qkd.pipeline.prepare import prepare, reestimated_networks
 from qkd.pipeline.pretrain import FloatStarts
 from qkd.pipeline.resume import changed_environment, is_complete
-from qkd.quantizers import calibrate
-from qkd.storage.artifacts import CALIBRATED, DATA, ENVIRONMENT, FLOAT_START, METRICS, RECIPE, RESULT
+from qkd.storage.artifacts import DATA, ENVIRONMENT, FLOAT_START, METRICS, RECIPE, RESULT
 from qkd.storage.atomic import lock_folder, remove_unfinished
 from qkd.storage.checkpoints import LAST
 from qkd.storage.environment import environment
@@ -45,11 +46,7 @@ from qkd.storage.run import Run
 from qkd.tasks.classification import ece, top1
 
 if TYPE_CHECKING:
-    from qkd.distill.plan import Plan
     from qkd.recipe import Recipe
-
-CALIBRATION_IMAGES = 1024
-FEW_BITS = 6  # a calibrated W6A6 network gains a point on CIFAR-10 by re-estimation, one of W8A8 nothing
 
 
 def train_recipe(
@@ -129,14 +126,24 @@ class _TrainingJob:
         self.run.write_file(METRICS, "")
         self._check_plan(data)
         starts = FloatStarts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
-        assembly = assemble(self.recipe, spec_of(data), start=lambda *start: _start(self.run, starts, *start))
+        assembly = self._assemble(starts)
         training = self._training(assembly, data)
-        before = _prepare(training, assembly, data)
+        before = prepare(training, assembly, data)
         state = TrainingState(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
         content = snapshot(self.fabric, training.ensemble, state)
         if self.run.writes:
             self.run.checkpoints.save(LAST, content, steps=0)
         return training, assembly, state
+
+    def _assemble(self, starts: FloatStarts) -> Assembly:
+        """With the float weights of each network, or those of all networks and heads trained together in float."""
+        facts = spec_of(starts.data)
+        if not self.recipe.pretrain.joint_epochs:
+            return assemble(self.recipe, facts, start=partial(_start, self.run, starts, starts.top1))
+        joint = train_jointly(starts)
+        starts.top1[STUDENT] = joint.top1
+        begin = partial(_start, self.run, joint, (STUDENT,))
+        return assemble(self.recipe, facts, start=begin, begun=joint.assembly.ensemble)
 
     def _check_plan(self, data: Data) -> None:
         """Before training, report what is unused and what will stay float. Raises SchemeError for what cannot be exact."""
@@ -162,25 +169,12 @@ class _TrainingJob:
             fabric=self.fabric,
             run=self.run,
             checkpoints=self.run.checkpoints,
-            reestimated=_reestimated(recipe, assembly.plan),
+            reestimated=reestimated_networks(recipe, assembly.plan),
             max_steps=self.max_steps,
             save_every=60 * self.machine.save_every,
             compile=self.machine.compile,
             listen=self.listen,
         )
-
-
-def _reestimated(recipe: Recipe, plan: Plan) -> frozenset[str]:
-    """The networks whose batch-norm statistics are re-estimated, as ``train.reestimate`` says.
-
-    With auto those of few bits, and quantized members of an exchange: they read features of the others.
-    """
-    asked = recipe.train.reestimate
-    quantized = {part: entry.quantize for part, entry in recipe.networks.items() if entry.quantize is not None}
-    if asked != "auto":
-        return frozenset({STUDENT, *quantized} if asked else ())
-    few = {part for part, scheme in quantized.items() if min(scheme.weights, scheme.activations) <= FEW_BITS}
-    return frozenset(few | (quantized.keys() & set(plan.exchange.members)))
 
 
 def _require_batches(data: Data, batch: int, ranks: int) -> None:
@@ -194,38 +188,12 @@ def _require_batches(data: Data, batch: int, ranks: int) -> None:
         )
 
 
-def _start(run: Run, starts: FloatStarts, part: str, entry: Any, network: nn.Module) -> None:
-    """Load a network's float weights; those of the student are saved, to compare the product with."""
-    starts(part, entry, network)
-    if part == STUDENT and part in starts.top1:
+def _start(run: Run, start: Start, trained: Container[str], part: str, entry: Any, network: nn.Module) -> None:
+    """Load a network's float weights; those of the student, where it is among ``trained``, are saved for comparison."""
+    start(part, entry, network)
+    if part == STUDENT and part in trained:
         state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
         run.write_file(FLOAT_START, save(state))
-
-
-def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
-    """Calibrate all networks on training images. -> top-1 of the product before training, on the test split, in percent"""
-    torch.manual_seed(training.seed)
-    count = max(1, CALIBRATION_IMAGES // training.batch)
-    seen = data.train_batches(training.batch, seed=training.seed, device=training.device)
-    images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
-    apply_bit_schedule(training, 0, keep_range=False)  # there is no range to keep yet
-    for staged in training.ensemble.networks.values():
-        calibrate(staged.network, images)
-    if assembly.plan.deployed():
-        calibrate(assembly.product(), images, under="heads.")
-    with synchronised(training.fabric, training.ensemble):  # over the images of all ranks, as in training
-        reestimate_networks(training, set(training.ensemble.networks) - {assembly.plan.product})
-        if training.reestimates_product:
-            reestimate_product(training)
-    before = test_top1(assembly.product(), data, training.batch, training.device)
-    assert training.run is not None
-    training.run.append_metrics({"phase": CALIBRATED, "steps": 0, "test/top1": before})
-    training.listen(Calibrated(before))
-    return before
-
-
-def test_top1(product: nn.Module, data: Data, batch: int, device: torch.device | str) -> float:
-    return top1(logits(product, data.batches("test", batch, device=device)), data.test.labels)
 
 
 def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any]:

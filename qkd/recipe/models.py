@@ -87,6 +87,9 @@ class Pretrain(Train):
     """The peak learning rate."""
     weight_decay: NotNegative = 5e-4
     """Weight decay (L2 penalty) on weights of two or more dimensions; never on batch norm."""
+    joint_epochs: Count | None = None
+    """Epochs in which the method is then trained with every network in float, so that its heads (a projector, a fused classifier)
+    are trained before they are quantized; null: heads begin with random weights."""
 
 
 class MethodEntry(Section):
@@ -148,6 +151,15 @@ class Recipe(Section):
     def networks(self) -> dict[str, NetworkEntry]:
         """The student and all teachers, by name."""
         return {STUDENT: self.student, **self.teachers}
+
+    def in_float(self) -> Recipe:
+        """The same recipe with nothing quantized."""
+
+        def plain(entry: NetworkEntry) -> NetworkEntry:
+            return entry.model_copy(update={"quantize": None})
+
+        teachers = {name: plain(entry) for name, entry in self.teachers.items()}
+        return self.model_copy(update={"student": plain(self.student), "teachers": teachers})
 
     def problem(self, key: str | Key, message: str) -> Problem:
         """A mistake at a key (``teachers.four.build``) and the line on which that stands."""

@@ -22,7 +22,8 @@ from qkd.engine.metrics import top1_of_all
 from qkd.engine.reestimation import BATCHES, reestimate_networks, stopped_learning
 from qkd.engine.training_context import Training
 from qkd.networks.batch_norm import BatchNorm
-from qkd.pipeline.train import _reestimated, train_recipe
+from qkd.pipeline.prepare import reestimated_networks
+from qkd.pipeline.train import train_recipe
 from qkd.quantizers import calibrate
 from qkd.storage.checkpoints import LAST
 from tests.support.tiny_runs import losses, recipe_in, run_of
@@ -118,7 +119,7 @@ def test_which_networks_it_is_for(tmp_path: Path) -> None:
         entry = {"build": "resnet8", "width": 4, "quantize": student}
         train = {"epochs": 1, "reestimate": reestimate}
         recipe = recipe_in(tmp_path, method={"name": method}, teachers=teachers, student=entry, train=train)
-        return set(_reestimated(recipe, assemble(recipe, spec_of(load_data(recipe))).plan))
+        return set(reestimated_networks(recipe, assemble(recipe, spec_of(load_data(recipe))).plan))
 
     assert found("kd") == {"student", "two", "six"}
     assert found("kd", student="w8a8") == {"two", "six"}
