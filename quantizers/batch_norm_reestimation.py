@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,17 @@ from qkd.quantizers.calibration import nonempty
 from qkd.quantizers.inspection import evaluated
 
 
-def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], *, leave: Collection[nn.Module] = ()) -> None:
+def reestimate_batch_norm(
+    network: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    leave: Collection[nn.Module] = (),
+    run: Callable[[Tensor], object] | None = None,
+) -> None:
     """Replace the running statistics of every batch norm by their mean over the batches, with rounding on.
 
-    Weights, scales and the batch norms in ``leave`` stay as they are; the mode of the network is restored. Raises
-    DataError where there is no batch.
+    ``run`` puts a batch of images (N, C, H, W) through the network, by default its own forward. Weights, scales and the batch
+    norms in ``leave`` stay as they are; the mode of the network is restored. Raises DataError where there is no batch.
     """
     given = nonempty(batches, "reestimate_batch_norm")
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m not in leave]
@@ -28,7 +34,7 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor], *, leav
                 norm.momentum = None  # torch then takes the mean over all batches
                 norm.train()
             for images in given:
-                network(images)
+                (run or network)(images)
     finally:
         for norm in norms:
             norm.momentum = momenta[norm]

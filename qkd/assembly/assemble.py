@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +20,7 @@ from qkd.distill.plan import Plan, Setup
 from qkd.distill.stages import Staged
 from qkd.errors import PlanError, QkdError, SchemeError, nearest
 from qkd.methods import METHODS
+from qkd.networks.batch_norm import copied_module
 from qkd.options import is_user_code, look_up
 from qkd.tasks.spec import DataSpec
 
@@ -41,8 +42,12 @@ class Assembly:
         return self.ensemble.product(self.plan)
 
 
-def assemble(recipe: Recipe, facts: DataSpec, *, start: Start = keep_initial_weights) -> Assembly:
+def assemble(
+    recipe: Recipe, facts: DataSpec, *, start: Start = keep_initial_weights, begun: Ensemble | None = None
+) -> Assembly:
     """Build, initialise, quantize and cut every network, measure shapes, ask the method for its plan, and check it.
+
+    ``begun``: an ensemble of the same recipe in float, whose weights the heads and the exchange begin with.
 
     Raises RecipeError with the mistakes of all networks; PlanError and SchemeError name file, line and key too.
     """
@@ -52,7 +57,9 @@ def assemble(recipe: Recipe, facts: DataSpec, *, start: Start = keep_initial_wei
     setup = Setup(STUDENT, tuple(recipe.teachers), stages, facts.classes, shapes, starts, tied)
     torch.manual_seed(recipe.seed)
     with _located(recipe):
-        plan = dampened(_plan(recipe, setup), networks, recipe.train.dampen)
+        plan = _plan(recipe, setup)
+        plan = plan if begun is None else _begun_as(plan, begun)
+        plan = dampened(plan, networks, recipe.train.dampen)
         check_network_views(plan, tied)
         _check_borrowed(plan, networks)
         scheme, heads = recipe.student.quantize, None
@@ -89,6 +96,16 @@ def _plan(recipe: Recipe, setup: Setup) -> Plan:
             f"{recipe.method.name}: gave {type(plan).__name__}, not a qkd.distill.plan.Plan", key="plan.not-a-plan"
         )
     return plan
+
+
+def _begun_as(plan: Plan, begun: Ensemble) -> Plan:
+    """The plan with heads and an exchange that begin with the weights of those of an ensemble."""
+    heads = [copied_module(head) for head in plan.heads]
+    for head in heads:
+        head.load_state_dict(begun.heads[head.name].state_dict())
+    exchange = copied_module(plan.exchange)
+    exchange.load_state_dict(begun.exchange.state_dict())
+    return replace(plan, heads=tuple(heads), exchange=exchange)
 
 
 def _check_borrowed(plan: Plan, networks: Mapping[str, Staged]) -> None:

@@ -34,6 +34,7 @@ def rehearse(
             key="plan.no-such-product",
         )
     _check_phases(plan)
+    _check_settings(ensemble, plan)
     for phase in plan.phases:
         for step in phase.steps:
             _check_learners(ensemble, phase, step)
@@ -56,6 +57,20 @@ def _check_phases(plan: Plan) -> None:
             raise PlanError(
                 f"phase {phase.name}: its share of the epochs is {phase.share}; it must be above zero",
                 key="plan.share-not-positive",
+            )
+
+
+def _check_settings(ensemble: Ensemble, plan: Plan) -> None:
+    """Raises PlanError where a rate, a decay or a schedule is for a part that is not there."""
+    names = {*ensemble.networks, *ensemble.heads, EXCHANGE}
+    scaled = {"rates": plan.rates, "decays": plan.decays}
+    named = {word: [each.part for each in given] for word, given in scaled.items()}
+    named["one_schedule"] = sorted(plan.one_schedule)
+    for word, part in ((word, part) for word, given in named.items() for part in given):
+        if part not in names:
+            raise PlanError(
+                f"{word}: no part {part!r}{nearest(part, names)}; there are {_listed(ensemble)}",
+                key="plan.setting-of-no-part",
             )
 
 

@@ -121,6 +121,8 @@ def _meets(value: object, values: tuple[object, ...]) -> bool:
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -79,10 +79,11 @@ class Phase:
 class Plan:
     """A method made concrete. Nothing in it changes: an ensemble works with copies of its modules.
 
-    ``product`` is the part that is deployed; ``rates`` scales the learning rate of learners. ``own_rates``: learners that an
-    optimizer of their own moves, Adam at this constant rate, whatever the recipe's optimizer, rate and schedule.
-    ``views`` says which augmented view of a batch each network gets in training, by default number 0; networks with the
-    same number get the same images.
+    ``product`` is the part that is deployed; ``rates`` scales the learning rate of learners, ``decays`` their weight decay.
+    Each phase begins the rate schedule and the optimizer's state anew, but for the parts in ``one_schedule``: theirs go on over
+    all phases in which they learn (the state from one phase to the next). ``own_rates``: learners that an optimizer of their
+    own moves, Adam at this constant rate, whatever the recipe's optimizer, rate and schedule. ``views`` says which augmented
+    view of a batch each network gets in training, by default number 0; networks with the same number get the same images.
     """
 
     phases: tuple[Phase, ...]
@@ -90,6 +91,8 @@ class Plan:
     heads: tuple[Head, ...] = ()
     product: str = "student"
     rates: Mapping[Learner, float] = field(default_factory=dict)
+    decays: Mapping[Learner, float] = field(default_factory=dict)
+    one_schedule: frozenset[str] = frozenset()
     regularizers: tuple[Regularizer, ...] = ()
     statistics: tuple[EpochStatistics, ...] = ()
     views: Mapping[str, int] = field(default_factory=dict)
@@ -107,6 +110,10 @@ class Plan:
         """A learner's share of the learning rate: its own, or else that of the part it belongs to."""
         return self.rates.get(learner, self.rates.get(Learner(learner.part), 1.0))
 
+    def decay_of(self, learner: Learner) -> float:
+        """A learner's share of the weight decay: its own, or else that of the part it belongs to."""
+        return self.decays.get(learner, self.decays.get(Learner(learner.part), 1.0))
+
     @property
     def learners(self) -> frozenset[Learner]:
         """The learners of all phases."""
@@ -120,6 +127,12 @@ class Plan:
                 wanted |= head.parts
                 found.append(head)
         return tuple(reversed(found))
+
+    @property
+    def product_parts(self) -> frozenset[str]:
+        """The networks and heads that make up the product."""
+        heads = self.deployed()
+        return frozenset({self.product, *(head.name for head in heads)}.union(*(head.parts for head in heads)))
 
 
 class Tied(NamedTuple):

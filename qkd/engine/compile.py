@@ -6,6 +6,8 @@ compiled; evaluation and calibration run the network itself.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,13 @@ def restore_eager(ensemble: nn.Module) -> None:
     """Put the stages back as they were before `compile_stages`."""
     for network in _networks(ensemble):
         network._apply(lambda tensor: tensor)
+
+
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Compiled stages run eager for the length of the block: for a pass in a mode of its own, which is worth no graph."""
+    if "torch._dynamo" not in sys.modules:  # so nothing was compiled, and importing it takes seconds
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _compiled(stage: nn.Module) -> Any:

@@ -132,6 +132,16 @@ def desynchronise(module: nn.Module) -> None:
     _set_synchronised(module, False)
 
 
+@contextlib.contextmanager
+def synchronised(fabric: Fabric, module: nn.Module) -> Iterator[None]:
+    """All ranks begin with the tensors of the first, and batch norms use the whole batch for the length of the block."""
+    synchronise(fabric, module)
+    try:
+        yield
+    finally:
+        desynchronise(module)
+
+
 def _set_synchronised(module: nn.Module, on: bool) -> None:
     for layer in module.modules():
         if isinstance(layer, BatchNorm):

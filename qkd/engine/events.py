@@ -72,6 +72,27 @@ class PretrainingStarted(Event):
 
 
 @dataclass(frozen=True)
+class JointStartCached(Event):
+    """The weights with which all networks and heads begin, trained together in float, come from the cache."""
+
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.method} in float taken from the cache"
+
+
+@dataclass(frozen=True)
+class JointTrainingStarted(Event):
+    """All networks and heads are trained together in float, before anything is quantized."""
+
+    method: str
+    epochs: int
+
+    def __str__(self) -> str:
+        return f"training {self.method} in float for {self.epochs} epochs, before anything is quantized"
+
+
+@dataclass(frozen=True)
 class AlreadyFinished(Event):
     """There is nothing to resume in a run folder."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qkd.distill.plan import Phase, Plan, networks_needed
+from qkd.distill.plan import Phase, Plan, Step, networks_needed
 from qkd.engine.bit_schedule import apply_bit_schedule, at_final_bits, epochs_done
 from qkd.engine.compile import try_compiled
 from qkd.engine.diagnostics import diagnose_learners, non_finite_parameter
@@ -19,8 +19,9 @@ from qkd.engine.distributed import all_reduce, on_any_rank, on_first_rank
 from qkd.engine.ema import Ema
 from qkd.engine.events import BitsLowered, CompilationFailed, EpochEnded, QuantizersBroken, StepTaken
 from qkd.engine.ewgs_delta import update_deltas
-from qkd.engine.optimizer import optimizer_for
+from qkd.engine.optimizer import carry_state, optimizer_for, spans
 from qkd.engine.oscillations import OscillationWatch
+from qkd.engine.reestimation import reestimate_networks, stopped_learning
 from qkd.engine.signals import Interrupted, InterruptHandler
 from qkd.engine.state import EpochProgress, TrainingState, restore, shuffle_seed, snapshot
 from qkd.engine.step import (
@@ -46,9 +47,7 @@ def first_compared_phase(plan: Plan) -> int:
 
     What comes before prepares; a product that is good by chance while others learn is not the method's result.
     """
-    heads = plan.deployed()
-    product = {plan.product, *(head.name for head in heads), *(part for head in heads for part in head.parts)}
-    learning = [index for index, phase in enumerate(plan.phases) if phase.parts & product]
+    learning = [index for index, phase in enumerate(plan.phases) if phase.parts & plan.product_parts]
     return learning[-1] if learning else len(plan.phases) - 1
 
 
@@ -69,7 +68,9 @@ class Loop:
     def run_phase(self, phase: Phase, epochs: int, saved: Mapping[str, Any] | None, *, rehearse: bool) -> None:
         """All epochs of a phase that are left; ``saved``: a checkpoint inside it. ``rehearse``: stages are compiled."""
         training = self.training
-        self.actions = self._actions(phase, epochs)
+        if saved is None:
+            reestimate_networks(training, stopped_learning(training, self.state.phase))
+        self.actions = self._actions(phase, epochs)  # which asks frozen teachers: their statistics are settled by now
         running = None
         if saved is None:
             training.ensemble.snapshot_regularizers()
@@ -84,17 +85,20 @@ class Loop:
     def _actions(self, phase: Phase, epochs: int) -> list[Action]:
         training = self.training
         cache = build_teacher_cache(training, self.module, phase, epochs)
+        sections = spans(training.plan, training.epochs, self.state.phase)
+        before = [optimizer.optimizer for optimizer in self._optimizers()]
+        found = []
+        for step in phase.steps:
+            optimizer = self._optimizer(step)
+            carry_state(optimizer, before, training.plan.one_schedule)
+            active = sorted(networks_needed(training.plan, step))
+            found.append(Action(step, active, training.fabric.setup_optimizers(optimizer), cache, sections))
+        return found
+
+    def _optimizer(self, step: Step) -> torch.optim.Optimizer:
+        training = self.training
         scaled = scaler(training) is not None
-        optimizers = [
-            optimizer_for(step, training.ensemble, training.plan, training.settings, scaled=scaled)
-            for step in phase.steps
-        ]
-        return [
-            Action(
-                step, sorted(networks_needed(training.plan, step)), training.fabric.setup_optimizers(optimizer), cache
-            )
-            for step, optimizer in zip(phase.steps, optimizers, strict=True)
-        ]
+        return optimizer_for(step, training.ensemble, training.plan, training.settings, scaled=scaled)
 
     def _optimizers(self) -> list[Any]:
         return [action.optimizer for action in self.actions]
@@ -118,7 +122,8 @@ class Loop:
         self.clock = (time.perf_counter(), time.process_time())
         self._lower_bits()
         if not running.batches:
-            update_statistics(training, first=state.epoch == 0, progress=state.epoch / epochs)
+            first, progress = state.epoch == 0, state.epoch / epochs
+            update_statistics(training, learning=phase.parts, first=first, progress=progress)
             update_deltas(training, phase, state)
         means = self._run_batches(phase, epochs, running)
         cut_short = training.exhausted(state) and running.batches < training.batches_per_epoch

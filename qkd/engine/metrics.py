@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from qkd.assembly.ensemble import Ensemble
 from qkd.distill.taps import LOGITS
+from qkd.tasks.classification import top1
 
 if TYPE_CHECKING:
+    from qkd.data import Data
     from qkd.tasks.batch import Batch
 
 MEAN = "mean of teachers"
@@ -26,6 +28,11 @@ def logits(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
     result = torch.cat([network(batch.images).float().cpu() for batch in batches])
     network.train(mode)
     return result
+
+
+def test_top1(product: nn.Module, data: Data, batch: int, device: torch.device | str) -> float:
+    """Top-1 of a network on the test split, in percent."""
+    return top1(logits(product, data.batches("test", batch, device=device)), data.test.labels)
 
 
 @torch.no_grad()

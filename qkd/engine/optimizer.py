@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -27,28 +27,29 @@ def optimizer_for(
 ) -> torch.optim.Optimizer:
     """One optimizer over the learners of a step; fused (one pass over memory), unless gradients are unscaled before it.
 
-    Every group carries ``factor``, its share of the learning rate: a part's from ``plan.rates``, times
-    ``settings.scale_rate`` for quantizer scales. Weight decay is for weights of two or more dimensions alone: decay pulls
-    scales, batch norm and importance towards values that mean nothing. Learners in ``plan.own_rates`` have an Adam each.
+    Every group carries its ``part`` and ``factor``, its share of the learning rate: a part's from ``plan.rates``, times
+    ``settings.scale_rate`` for quantizer scales. Weight decay, scaled by ``plan.decays``, is for weights of two or more
+    dimensions alone: it pulls scales, batch norm and importance towards values that mean nothing. Learners in
+    ``plan.own_rates`` have an Adam each.
     """
     groups: list[dict] = []
     taken: set[int] = set()
     apart = [learner for learner in sorted(step.learners) if learner in plan.own_rates]
-    own = [_adam(ensemble.modules_of(learner), plan.own_rates[learner], taken) for learner in apart]
+    joined = [_adam(ensemble.modules_of(each), plan.own_rates[each], each.part, taken) for each in apart]
     for learner in sorted(step.learners - set(apart)):
         factor = plan.rate_of(learner)
-        decay = 0.0 if learner == IMPORTANCE else settings.weight_decay
+        decay = 0.0 if learner == IMPORTANCE else settings.weight_decay * plan.decay_of(learner)
         steps, weights, others = _sorted(ensemble.modules_of(learner), taken)
-        groups += [
+        own = [
             {"params": weights, "factor": factor, "weight_decay": decay},
             {"params": others, "factor": factor, "weight_decay": 0.0},
             {"params": steps, "factor": factor * settings.scale_rate, "weight_decay": 0.0},
         ]
-    groups = [group for group in groups if group["params"]]
+        groups += [{**group, "part": learner.part} for group in own if group["params"]]
     if not groups:
-        return JoinedOptimizer(own)
+        return JoinedOptimizer(joined)
     main = _main(groups, settings, scaled=scaled)
-    return JoinedOptimizer([main, *own]) if own else main
+    return JoinedOptimizer([main, *joined]) if joined else main
 
 
 def _main(groups: list[dict], settings: Train, *, scaled: bool) -> torch.optim.Optimizer:
@@ -60,14 +61,14 @@ def _main(groups: list[dict], settings: Train, *, scaled: bool) -> torch.optim.O
     return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
 
 
-def _adam(modules: Iterable[nn.Module], rate: float, taken: set[int]) -> torch.optim.Optimizer:
+def _adam(modules: Iterable[nn.Module], rate: float, part: str, taken: set[int]) -> torch.optim.Optimizer:
     """Adam at a constant rate: the size of its steps does not depend on that of the gradient, nor on the schedule.
 
     Without momentum (beta_1 = 0), because what it moves and the networks answer each other, and a direction that is kept
     for ten steps makes the two swing; beta_2 = 0.99 forgets within hundreds of steps, as many as a short run has.
     """
     parameters = [parameter for kind in _sorted(modules, taken) for parameter in kind]
-    return torch.optim.Adam([{"params": parameters, "constant": True}], lr=rate, betas=(0.0, 0.99))
+    return torch.optim.Adam([{"params": parameters, "part": part, "constant": True}], lr=rate, betas=(0.0, 0.99))
 
 
 def _sorted(
@@ -99,8 +100,34 @@ def rate_at(progress: float, settings: Train, epochs: int) -> float:
     return 1.0
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group's rate; those of learners with a constant rate of their own stay."""
+class Span(NamedTuple):
+    """The piece of a rate schedule of ``total`` epochs that begins behind ``before`` of them."""
+
+    before: int
+    total: int
+
+
+def spans(plan: Plan, epochs: Sequence[int], phase: int) -> dict[str, Span]:
+    """The spans, in a phase, of the parts with one schedule over all phases in which they learn; ``epochs``: of each phase."""
+    found = {}
+    for part in plan.one_schedule & plan.phases[phase].parts:
+        own = [count if part in each.parts else 0 for each, count in zip(plan.phases, epochs, strict=True)]
+        found[part] = Span(sum(own[:phase]), sum(own))
+    return found
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, part: str | None = None) -> None:
+    """Give the groups of a part, or all groups, a learning rate, of which each takes its share; a constant one stays."""
     for group in optimizer.param_groups:
-        if not group.get("constant"):
+        if not group.get("constant") and part in (None, group["part"]):
             group["lr"] = rate * group["factor"]
+
+
+def carry_state(
+    optimizer: torch.optim.Optimizer, sources: Iterable[torch.optim.Optimizer], parts: Collection[str]
+) -> None:
+    """Go on with the state (momentum) that the parameters of these parts have in optimizers of the phase before."""
+    found = {parameter: state for source in sources for parameter, state in source.state.items()}
+    for group in optimizer.param_groups:
+        if group["part"] in parts:
+            optimizer.state.update({p: found[p] for p in group["params"] if p in found})

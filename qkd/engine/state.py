@@ -98,7 +98,10 @@ def restore(
             key="run.checkpoint-of-another-plan",
         )
     for optimizer, content in zip(optimizers, states, strict=False):
+        parts = [group["part"] for group in optimizer.param_groups]
         optimizer.load_state_dict(content)
+        for part, group in zip(parts, optimizer.param_groups, strict=True):
+            group["part"] = part  # checkpoints of earlier versions lack it
     if average is not None and saved["average"] is not None:
         average.load(saved["average"])
     if saved["precision"]:  # empty where the run began in another precision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from qkd.distill.terms import weighted_sum
 from qkd.engine.diagnostics import first_non_finite_layer
 from qkd.engine.distributed import average_gradients, first_message
 from qkd.engine.gradient_shares import gradient_shares
-from qkd.engine.optimizer import rate_at, set_rate
+from qkd.engine.optimizer import Span, rate_at, set_rate
 from qkd.engine.teacher_cache import TeacherCache
 from qkd.errors import TrainingError
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from qkd.engine.training_context import Training
+    from qkd.recipe import Train
     from qkd.tasks.batch import Batch
 
 Forward = Callable[[Views, Sequence[str], float], Outputs]  # (views, active networks, progress)
@@ -34,17 +35,36 @@ CHECK_EVERY = 20  # steps between looks at whether losses are finite: a look mak
 
 @dataclass(frozen=True)
 class Action:
-    """A step of the plan, the networks that run for it, its optimizer, and cached outputs of frozen networks."""
+    """A step of the plan, the networks that run for it, its optimizer, and cached outputs of frozen networks.
+
+    ``spans``: of the parts with one rate schedule over several phases.
+    """
 
     step: Step
     active: list[str]
     optimizer: Any
     cache: TeacherCache | None = None
+    spans: Mapping[str, Span] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the optimizer."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @cached_property
+    def parameters_per_part(self) -> list[list[nn.Parameter]]:
+        """The parameters of the optimizer, part by part."""
+        found: dict[str, list[nn.Parameter]] = {}
+        for group in self.optimizer.param_groups:
+            found.setdefault(group["part"], []).extend(group["params"])
+        return list(found.values())
+
+    def set_rates(self, settings: Train, progress: float, epochs: int) -> None:
+        """Give every group its learning rate at a progress through a phase of so many epochs."""
+        set_rate(self.optimizer, settings.rate * rate_at(progress, settings, epochs))
+        for part, (before, total) in self.spans.items():
+            share = rate_at((before + progress * epochs) / total, settings, total)
+            set_rate(self.optimizer, settings.rate * share, part)
 
     def outputs(self, forward: Forward, batch: Batch, progress: float) -> Outputs:
         """Every tap of the active networks, from the cache or computed."""
@@ -58,23 +78,25 @@ def take_step(
 ) -> dict[str, Tensor]:
     """One optimizer step. -> the losses of its terms, detached."""
     step, optimizer, settings = action.step, action.optimizer, training.settings
-    set_rate(optimizer, settings.rate * rate_at(progress, settings, epochs))
+    action.set_rates(settings, progress, epochs)
     if not alone:
         training.ensemble.set_learners(step.learners)
     optimizer.zero_grad()
     # on a GPU a look waits for the device, and a gradient scaler expects gradients that overflow
     closely = training.device.type == "cpu" and scaler(training) is None
-    together, trouble = _backward(training, module, action, batch, progress, closely=closely)
+    losses, trouble = _backward(training, module, action, batch, progress, closely=closely)
     if average_gradients(training.fabric, action.parameters, bool(trouble)):
         raise TrainingError(first_message(training.fabric, trouble), key="training.loss-not-finite")
     if settings.clip:
         training.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
-        norm = nn.utils.clip_grad_norm_(action.parameters, settings.clip)
-        if closely and not math.isfinite(norm.item()):
-            found = _describe_trouble(training, action, batch, progress, f"norm of the gradient is {norm.item()}")
+        together = [action.parameters] if settings.clip_per == "step" else action.parameters_per_part
+        norms = [nn.utils.clip_grad_norm_(parameters, settings.clip) for parameters in together]
+        wrong = [norm.item() for norm in norms if closely and not math.isfinite(norm.item())]
+        if wrong:
+            found = _describe_trouble(training, action, batch, progress, f"norm of the gradient is {wrong[0]}")
             raise TrainingError(found, key="training.gradient-not-finite")
     optimizer.step()
-    return together
+    return losses
 
 
 def _backward(

@@ -9,7 +9,7 @@ from torch import nn
 
 from qkd.engine.bit_schedule import apply_bit_schedule, restore_bits
 from qkd.engine.compile import compile_stages, restore_eager, should_compile
-from qkd.engine.distributed import desynchronise, synchronise
+from qkd.engine.distributed import synchronised
 from qkd.engine.ema import Ema
 from qkd.engine.events import CompilationStarted
 from qkd.engine.loop import Loop
@@ -34,11 +34,10 @@ def train(
         training.ensemble.start_averages()
     training.ensemble.recomputed = training.recomputed
     module = training.fabric.setup_module(training.ensemble, move_to_device=True)
-    synchronise(training.fabric, training.ensemble)
     try:
-        average = _phases(training, module, state, saved)
+        with synchronised(training.fabric, training.ensemble):
+            average = _phases(training, module, state, saved)
     finally:
-        desynchronise(training.ensemble)
         restore_eager(training.ensemble)
     _take_best(training, state, average)
     return state

@@ -33,6 +33,7 @@ class Training:
     """An ensemble, its plan, data and settings. Without ``checkpoints`` nothing is kept but the ensemble's last state.
 
     ``choose``: end with the checkpoint that was best on the validation split rather than with the last state.
+    ``reestimated``: the networks whose batch-norm statistics are re-estimated before they are evaluated or teach.
     """
 
     ensemble: Ensemble
@@ -45,7 +46,7 @@ class Training:
     run: Run | None = None
     checkpoints: Checkpoints | None = None
     choose: bool = True
-    reestimate: bool = False
+    reestimated: frozenset[str] = frozenset()
     max_steps: int | None = None
     save_every: float = SAVE_EVERY
     compile: Compile = "off"
@@ -63,6 +64,11 @@ class Training:
     @property
     def batches_per_epoch(self) -> int:
         return self.data.num_train_batches(self.batch, self.fabric.world_size)
+
+    @property
+    def reestimates_product(self) -> bool:
+        """Whether the product has a network whose batch-norm statistics are re-estimated."""
+        return bool(self.plan.product_parts & self.reestimated)
 
     @property
     def augmentations(self) -> ExtraAugmentations:

@@ -1,8 +1,8 @@
-"""Validation: the accuracy of the product between epochs, its batch-norm statistics, and the plan's epoch statistics."""
+"""Validation: the accuracy of the product between epochs, and the plan's epoch statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,8 @@ import torch
 from qkd.assembly.product import untrained_quantizers
 from qkd.engine.distributed import all_reduce, shard
 from qkd.engine.metrics import logits
-from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
+from qkd.engine.reestimation import reestimate_networks, reestimate_product
+from qkd.quantizers import calibrate, quantizers
 
 if TYPE_CHECKING:
     from qkd.distill.epoch_statistics import EpochStatistics
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 def validate(training: Training) -> float:
     """Top-1 of the product on the validation split, in percent. Ranks share the work."""
     product = training.ensemble.product(training.plan)
-    if training.reestimate:
-        reestimate_batch_norms(training)
+    if training.reestimates_product:
+        reestimate_product(training)
     recalibrate_untrained(training)
     counts = torch.zeros(2, dtype=torch.float64)
     for batch in training.data.batches("val", training.batch, device=training.device, shard=shard(training.fabric)):
@@ -32,12 +33,15 @@ def validate(training: Training) -> float:
 
 
 @torch.no_grad()
-def update_statistics(training: Training, *, first: bool, progress: float) -> None:
+def update_statistics(training: Training, *, learning: Collection[str], first: bool, progress: float) -> None:
     """Measure the plan's epoch statistics on their splits; ``first``: before the first epoch.
 
-    Every rank measures on all of a split, so that all get the same result.
+    Every rank measures on all of a split, so that all get the same result. ``learning``: the parts that learn in this phase,
+    whose batch-norm statistics are re-estimated before they are measured.
     """
     due = [each for each in training.ensemble.statistics.values() if first or not each.once]
+    read = {tap.part for each in due for tap in each.reads}
+    reestimate_networks(training, read.intersection(learning))
     for split in dict.fromkeys(each.split for each in due):
         _measure(training, [each for each in due if each.split == split], progress)
 
@@ -54,20 +58,6 @@ def _measure(training: Training, statistics: Sequence[EpochStatistics], progress
             each.update([outputs[tap] for tap in each.reads], batch)
     for each in statistics:
         each.compute()
-
-
-def reestimate_batch_norms(training: Training, batches: int = 20) -> None:
-    """Re-estimate the product's batch-norm statistics with rounding on.
-
-    Running averages over moving weights, or those of the float network, are wrong for a low-bit one. Images are augmented
-    as in training: with others the product loses points on test (EXPERIMENTS.md).
-    """
-    seen = training.images(training.seed)
-    reestimate_batch_norm(
-        training.ensemble.product(training.plan),
-        (b.images for _, b in zip(range(batches), seen, strict=False)),
-        leave=training.ensemble.modules_outside(training.plan.learners),
-    )
 
 
 def recalibrate_untrained(training: Training, batches: int = 4) -> None:

@@ -50,6 +50,9 @@ def atsc(
       what loses most (EXPERIMENTS.md), so take 1 there. F is taken at the last matched layer, and what
       the teacher has behind that is its classifier.
 
+    A projector of random weights and few bits learns slowly: ``pretrain: {joint_epochs: 10}`` trains all of this in float first.
+    The anchor then holds to the weights at the end of that.
+
     Departures: the released code trains only the bias of the classifier (it takes the last parameter for the last layer),
     with the teacher's backbone in training mode, here in evaluation mode; and ``labels`` there means the student's own
     classifier, which is not deployed.
@@ -76,7 +79,7 @@ def simkd(setup: Setup, *, reduce: Count = 2) -> Plan:
 
     ``|P(F_S) - F_T|^2`` (eq. 2) and nothing else; no label is used. The product is backbone, projector and borrowed
     classifier, averaged over the teachers where there are several. ``reduce``: the projector's inner width is the teacher's
-    divided by it (2 is the paper's best).
+    divided by it (2 is the paper's best). ``pretrain: {joint_epochs: 10}`` trains backbone and projector in float first.
     """
     heads, terms = _project(setup, reduce, detach=True)
     learners = [setup.student, *(head.name for head in heads if head.via)]

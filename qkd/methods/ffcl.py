@@ -9,7 +9,7 @@ from torch import nn
 from qkd.distill.heads import Head, adapt_shapes, pool_to_smallest, trainable
 from qkd.distill.imitation import Imitation, Logits, imitation_options
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, published
-from qkd.distill.plan import Phase, Plan, Setup, Step
+from qkd.distill.plan import Learner, Phase, Plan, Setup, Step
 from qkd.distill.schedules import Ramp
 from qkd.distill.taps import Tap
 from qkd.distill.targets import mean, one, virtual
@@ -18,6 +18,8 @@ from qkd.options import NotNegative, Positive, Share
 
 MAP, FUSED = "fusion", "fused"  # the fused feature map, and the classifier behind it
 FEATURES = {"correlation": correlate, "hint": hint, "attention": attend}
+DECAYS = {Learner(MAP): 0.1, Learner(FUSED): 0.1}  # FFL's code: 1e-5 for the fusion module, 1e-4 for the networks
+
 
 ONLY_WITH: OnlyWith = {
     **imitation_options(),
@@ -82,7 +84,8 @@ def ffcl(
             terms.append(imitate(part, virtual(part, confidence), temperature=positive_temperature) * positive)
     learners = [*setup.all_networks, *trainable(heads)]
     phase = Phase("train", (Step(learners, terms),))
-    return Plan((phase,), heads=tuple(heads), product=FUSED if product == "fused" else setup.student)
+    made = FUSED if product == "fused" else setup.student
+    return Plan((phase,), heads=tuple(heads), product=made, decays=DECAYS)
 
 
 @published("Kim et al., 2019, arXiv 1904.09058", teachers=1, match=True)
@@ -105,7 +108,7 @@ def ffl(
     terms = _fused_terms(setup, Imitation(temperature=temperature), ramp)
     terms += [imitate(p, one(Tap(FUSED)), temperature=temperature) * Ramp(1.0, ramp) for p in setup.all_networks]
     phase = Phase("train", (Step([*setup.all_networks, *trainable(heads)], terms),))
-    return Plan((phase,), heads=heads, product=FUSED if product == "fused" else setup.student)
+    return Plan((phase,), heads=heads, product=FUSED if product == "fused" else setup.student, decays=DECAYS)
 
 
 def _fusion(setup: Setup) -> tuple[Head, ...]:

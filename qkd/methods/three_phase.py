@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from qkd.distill.imitation import Imitation, Logits, imitation_options
 from qkd.distill.method_info import published
 from qkd.distill.plan import Learner, Phase, Plan, Setup, Step
@@ -26,6 +28,7 @@ def three_phase(
     tutoring: NotNegative = 70.0,
     answer: bool = True,
     teacher_rate: Positive = 1.0,
+    schedule: Literal["one", "per_phase"] = "one",
 ) -> Plan:
     """The student learns alone, then together with its teacher, then from the frozen teacher.
 
@@ -37,6 +40,9 @@ def three_phase(
     * ``logits``, ``standardise``, ``others``: how logits are compared, see `Imitation`.
     * ``answer``: off, the teacher of co-studying learns from the labels alone, not from its student.
     * ``teacher_rate``: the teacher's learning rate as a share of the student's; a trained float teacher wants a small one.
+
+    * ``schedule``: the student's rate schedule and momentum go on over its three phases, which are one training of it, or
+      every phase begins them anew. Which of the two the paper has is not known to us.
 
     Several teachers co-study and tutor as one: the student imitates the mean of their logits.
     """
@@ -59,4 +65,5 @@ def three_phase(
         raise PlanError(
             "three_phase: every phase has a share of 0; give at least one of them epochs", key="method.no-phase-left"
         )
-    return Plan(chosen, rates={Learner(teacher): teacher_rate for teacher in setup.teachers})
+    rates = {Learner(teacher): teacher_rate for teacher in setup.teachers}
+    return Plan(chosen, rates=rates, one_schedule=frozenset({setup.student} if schedule == "one" else ()))

@@ -15,10 +15,10 @@ from qkd import recipe as recipes
 from qkd.assembly.inputs import load_data
 from qkd.data import Data
 from qkd.engine.device import Machine
+from qkd.engine.metrics import test_top1
 from qkd.errors import DataError, UsageError
 from qkd.export import emulate, matching_input_of, predict, read_metadata
 from qkd.pipeline.reload import reload_product
-from qkd.pipeline.train import test_top1
 from qkd.storage.artifacts import RECIPE, STUDENT_ONNX
 from qkd.storage.results import EvalResult
 from qkd.storage.run import Run

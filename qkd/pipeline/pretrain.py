@@ -48,6 +48,7 @@ LATER = {
     "milestones": [0.5, 0.75],
     "nesterov": True,
     "dampen": 0.0,
+    "clip_per": "step",
 }
 """Settings added later: at these defaults they do not change the key of what is cached."""
 
@@ -83,7 +84,7 @@ class FloatStarts:
         path = cache_folder() / "float" / f"{key}.safetensors"
         # another run may be training the same network
         with wait_for_lock(path) if self.fabric.world_size == 1 else contextlib.nullcontext():
-            state = self.fabric.broadcast(_cached(path) if self.fabric.is_global_zero else None)
+            state = self.fabric.broadcast(cached_state(path) if self.fabric.is_global_zero else None)
             if state is not None:
                 self.listen(FloatCached(part, entry.build))
                 return dict(state)
@@ -91,11 +92,11 @@ class FloatStarts:
             checkpoints = Checkpoints(self.folder / f"float-{key}")
             self._train(network, checkpoints, seed)
             state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
-            if broken := _broken(state):
+            if broken := not_finite(state):
                 found = f"the float start of {part} ended with numbers that are not finite: {broken}"
                 raise TrainingError(f"{found}; take a lower pretrain.rate", key="training.float-start-not-finite")
             if self.fabric.is_global_zero:
-                _keep(path, state)
+                keep_state(path, state)
                 checkpoints.clear()
         return state
 
@@ -129,7 +130,7 @@ class FloatStarts:
             digest.update(name.encode())
             digest.update(tensor.numpy().tobytes())
         settings = self.recipe.pretrain.model_dump(mode="json")
-        del settings["recompute"]  # it changes no bit
+        del settings["recompute"], settings["joint_epochs"]  # they change no bit of it
         for name, default in LATER.items():
             if settings[name] == default:
                 del settings[name]
@@ -140,21 +141,21 @@ class FloatStarts:
         return digest.hexdigest()[:24]
 
 
-def _cached(path: Path) -> dict[str, Tensor] | None:
+def cached_state(path: Path) -> dict[str, Tensor] | None:
     """The cached state dict; None where there is none, or one that is damaged or not finite."""
     try:
         state = dict(load_file(path)) if path.is_file() else None
     except (SafetensorError, OSError):
         return None
-    return None if state is None or _broken(state) else state
+    return None if state is None or not_finite(state) else state
 
 
-def _broken(state: Mapping[str, Tensor]) -> str:
+def not_finite(state: Mapping[str, Tensor]) -> str:
     """The name of the first tensor that is not finite; training does not check behind its last step."""
     return next((name for name, tensor in state.items() if not is_finite(tensor)), "")
 
 
-def _keep(path: Path, state: Mapping[str, Tensor]) -> None:
+def keep_state(path: Path, state: Mapping[str, Tensor]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda file: file.write(save(dict(state))))

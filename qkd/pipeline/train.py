@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,29 +16,29 @@ from torch import nn
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.build import STUDENT
+from qkd.assembly.build import STUDENT, Start
 from qkd.assembly.export_preview import export_preview
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.assembly.plan_warnings import plan_warnings
 from qkd.data import Data
-from qkd.engine.bit_schedule import apply_bit_schedule
 from qkd.engine.cost import cost
 from qkd.engine.device import Machine
 from qkd.engine.diagnostics import diagnose_learners
-from qkd.engine.distributed import connected, desynchronise, synchronise
-from qkd.engine.events import AlreadyFinished, Calibrated, Listener, PlanChecked, RanksConnected, Resumed, ignore
+from qkd.engine.distributed import connected, synchronised
+from qkd.engine.events import AlreadyFinished, Listener, PlanChecked, RanksConnected, Resumed, ignore
 from qkd.engine.loggers import with_loggers
 from qkd.engine.metrics import MEAN, classes_of_all, logits
+from qkd.engine.reestimation import reestimate_networks
 from qkd.engine.state import TrainingState, snapshot
 from qkd.engine.train import is_finished, train
 from qkd.engine.training_context import Training
-from qkd.engine.validation import reestimate_batch_norms
 from qkd.errors import DataError, ExportError
 from qkd.pipeline.collaboration import collaboration, team_of
+from qkd.pipeline.joint_start import train_jointly
+from qkd.pipeline.prepare import prepare, reestimated_networks
 from qkd.pipeline.pretrain import FloatStarts
 from qkd.pipeline.resume import changed_environment, is_complete, keep_seeds, recorded_seeds
-from qkd.quantizers import calibrate
-from qkd.storage.artifacts import CALIBRATED, DATA, ENVIRONMENT, FLOAT_START, METRICS, RECIPE, RESULT
+from qkd.storage.artifacts import DATA, ENVIRONMENT, FLOAT_START, METRICS, RECIPE, RESULT
 from qkd.storage.atomic import lock_folder, remove_unfinished
 from qkd.storage.checkpoints import LAST
 from qkd.storage.environment import environment
@@ -48,8 +49,6 @@ from qkd.tasks.classification import ece, share_right, top1
 
 if TYPE_CHECKING:
     from qkd.recipe import Recipe
-
-CALIBRATION_IMAGES = 1024
 
 
 def train_recipe(
@@ -132,14 +131,24 @@ class _TrainingJob:
         self.run.write_file(METRICS, "")
         self._check_plan(data)
         starts = FloatStarts(self.recipe, data, self.fabric, self.run.checkpoints.folder, self.machine, self.listen)
-        assembly = assemble(self.recipe, spec_of(data), start=lambda *start: _start(self.run, starts, *start))
+        assembly = self._assemble(starts)
         training = self._training(assembly, data)
-        before = _prepare(training, assembly, data)
+        before = prepare(training, assembly, data)
         state = TrainingState(facts={"float_top1": starts.top1.get(STUDENT), "before_top1": before})
         content = snapshot(self.fabric, training.ensemble, state)
         if self.run.writes:
             self.run.checkpoints.save(LAST, content, steps=0)
         return training, assembly, state
+
+    def _assemble(self, starts: FloatStarts) -> Assembly:
+        """With the float weights of each network, or those of all networks and heads trained together in float."""
+        facts = spec_of(starts.data)
+        if not self.recipe.pretrain.joint_epochs:
+            return assemble(self.recipe, facts, start=partial(_start, self.run, starts, starts.top1))
+        joint = train_jointly(starts)
+        starts.top1[STUDENT] = joint.top1
+        begin = partial(_start, self.run, joint, (STUDENT,))
+        return assemble(self.recipe, facts, start=begin, begun=joint.assembly.ensemble)
 
     def _check_plan(self, data: Data) -> None:
         """Before training, report what is suspicious and what will stay float. Raises SchemeError for what cannot be exact."""
@@ -154,8 +163,7 @@ class _TrainingJob:
             self.listen(PlanChecked(lines))
 
     def _training(self, assembly: Assembly, data: Data) -> Training:
-        recipe, scheme = self.recipe, self.recipe.student.quantize
-        low = scheme is not None and min(scheme.weights, scheme.activations) <= 4
+        recipe = self.recipe
         return Training(
             ensemble=assembly.ensemble.to(self.fabric.device).to(memory_format=torch.channels_last),
             plan=assembly.plan,
@@ -166,7 +174,7 @@ class _TrainingJob:
             fabric=self.fabric,
             run=self.run,
             checkpoints=self.run.checkpoints,
-            reestimate=low if recipe.train.reestimate == "auto" else bool(recipe.train.reestimate),
+            reestimated=reestimated_networks(recipe, assembly.plan),
             max_steps=self.max_steps,
             save_every=60 * self.machine.save_every,
             compile=self.machine.compile,
@@ -185,38 +193,12 @@ def _require_batches(data: Data, batch: int, ranks: int) -> None:
         )
 
 
-def _start(run: Run, starts: FloatStarts, part: str, entry: Any, network: nn.Module) -> None:
-    """Load a network's float weights; those of the student are saved, to compare the product with."""
-    starts(part, entry, network)
-    if part == STUDENT and part in starts.top1:
+def _start(run: Run, start: Start, trained: Container[str], part: str, entry: Any, network: nn.Module) -> None:
+    """Load a network's float weights; those of the student, where it is among ``trained``, are saved for comparison."""
+    start(part, entry, network)
+    if part == STUDENT and part in trained:
         state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
         run.write_file(FLOAT_START, save(state))
-
-
-def _prepare(training: Training, assembly: Assembly, data: Data) -> float:
-    """Calibrate all networks on training images. -> top-1 of the product before training, on the test split, in percent"""
-    torch.manual_seed(training.seed)
-    count = max(1, CALIBRATION_IMAGES // training.batch)
-    seen = data.train_batches(training.batch, seed=training.seed, device=training.device)
-    images = [batch.images for _, batch in zip(range(count), seen, strict=False)]
-    apply_bit_schedule(training, 0, keep_range=False)  # there is no range to keep yet
-    for staged in training.ensemble.owners.values():
-        calibrate(staged.network, images)
-    if assembly.plan.deployed():
-        calibrate(assembly.product(), images, under="heads.")
-    if training.reestimate:
-        synchronise(training.fabric, training.ensemble)  # over the images of all ranks, as in training
-        reestimate_batch_norms(training)
-        desynchronise(training.ensemble)
-    before = test_top1(assembly.product(), data, training.batch, training.device)
-    assert training.run is not None
-    training.run.append_metrics({"phase": CALIBRATED, "steps": 0, "test/top1": before})
-    training.listen(Calibrated(before))
-    return before
-
-
-def test_top1(product: nn.Module, data: Data, batch: int, device: torch.device | str) -> float:
-    return top1(logits(product, data.batches("test", batch, device=device)), data.test.labels)
 
 
 def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any]:
@@ -224,6 +206,8 @@ def _finish(training: Training, assembly: Assembly, data: Data) -> dict[str, Any
     assert training.run is not None
     training.run.save_product(product.state_dict())
     scores = logits(product, data.batches("test", training.batch, device=training.device))
+    with synchronised(training.fabric, training.ensemble):
+        reestimate_networks(training, tuple(training.ensemble.owners), leave_product=True)
     team, batches = team_of(assembly.plan, assembly.setup), data.batches("test", training.batch, device=training.device)
     together = classes_of_all(training.ensemble, batches, team.averaged if team else ())
     labels = data.test.labels.cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qkd.distill.method_info import OnlyWith, method_info, unused_options
+from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, method_info, unused_options
 from qkd.errors import Problem
 from qkd.options import look_up, options_from
 from qkd.recipe.models import FLOAT, SCRATCH, STUDENT, Recipe, Train
@@ -14,6 +14,7 @@ READ_WITH: OnlyWith = {
     "milestones": ("schedule", ("step",)),
     "momentum": ("optimizer", ("sgd",)),
     "nesterov": ("optimizer", ("sgd",)),
+    "clip_per": ("clip", (ABOVE_ZERO,)),
 }
 """Settings of a training that are used only if another one has one of these values."""
 

@@ -52,8 +52,10 @@ class Train(Section):
     warmup: NotNegative = 0.0
     """Number of epochs at the start of a phase over which the learning rate rises linearly from zero."""
     clip: Positive | None = 5.0
-    """The largest norm of the gradient, taken over all networks that an optimizer step trains together; null: no clipping. At 2
-    bits a single large step can ruin a run."""
+    """The largest norm of the gradient; null: no clipping. At 2 bits a single large step can ruin a run."""
+    clip_per: Literal["step", "network"] = "step"
+    """What `clip` takes the norm over: all networks that an optimizer step trains together, or each network (head, exchange) by
+    itself, so that a large gradient of a teacher does not shorten the student's step."""
     accumulate: Count = 1
     """Number of gradient-accumulation steps per batch, to need less memory; batch norm sees one part of the batch at a time."""
     ema: Annotated[float, Bounds(above=0, below=1)] | None = None
@@ -77,7 +79,8 @@ class Train(Section):
     recompute: bool | tuple[str, ...] = False
     """Activation checkpointing, which needs less memory and more time: the names of the networks, or true for all."""
     reestimate: Literal["auto", True, False] = "auto"
-    """Re-estimate batch-norm statistics with quantization on before each evaluation; auto: for networks of 4 bits or fewer."""
+    """Re-estimate batch-norm statistics with quantization on, over 20 batches, before a network is evaluated or teaches without
+    learning; auto: for networks of 6 bits or fewer, and for quantized ones that exchange features."""
 
 
 class Pretrain(Train):
@@ -89,6 +92,9 @@ class Pretrain(Train):
     """The peak learning rate."""
     weight_decay: NotNegative = 5e-4
     """Weight decay (L2 penalty) on weights of two or more dimensions; never on batch norm."""
+    joint_epochs: Count | None = None
+    """Epochs in which the method is then trained with every network in float, so that its heads (a projector, a fused classifier)
+    are trained before they are quantized; null: heads begin with random weights."""
 
 
 class MethodEntry(Section):
@@ -216,6 +222,13 @@ class Recipe(Section):
     def views(self) -> dict[str, ViewEntry]:
         """The networks that are views of others, by name."""
         return {name: entry for name, entry in self.networks.items() if isinstance(entry, ViewEntry)}
+
+    def in_float(self) -> Recipe:
+        """The same recipe with nothing quantized."""
+
+        plain = {name: entry.model_copy(update={"quantize": None}) for name, entry in self.owners.items()}
+        networks = {**self.networks, **plain}
+        return self.model_copy(update={"student": networks.pop(STUDENT), "teachers": networks})
 
     def problem(self, key: str | Key, message: str) -> Problem:
         """A mistake at a key (``teachers.four.build``) and the line on which that stands."""

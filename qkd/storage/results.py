@@ -36,12 +36,12 @@ class TrainingCost(JsonRecord):
 class TrainResult(JsonRecord):
     """``result.json``. ``top1`` is of the product on the test split, ``val_top1`` of its best epoch on the validation split.
 
-    ``float_top1``: of the student's float start; ``before_top1``: quantized and calibrated, before training. ``seconds``: of
-    the last process, ``training_seconds`` and ``training_cpu_seconds``: of training alone, over all processes of the run.
-    ``parts``: top-1 of every participant on the test split. ``ece``: expected calibration error, 0..1. ``diagnostics``: a
-    line for each quantizer with a problem. ``finished``: False where training was stopped before its last epoch.
-    ``gradients``: of every teacher that learns beside the student. ``importance_moved``: see `importance_moved` in
-    `qkd.report.collaboration`.
+    ``float_top1``: of the student's float start, or of the product in float after ``pretrain.joint_epochs``; ``before_top1``:
+    quantized and calibrated, before training. ``seconds``: of the last process; ``training_seconds`` and
+    ``training_cpu_seconds``: of training alone, over all processes of the run. ``parts``: top-1 of every participant on the
+    test split. ``ece``: expected calibration error, 0..1. ``diagnostics``: a line for each quantizer with a problem.
+    ``finished``: False where training was stopped before its last epoch. ``gradients``: of every teacher that learns beside the
+    student. ``importance_moved``: see `importance_moved` in `qkd.report.collaboration`.
     """
 
     run: str | None = None

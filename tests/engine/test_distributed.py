@@ -155,8 +155,10 @@ def test_ranks_that_would_have_nothing_to_learn_from_are_refused(refused: Refuse
 
 
 @pytest.mark.slow
-def test_before_training_two_ranks_have_the_statistics_of_one(tmp_path: Path) -> None:
-    recipe = {**ALONE, "method": {"name": "qat"}, "train": {"epochs": 1}}
+@pytest.mark.parametrize("method", ["qat", "kd"])
+def test_before_training_two_ranks_have_the_statistics_of_one(tmp_path: Path, method: str) -> None:
+    teachers = {"four": {**TINY["teachers"]["four"], "start_from": "scratch"}} if method == "kd" else {}
+    recipe = {**ALONE, "method": {"name": method}, "teachers": teachers, "train": {"epochs": 1}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     words = (*TRAIN, "--max-steps", "1", "--out")
     assert paired(tmp_path, *words, "two")[0] == [0, 0]

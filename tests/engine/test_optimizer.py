@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +13,22 @@ from torch import nn
 
 from qkd import recipe as recipes
 from qkd.assembly.assemble import assemble
-from qkd.engine.optimizer import optimizer_for, set_rate
+from qkd.assembly.build import measure_shapes
+from qkd.assembly.ensemble import Ensemble
+from qkd.assembly.rehearsal import rehearse
+from qkd.data.fake import fake
+from qkd.distill.plan import Learner, Phase, Plan, Step
+from qkd.distill.terms import label
+from qkd.engine.device import Machine
+from qkd.engine.optimizer import Span, optimizer_for, set_rate, spans
+from qkd.engine.step import Action, take_step
+from qkd.engine.train import train
+from qkd.engine.training_context import Training
+from qkd.errors import PlanError
+from qkd.recipe.models import Train
 from qkd.tasks.spec import DataSpec
+from tests.support.ensembles import FACTS, batch, company, staged
+from tests.support.refusals import Refused
 
 
 def built(*words: str) -> Any:
@@ -114,3 +130,111 @@ def test_importance_of_channels_is_not_pulled_to_zero_by_weight_decay() -> None:
     importance = {id(p) for p in assembly.ensemble.exchange.importance.values()}
     [found] = [group for group in groups if importance & set(map(id, group["params"]))]
     assert found["weight_decay"] == 0.0 and found["factor"] == 0.1
+
+
+def moved_by_a_step(clip: float | None, clip_per: str) -> dict[str, torch.Tensor]:
+    """How far one step at rate 1, without momentum or decay, moves the parameters of each network: its clipped gradient."""
+    parts, plan = company("dml", "peer")
+    [step] = plan.phases[0].steps
+    settings = Train(epochs=1, rate=1, momentum=0, weight_decay=0, schedule="constant", clip=clip, clip_per=clip_per)
+    fabric = Machine("cpu").fabric()
+    data: Any = None
+    training = Training(parts, plan, data, settings, 6, 0, fabric)
+    module = fabric.setup_module(parts)
+    optimizer = fabric.setup_optimizers(optimizer_for(step, parts, plan, settings))
+    action = Action(step, sorted(parts.networks), optimizer)
+    before = {name: flat(network) for name, network in parts.networks.items()}
+    parts.set_learners(step.learners)
+    take_step(training, module, action, batch(), 0.0, 1, alone=True)
+    return {name: before[name] - flat(parts.networks[name]) for name in before}
+
+
+def flat(network: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().double().flatten() for p in network.parameters()])
+
+
+def test_gradients_are_clipped_together_or_each_network_by_itself() -> None:
+    gradients = moved_by_a_step(None, "step")
+    norms = {name: gradient.norm().item() for name, gradient in gradients.items()}
+    least = min(norms.values())
+    limit = least * 1.01  # above the smaller, below the larger, far below both together
+    assert max(norms.values()) > limit
+    together = sum(norm**2 for norm in norms.values()) ** 0.5
+    for clip_per, share in (
+        ("step", {name: limit / together for name in norms}),
+        ("network", {name: min(1.0, limit / norm) for name, norm in norms.items()}),
+    ):
+        moved = moved_by_a_step(limit, clip_per)
+        for name in norms:
+            torch.testing.assert_close(moved[name], share[name] * gradients[name], rtol=1e-3, atol=1e-5)
+
+
+def test_decay_is_a_share_for_each_learner() -> None:
+    parts, plan = company("ffl", "peer")
+    [step] = plan.phases[0].steps
+    settings = Train(epochs=1, weight_decay=1e-4)
+    groups = optimizer_for(step, parts, plan, settings).param_groups
+    found = {(g["part"], round(g["weight_decay"], 9)) for g in groups if any(p.dim() > 1 for p in g["params"])}
+    assert found == {("student", 1e-4), ("peer", 1e-4), ("fusion", 1e-5), ("fused", 1e-5)}
+    assert {g["weight_decay"] for g in groups if all(p.dim() < 2 for p in g["params"])} == {0.0}
+    other = replace(plan, decays={Learner("student", "layer1"): 0.5, Learner("student"): 2.0})
+    assert [
+        other.decay_of(Learner(*each)) for each in (("student", "layer1"), ("student", "layer2"), ("peer", ""))
+    ] == [0.5, 2, 1]
+
+
+def test_settings_of_parts_that_are_not_there_are_refused(refused: Refused) -> None:
+    parts, plan = company("dml", "peer")
+    shapes = measure_shapes(dict(parts.networks.items()), FACTS)
+    for changes in (
+        {"decays": {Learner("peeer"): 2.0}},
+        {"rates": {Learner("head"): 2.0}},
+        {"one_schedule": frozenset({"us"})},
+    ):
+        with refused(PlanError, "plan.setting-of-no-part"):
+            rehearse(parts, replace(plan, **changes), shapes, FACTS)
+
+
+def phases_of(*shares: tuple[str, float, tuple[str, ...]], one: frozenset[str]) -> Plan:
+    return Plan(
+        tuple(Phase(name, (Step(who, [label(part) for part in who]),), share) for name, share, who in shares),
+        one_schedule=one,
+    )
+
+
+def test_one_schedule_goes_on_over_the_phases_in_which_a_part_learns() -> None:
+    first, second, third = ("a", 1.0, ("student",)), ("b", 1.0, ("teacher",)), ("c", 3.0, ("student", "teacher"))
+    plan = phases_of(first, second, third, one=frozenset({"student"}))
+    epochs = (2, 2, 6)
+    assert [spans(plan, epochs, index) for index in range(3)] == [{"student": Span(0, 8)}, {}, {"student": Span(2, 8)}]
+    both = {part: staged(seed) for seed, part in enumerate(("student", "teacher"))}
+    settings = Train(epochs=10, rate=0.5, warmup=1, optimizer="sgd")
+    parts = Ensemble(both, plan)
+    [step] = plan.phases[2].steps
+    optimizer = optimizer_for(step, parts, plan, settings)
+    action = Action(step, [], optimizer, spans=spans(plan, epochs, 2))
+    action.set_rates(settings, 0.25, 6)  # 1.5 of its 6 epochs: for the student 3.5 of 8, for the teacher 1.5 of 6
+    rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["student"] == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * (3.5 - 1) / (8 - 1))))
+    assert rates["teacher"] == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * (1.5 - 1) / (6 - 1))))
+
+
+def test_two_phases_of_one_schedule_are_one_phase() -> None:
+    """With all images in every batch their order does not count, so rates and momentum alone decide."""
+    data = fake(size=16, train=24, test=8, classes=4)
+
+    def trained(*shares: float, one: bool) -> torch.Tensor:
+        who = frozenset({"student"})
+        plan = phases_of(
+            *((str(n), share, ("student",)) for n, share in enumerate(shares)), one=who if one else frozenset()
+        )
+        parts = Ensemble({"student": staged(0)}, plan)
+        settings = Train(epochs=6, rate=0.1, augment=False, clip=None)
+        training = Training(parts, plan, data, settings, len(data.train.labels), 0, Machine("cpu").fabric())
+        train(training)
+        return flat(parts.networks["student"])
+
+    whole = trained(1.0, one=True)
+    same, anew = ((trained(2.0, 1.0, one=one) - whole).norm() for one in (True, False))
+    assert same < whole.norm() * 1e-4
+    assert anew > 30 * same

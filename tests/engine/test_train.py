@@ -73,7 +73,7 @@ def test_a_finished_run_comes_back_as_its_product(tmp_path: Path) -> None:
     state = run.load_product()
     assert all(torch.equal(state[name], tensor) for name, tensor in finished.product.state_dict().items())
     from qkd.assembly.inputs import load_data
-    from qkd.pipeline.train import test_top1
+    from qkd.engine.metrics import test_top1
 
     assert test_top1(finished.product, load_data(finished.recipe), 16, "cpu") == pytest.approx(result.top1)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from qkd.assembly.assemble import assemble
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.engine.device import Machine
+from qkd.engine.reestimation import reestimate_product
 from qkd.engine.training_context import Training
-from qkd.engine.validation import reestimate_batch_norms
 from qkd.quantizers import disabled
 from tests.support.tiny_data import MOVED
 from tests.support.tiny_runs import ALONE, recipe_in
@@ -34,7 +34,7 @@ def test_statistics_are_those_of_images_changed_as_in_training(tmp_path: Path, a
             return torch.stack([product.conv1(b.images).mean((0, 2, 3)) for b in seen[:20]]).mean(0)
 
     with disabled(product):
-        reestimate_batch_norms(training)
+        reestimate_product(training)
         found = product.bn1.running_mean
         torch.testing.assert_close(found, mean_behind_stem(augment), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(found, mean_behind_stem(not augment), rtol=1e-2, atol=1e-2)

@@ -216,6 +216,8 @@ def test_phases_without_a_share_are_left_out(refused: Refused) -> None:
     assert "imitate/t<student" not in names_of(first(plan))
     with refused(PlanError, "method.no-phase-left"):
         company("three_phase", "t", self_studying=0.0, co_studying=0.0, tutoring=0.0)
+    schedules = [company("three_phase", "t", schedule=each)[1].one_schedule for each in ("one", "per_phase")]
+    assert schedules == [{"student"}, set()]
 
 
 @pytest.mark.parametrize("scheme", ["a", "b", "c"])

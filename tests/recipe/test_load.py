@@ -184,6 +184,9 @@ def test_settings_that_their_optimizer_or_schedule_does_not_use_are_named() -> N
         "r.yaml:4: train.momentum: no effect with `optimizer: adamw`; it is used where `optimizer` is sgd",
         "r.yaml:4: train.nesterov: no effect with `optimizer: adamw`; it is used where `optimizer` is sgd",
     ]
+    Path("r.yaml").write_text(changed(train="{epochs: 4, clip: null, clip_per: network}"))
+    (found,) = recipe.warnings(recipe.load("r.yaml"))
+    assert found.message == "no effect with `clip: null`; it is used where `clip` is above zero"
     Path("r.yaml").write_text(changed(train="{epochs: 4, schedule: step, milestones: [0.3], momentum: 0.8}"))
     assert recipe.warnings(recipe.load("r.yaml")) == []
 
