@@ -50,6 +50,7 @@ def prepare(training: Training, assembly: Assembly, data: Data) -> float:
         calibrate(staged.network, images)
     if assembly.plan.deployed():
         calibrate(assembly.product(), images, under="heads.")
+    training.ensemble.start_averages()  # they may run while statistics are re-estimated
     with synchronised(training.fabric, training.ensemble):  # over the images of all ranks, as in training
         reestimate_networks(training, set(training.ensemble.owners) - {assembly.plan.product})
         if training.reestimates_product:

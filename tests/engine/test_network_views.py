@@ -98,4 +98,4 @@ def test_a_view_is_never_cached(tmp_path: Path) -> None:
     with disabled(assembly.ensemble):
         found = build_teacher_cache(training, assembly.ensemble, assembly.plan.phases[0], 2)
     assert found is not None
-    assert found.parts == {"four"}
+    assert found.networks == {"four"}

@@ -13,15 +13,15 @@ from tests.support.tiny_wirings import Residual, quantized, weight_layer
 
 
 def test_turns_are_counted_by_hand() -> None:
-    """Five weights of a channel of three levels: two go to and fro, one moves on and stays, one moves twice, one rests."""
+    """Five weights on the levels -0.5, 0.5 and 1.5 of a channel of four: two go to and fro, one moves on and stays, one moves twice, one rests."""
     layer = weight_layer("lsq", 2)
     courses = {0: [0, 1, 0, 1, 0], 1: [0, -1, 0, -1, -1], 2: [0, 1, 1, 1, 1], 3: [-1, 0, 1, 1, 0], 4: [0, 0, 0, 0, 0]}
-    step = layer.weight_quant.tensor_quant.scale().view(-1)[0]
+    step = layer.weight_quant.tensor_quant.step.detach().view(-1)[0]
     flat = layer.weight.data.view(len(layer.weight), -1)
 
     def go(time: int) -> None:
         for weight, course in courses.items():
-            flat[0, weight] = course[time] * step
+            flat[0, weight] = (course[time] + 0.5) * step
 
     go(0)
     counter = OscillationCounter([layer])

@@ -18,7 +18,7 @@ from tests.support.tiny_wirings import Residual, activation_layer, images, quant
 
 def test_the_finer_grid_is_its_formula() -> None:
     core = LsqQuant(2, False, "mse")
-    core.set_scale(torch.tensor([0.5]))
+    core.set_step(torch.tensor([0.5]))
     x = np.array([-1.0, 0.0, 0.002, 0.3, 0.7449, 1.4, 1.499, 1.5, 5.0])
     step = 0.5 * (2**2 - 1) / (2**8 - 1)  # s_H = s_A (2^nA - 1) / (2^nH - 1)
     expected = np.clip(np.round(x / step), 0, 255) * step

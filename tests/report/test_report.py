@@ -747,5 +747,5 @@ def test_a_view_of_a_network_is_shown_as_one(tmp_path: Path) -> None:
     assert [(lane.part, lane.about, lane.state) for lane in shown.lanes] == [
         ("finer", "student, a8", "view"),
         ("mean", "student, average", "view"),
-        ("student", "resnet8 w2a2", "learns"),
+        ("student", "resnet8 w2a2 (4 levels)", "learns"),
     ]
