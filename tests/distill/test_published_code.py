@@ -156,7 +156,7 @@ def test_gaussian_weights(bits: int) -> None:
 
 @pytest.mark.parametrize(("kind", "bits"), [("weights", 4), ("weights", 2), ("activations", 4)])
 def test_lsq(kind: str, bits: int) -> None:
-    quantizer = LsqQuant(bits, kind == "weights", "paper", of_weights=kind == "weights")
+    quantizer = LsqQuant(bits, kind == "weights", "paper", of_weights=kind == "weights", weight_levels="narrow")
     quantizer.step.data.fill_(0.23)
     x = values(10, 20, phase=0.37).float().requires_grad_()
     found, _ = quantizer.quantize(x)
