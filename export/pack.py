@@ -53,12 +53,12 @@ def store(graph: Graph, weight: IntegerWeight, name: str, storage: Storage, targ
 def _narrowest(weight: IntegerWeight, target: Target) -> tuple[int, Codes] | None:
     """The bits of the packed ONNX type that holds the integers, and their codes; None where they need more than 4 bits.
 
-    An Add is written for targets of 2 bits alone; others take odd integers as they are.
+    In 4 bits an Add is written for onnxruntime alone, where it was tried; other targets keep such integers in bytes.
     """
     trained = weight.integers // across(weight.factors, weight.integers)
     for bits in PACKED_BITS:
         found = codes(trained, weight.factors, bits)
-        if found is not None and (target.packed == 2 or not found.plus.any()):
+        if found is not None and (bits == 2 or target is ONNXRUNTIME or not found.plus.any()):
             return bits, found
     return None
 

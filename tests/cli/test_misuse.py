@@ -91,7 +91,7 @@ INTEGER = ("--integer", "--data", "good/recipe.yaml")
         (("export", "nowhere"), 2, "nowhere: no such folder"),
         (("export", "good", "-o", "good/float.onnx"), 2, "choose another with -o"),
         (("export", "good", "--layout", "nhwc"), 2, "add --input uint8"),
-        (("export", "good", "--target", "litert", "--storage", "packed"), 2, "reads no weights stored in 4 bits"),
+        (("export", "good", "--target", "litert", "--storage", "packed"), 2, "reads no weights stored in 2 bits"),
         (("export", "good", "--target", "coreml"), 2, "'coreml' is not one of 'onnxruntime', 'openvino', 'tensorrt'"),
         (("export", "good", "-o", "text.onnx/s.onnx"), 2, "cannot be written"),
     ],

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qkd.errors import ExportError, UsageError
 from qkd.export import count_operators, emit, emit_float, emulate, predict, save
+from qkd.export.codes import codes, narrowest
 from qkd.export.fold import BIAS_LIMIT, to_integers, trained_integers
 from qkd.export.invariants import constant_value, require_invariants
 from qkd.export.onnx_graph import Graph
@@ -147,7 +148,7 @@ def test_packed_weights_give_the_same_logits_in_fewer_bytes(scheme: str, opset: 
 
 def test_packed_codes_read_back_as_they_were_for_every_size() -> None:
     generator = np.random.default_rng(0)
-    for low, high, odd in ((-2, 1, 0), (-8, 7, 0), (-2, 1, 1)):
+    for low, high, odd in ((-2, 1, 0), (-8, 7, 0), (-2, 1, 1), (-8, 7, 1)):
         for size in range(1, 9):
             integers = generator.integers(low, high + 1, (2, size))
             integers[:, 0] = low, high
@@ -199,6 +200,28 @@ def test_every_family_has_two_bits_in_a_packed_file(family: str) -> None:
     held = {t.name: t for t in packed.model.graph.initializer}["conv.weight"]
     assert held.data_type == TensorProto.INT2
     assert np.array_equal(predict(packed.model, images()), predict(emit(trained, SHAPE).model, images()))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 7])
+def test_odd_integers_take_as_many_bits_as_they_have_levels(bits: int) -> None:
+    trained = np.array([[-(2**bits) + 1, 1, 2**bits - 1], [1, -1, 1]])
+    numbers, times, plus = codes(trained, np.array([1, 1]), bits)
+    assert numbers.min() >= -(2 ** (bits - 1)) and numbers.max() < 2 ** (bits - 1)
+    assert np.array_equal(numbers * times[:, None] + plus[:, None], trained)
+    assert codes(trained, np.array([1, 1]), bits - 1) is None and narrowest(trained)[0] == bits
+    mixed = np.array([[-(2**bits) + 1, 0, 1], [1, -1, 1]])
+    assert codes(mixed, np.array([1, 1]), bits) is None
+
+
+def test_products_that_exceed_int8_are_not_written_as_codes() -> None:
+    assert codes(np.array([[-3, 3]]), np.array([32]), 2) is not None
+    assert codes(np.array([[-3, 3]]), np.array([33]), 2) is None
+
+
+def test_a_grid_that_a_batch_norm_inverted_stays_in_its_bits() -> None:
+    numbers, times, plus = codes(np.array([[-2, 1, 0], [2, -1, 0]]), np.array([5, 5]), 2)
+    assert times.tolist() == [5, -5] and plus.tolist() == [0, 0]
+    assert np.array_equal(numbers, [[-2, 1, 0], [-2, 1, 0]])
 
 
 def test_hwgq_weights_without_a_zero_become_odd_integers() -> None:
