@@ -18,7 +18,7 @@ from qkd.assembly.inputs import load_data, spec_of
 from qkd.distill.plan import Phase, Plan, Step
 from qkd.distill.terms import label
 from qkd.engine.device import Machine
-from qkd.engine.metrics import top1_of_all
+from qkd.engine.metrics import classes_of_all
 from qkd.engine.reestimation import BATCHES, reestimate_networks, stopped_learning
 from qkd.engine.training_context import Training
 from qkd.networks.batch_norm import BatchNorm
@@ -147,7 +147,7 @@ def test_who_stopped_learning(tmp_path: Path) -> None:
 
 
 def test_frozen_teachers_of_few_bits_reach_what_they_can(tmp_path: Path) -> None:
-    """On digits, copies of one float network; found: W2A2 53.8 % and W4A4 87.7 %, with its statistics 18.1 % and 77.7 %."""
+    """On digits, from float networks of 4 epochs; W4A4 found 83.6 %, with the float network's statistics 79.1 %."""
     networks = {
         name: f"{{build: resnet8, width: 8, quantize: {bits}}}" for name, bits in (("two", "w2a2"), ("four", "w4a4"))
     }
@@ -160,7 +160,7 @@ def test_frozen_teachers_of_few_bits_reach_what_they_can(tmp_path: Path) -> None
 
     before, after = parts("false"), parts("auto")
     assert after["two"] > before["two"] + 20
-    assert after["four"] > before["four"] + 5
+    assert after["four"] > before["four"] + 2
 
 
 def parts_at(folder: Path, steps: int, **changes: Any) -> tuple[Training, Assembly]:
@@ -191,7 +191,9 @@ def test_the_report_is_of_networks_with_statistics_of_their_last_weights(tmp_pat
     untouched = statistics(assembly.product())
     reestimate_networks(training, tuple(assembly.ensemble.networks), leave_product=True)
     assert all(torch.equal(untouched[name], tensor) for name, tensor in statistics(assembly.product()).items())
-    assert top1_of_all(assembly.ensemble, training.data.batches("test", 16)) == pytest.approx(result.parts, abs=1e-3)
+    classes, labels = classes_of_all(assembly.ensemble, training.data.batches("test", 16)), training.data.test.labels
+    found = {part: 100 * float((given == labels.numpy()).mean()) for part, given in classes.items()}
+    assert found == pytest.approx(result.parts, abs=1e-3)
     assert result.parts["student"] == pytest.approx(result.top1)
 
 

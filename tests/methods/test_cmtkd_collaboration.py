@@ -230,7 +230,13 @@ def test_prepared_teachers_are_asked_once_and_the_losses_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From scratch, and their importance moves while they grow."""
-    method = {"name": "cmtkd", "prepare": 0.5, "teachers": "frozen", "importance_optimizer": "adam", "importance_rate": 0.05}
+    method = {
+        "name": "cmtkd",
+        "prepare": 0.5,
+        "teachers": "frozen",
+        "importance_optimizer": "adam",
+        "importance_rate": 0.05,
+    }
     scratch = {"build": "resnet8", "width": 4, "start_from": "scratch"}
     teachers = {"four": {**scratch, "quantize": "w4a4"}, "eight": {**scratch, "quantize": "w8a8"}}
     recipe = recipe_in(tmp_path, method=method, teachers=teachers, train={"epochs": 4, "rate": 0.05})

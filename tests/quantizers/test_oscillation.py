@@ -13,7 +13,8 @@ from tests.support.tiny_wirings import Residual, quantized, weight_layer
 
 
 def test_turns_are_counted_by_hand() -> None:
-    """Five weights on the levels -0.5, 0.5 and 1.5 of a channel of four: two go to and fro, one moves on and stays, one moves twice, one rests."""
+    """Five weights on three of a channel's four levels, -0.5, 0.5 and 1.5 steps: two go to and fro, one moves on and stays, one
+    moves twice, one rests."""
     layer = weight_layer("lsq", 2)
     courses = {0: [0, 1, 0, 1, 0], 1: [0, -1, 0, -1, -1], 2: [0, 1, 1, 1, 1], 3: [-1, 0, 1, 1, 0], 4: [0, 0, 0, 0, 0]}
     step = layer.weight_quant.tensor_quant.step.detach().view(-1)[0]
