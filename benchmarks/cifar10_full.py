@@ -55,17 +55,25 @@ class Job:
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
-    """Every job in its order: float starts, then the settings of the search or the rows."""
-    starts = [float_job(build, seed, options) for build, seed in FLOAT_STARTS]
-    yield from starts
-    if options.search:
-        for name, settings in SEARCH.items():
-            for setting in settings if not options.only or name in options.only else ():
-                yield row_job(name, "w2a2", SEEDS[0], options, setting)
-        return
+    """Every job in its order: the float starts that are asked for, then the settings of the search or the rows."""
+    chosen = list(_searches(options) if options.search else _rows(options))
+    words = " ".join(word for job in chosen for word in job.words)
+    for build, seed in FLOAT_STARTS:
+        if f"/{build}-s{seed}/" in words:
+            yield float_job(build, seed, options)
+    yield from chosen
+
+
+def _searches(options: argparse.Namespace) -> Iterator[Job]:
+    for name, settings in SEARCH.items():
+        for setting in settings if not options.only or name in options.only else ():
+            yield row_job(name, "w2a2", SEEDS[0], options, setting)
+
+
+def _rows(options: argparse.Namespace) -> Iterator[Job]:
     for name, row in ROWS.items():
-        for bits in SCHEMES:
-            for seed in SEEDS if bits in row.schemes and (not options.only or name in options.only) else ():
+        for bits in row.schemes if not options.only or name in options.only else ():
+            for seed in SEEDS:
                 yield row_job(name, bits, seed, options)
 
 

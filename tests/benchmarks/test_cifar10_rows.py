@@ -144,7 +144,7 @@ def test_a_job_is_taken_by_one_worker_and_only_where_its_float_starts_are(full, 
     options = _of_full(out=tmp_path, only=["qat"])
     taken: list[str] = []
     full.Job.run = lambda job, options: taken.append(job.folder.name)
-    starts = [f"{name}-s{seed}" for name, seed in full.FLOAT_STARTS]
+    starts = [f"{name}-s{seed}" for name, seed in full.FLOAT_STARTS][:3]  # of the student's own network
     with full.claimed(full.float_job(*full.FLOAT_STARTS[0], options), options) as mine:
         assert mine
         full.work(options)
