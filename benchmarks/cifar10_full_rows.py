@@ -53,9 +53,15 @@ class Row:
         return (self.teachers,) if self.teachers else ()
 
 
-KD, CMTKD = "cifar10_kd_w2a2", "cifar10_cmtkd_w2a2"
+QAT, KD, CMTKD = "cifar10_qat_w2a2", "cifar10_kd_w2a2", "cifar10_cmtkd_w2a2"
+
+
+def levels(chosen: str) -> str:
+    return f'student.quantize={{"weights":2,"activations":2,"weight_levels":"{chosen}"}}'
+
+
 ROWS: dict[str, Row] = {
-    "qat": Row("cifar10_qat_w2a2", schemes=BOTH),
+    "qat": Row(QAT, schemes=BOTH),
     "kd, own copy": Row(KD, COPY, "method.soft=0.9", BOTH),
     "kd, three starts": Row(KD, MEAN_OF_THREE, "method.soft=0.9", BOTH),
     "kd, large": Row(KD, LARGER, "method.soft=0.9", BOTH),
@@ -66,6 +72,10 @@ ROWS: dict[str, Row] = {
     "ctkd": Row("cifar10_ctkd_w2a2", teachers(scratch=network(SECOND, "w4a4"), expert=network(BIG))),
     "atsc": Row("cifar10_atsc_w2a2", teachers(teacher=network(OWN, "w8a8"))),
     "ffcl": Row("cifar10_ffcl_w2a2", teachers(partner=network(SECOND, "w4a4"))),
+    "speq": Row("cifar10_speq_w2a2"),
+    "qat, three levels": Row(QAT, tuned=levels("narrow")),
+    "qat, levels -2 to 1": Row(QAT, tuned=levels("full")),
+    "qat, no average": Row(QAT, tuned="train.ema=null"),
     "published, three starts": Row(CMTKD, UNLIKE, PUBLISHED),
     "published, teach each": Row(CMTKD, COPIES, f"{PUBLISHED} method.teach=each"),
     "published, adam": Row(CMTKD, COPIES, f"{PUBLISHED} method.importance_optimizer=adam"),
@@ -76,6 +86,9 @@ ROWS: dict[str, Row] = {
     "mended, large": Row(CMTKD, LARGER_UNLIKE, MENDED),
 }
 SEARCH: dict[str, tuple[str, ...]] = {
-    "qat": tuple(f"train.rate={rate} train.ema={ema}" for rate in (0.02, 0.05, 0.1) for ema in ("null", 0.999)),
+    "qat": (
+        *(f"train.rate={rate} train.ema={ema}" for rate in (0.02, 0.05, 0.1) for ema in ("null", 0.999)),
+        *(levels(chosen) for chosen in ("narrow", "full")),
+    ),
 }
 SCHEMES = BOTH
