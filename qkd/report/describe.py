@@ -26,6 +26,8 @@ def describe(recipe: Recipe, assembly: Assembly) -> str:
         lines.append(f"  {part:<10} {_network(part, recipe, assembly)}{view}")
     lines += [_head(head, plan) for head in plan.heads]
     lines += _exchange(recipe, assembly)
+    if joint := recipe.pretrain.joint_epochs:
+        lines += ["", f"before anything is quantized: all phases in float, {joint} epochs"]
     for phase, epochs in zip(plan.phases, epochs_per_phase(plan, recipe.train.epochs), strict=True):
         lines += ["", f"phase {phase.name}: {epochs} epochs", *_phase(phase, assembly)]
     lines += _collaboration(recipe, assembly)

@@ -16,6 +16,7 @@ from qkd.engine import metrics
 from qkd.engine.device import Machine
 from qkd.engine.events import Event, JointStartCached, JointTrainingStarted, StepTaken
 from qkd.pipeline.train import train_recipe
+from qkd.report.describe import describe
 from qkd.storage.artifacts import FLOAT_START
 from qkd.storage.cache import cache_folder
 from qkd.storage.run import Run
@@ -88,6 +89,7 @@ def test_the_product_in_float_is_what_is_compared_with(tmp_path: Path) -> None:
     run, result = run_of(tmp_path, recipe, max_steps=1)
     data = load_data(recipe)
     in_float = assemble(recipe.in_float(), spec_of(data))
+    assert "before anything is quantized: all phases in float, 2 epochs" in describe(recipe, in_float)
     kept = kept_together()
     in_float.ensemble.load_state_dict(kept)
     assert result.float_top1 == pytest.approx(metrics.test_top1(in_float.product(), data, 16, "cpu"))
