@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qkd.distill.plan import Learner, Plan, Setup
-from qkd.distill.taps import LOGITS, SHARED
+from qkd.distill.taps import LOGITS, SHARED, Tap
 from qkd.engine.metrics import MEAN
 from qkd.report.collaboration import gradient_beside, gradient_shares, importance_moved
 from qkd.storage.collaboration import CombinedTeacher, TeacherGradient
@@ -41,7 +41,8 @@ def team_of(plan: Plan, setup: Setup) -> Team | None:
     networks.
     """
     terms = [term for phase in plan.phases for step in phase.steps for term in step.terms]
-    sources = [{tap.part for tap in term.reads[1:] if tap.stage == LOGITS} for term in terms]
+    pupils = {Tap(part) for part in setup.all_networks}  # other terms read feature maps, and heads may give some
+    sources = [{tap.part for tap in term.reads[1:] if tap.stage == LOGITS} for term in terms if term.reads[0] in pupils]
     for name in [*(head.name for head in plan.heads), SHARED]:
         members = _members(plan, setup, name)
         if len(members) > 1 and any(name in each for each in sources):
