@@ -83,6 +83,8 @@ ROWS: dict[str, Row] = {
     "published, target combined": Row(CMTKD, COPIES, f"{PUBLISHED} method.target=combined method.beta=4"),
     "mended, no exchange": Row(CMTKD, UNLIKE, f"{MENDED} method.exchange=false"),
     "mended, prepared": Row(CMTKD, UNLIKE, f"{MENDED} method.prepare=0.3"),
+    "mended, prepared, frozen": Row(CMTKD, UNLIKE, f"{MENDED} method.prepare=0.3 method.teachers=frozen"),
+    "mended, lattice": Row(CMTKD, UNLIKE, f"{MENDED} method.feature=lattice method.gamma=1"),
     "mended, large": Row(CMTKD, LARGER_UNLIKE, MENDED),
 }
 SEARCH: dict[str, tuple[str, ...]] = {
