@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkd.quantizers.fake_quant import StoredScaleQuant
@@ -17,7 +18,11 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def layers_seen(
-    network: fx.GraphModule, trained: fx.GraphModule, activations: int | None = None, share: float = 1.0
+    network: fx.GraphModule,
+    trained: fx.GraphModule,
+    activations: int | None = None,
+    share: float = 1.0,
+    dropout: float = 0.0,
 ) -> fx.GraphModule:
     """The graph of ``network`` over its own layers, of which these compute something else; it holds nothing of its own.
 
@@ -25,6 +30,8 @@ def layers_seen(
       in training, and leave the running statistics as they are. Otherwise they use the running ones.
     * Quantizers of tensors with fewer than ``activations`` bits round to that many with the probability ``share``, drawn
       for each of them in each forward pass (`DrawnBits`).
+    * With ``dropout`` each entry of a quantized activation is zero with that probability, and the others grow by
+      ``1 / (1 - dropout)``, where the layer of ``trained`` is in training (`Dropped`).
     """
     layers: dict[str, Any] = {}
     for node in network.graph.nodes:
@@ -39,6 +46,8 @@ def layers_seen(
                 layers[path] = DrawnBits(layer, activations, share)
             else:
                 layers[path] = layer
+            if dropout and isinstance(getattr(layer, "act_quant", None), ActivationProxy):
+                layers[path] = Dropped(layers[path], trained.get_submodule(path), dropout)
     return fx.GraphModule(layers, network.graph)
 
 
@@ -68,6 +77,30 @@ class BatchStatistics(nn.Module):
             norm._buffers.update(buffers)
             norm.training = training
         return result
+
+
+class Dropped(nn.Module):
+    """A quantizer of activations with dropout behind it while another network's layer is in training.
+
+    Drawn from torch's global random state, which checkpoints keep. Source of dropout as what makes a teacher many: Aslam et
+    al., SSD, ECML-PKDD 2025.
+    """
+
+    is_leaf = True
+
+    def __init__(self, layer: nn.Module, trained: nn.Module, probability: float) -> None:
+        super().__init__()
+        self.layers: tuple[Any, Any] = (layer, trained)  # in a tuple, so that they are no submodules of this layer
+        self.probability = probability
+
+    @property
+    def act_quant(self) -> Any:
+        """The proxy of the quantizer that is seen."""
+        return self.layers[0].act_quant
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, trained = self.layers
+        return F.dropout(layer(x), self.probability, training=trained.training)
 
 
 class DrawnBits(nn.Module):

@@ -62,7 +62,10 @@ def build_networks(recipe: Recipe, facts: DataSpec, start: Start) -> tuple[dict[
 
 def tied_networks(recipe: Recipe) -> dict[str, Tied]:
     """The networks of a recipe that are views of others, and how they see them."""
-    return {name: Tied(each.of, each.activations, each.share, each.average) for name, each in recipe.views.items()}
+    return {
+        name: Tied(each.of, each.activations, each.share, each.average, each.dropout)
+        for name, each in recipe.views.items()
+    }
 
 
 def _merged(wrong: Sequence[Problem]) -> list[Problem]:

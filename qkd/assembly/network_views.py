@@ -40,7 +40,7 @@ class NetworkView(Staged):
 
     def _seen(self) -> fx.GraphModule:
         owner = self._owner[0].network
-        return layers_seen(self.average or owner, owner, self.tied.activations, self.tied.share)
+        return layers_seen(self.average or owner, owner, self.tied.activations, self.tied.share, self.tied.dropout)
 
     def renew(self) -> None:
         """Read the owner's tensors anew: those that the graph reads directly were replaced by a move to another device."""

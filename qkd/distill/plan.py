@@ -140,12 +140,14 @@ class Tied(NamedTuple):
 
     ``activations``: bits that each quantizer of activations with fewer takes in a forward pass with the probability
     ``share``; None: its own. ``average``: decay per step of the moving average that is seen; None: the weights as they are.
+    ``dropout``: the probability that an entry of an activation is zero in training.
     """
 
     of: str
     activations: int | None = None
     share: float = 1.0
     average: float | None = None
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def parse_teacher(source: Source, key: Key, value: Any) -> NetworkEntry | ViewEn
         del given[word]
     made = validate(source, key, ViewEntry, given)
     if isinstance(made, ViewEntry) and made.activations is None:
-        if made.average is None:
-            source.report(key, "sees nothing otherwise: add activations (bits), average (a decay), or both")
+        if not made.is_seen_otherwise:
+            source.report(key, "sees nothing otherwise: add activations (bits), average (a decay) or dropout")
         elif made.share != 1:
             source.report((*key, "share"), "no effect without activations; it is how often they take those bits")
     return made if isinstance(made, ViewEntry) and len(source.problems) == before else None

@@ -136,9 +136,19 @@ class ViewEntry(Section):
     """The probability that a quantizer takes those bits, drawn for each quantizer and batch; else it keeps its own."""
     average: Annotated[float, Bounds(above=0, below=1)] | None = None
     """Decay per step of the exponential moving average of the parameters that is seen (0.999 is usual); null: no average."""
+    dropout: Annotated[float, Bounds(at_least=0, below=1)] = 0.0
+    """The probability that an entry of a quantized activation is zero, drawn anew for each batch; 0: no dropout."""
+
+    @property
+    def is_seen_otherwise(self) -> bool:
+        """Whether anything is different from the network itself."""
+        return self.activations is not None or self.average is not None or self.dropout > 0
 
     def __str__(self) -> str:
         """How the parameters are seen, in words."""
+        return self._weights_and_bits() + f", dropout {self.dropout:g}" * (self.dropout > 0)
+
+    def _weights_and_bits(self) -> str:
         weights = f"of {self.of}, " + ("the same weights" if self.average is None else f"average {self.average:g}")
         if self.activations is None:
             return weights

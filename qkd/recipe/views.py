@@ -50,6 +50,10 @@ def _check_fit(source: Source, name: str, view: ViewEntry, scheme: Any) -> None:
         source.report(
             (*key, "activations"), f"must be above the {bits} bits that {view.of} has, got {view.activations}"
         )
+    if view.dropout and scheme is None:
+        source.report(
+            (*key, "dropout"), f"{view.of} is a float network, which has no quantized activations to drop from"
+        )
     if view.average is not None and scheme is not None and scheme.progressive:
         message = f"no average over the bits of {view.of}, which go down during the run; leave progressive out"
         source.report((*key, "average"), message)

@@ -187,6 +187,7 @@ def _about(recipe: Recipe, part: str) -> str:
     entry = recipe.networks[part]
     if isinstance(entry, ViewEntry):
         seen = ["average"] * (entry.average is not None) + [f"a{entry.activations}"] * (entry.activations is not None)
+        seen += ["dropout"] * (entry.dropout > 0)
         return f"{shortened(entry.of)}, {' '.join(seen)}"
     build = entry.build.rpartition(":")[2]
     return f"{shortened(build)} {entry.quantize.title if entry.quantize else 'float'}"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from qkd.networks.batch_norm import replace_batch_norms
 from qkd.quantizers import FAMILIES, disabled
 from qkd.quantizers.lsq import LsqQuant
-from qkd.quantizers.views import BatchStatistics, DrawnBits, layers_seen, on_finer_grid
+from qkd.quantizers.views import BatchStatistics, DrawnBits, Dropped, layers_seen, on_finer_grid
 from tests.support.tiny_wirings import Residual, activation_layer, images, quantized
 
 
@@ -86,3 +86,24 @@ def test_batch_norms_store_nothing_and_follow_the_mode_of_the_trained_one(traini
     assert torch.equal(BatchStatistics(norm, trained)(x), expected)
     assert not norm.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+
+
+def test_dropout_sets_a_share_of_the_activations_to_zero_in_training_alone() -> None:
+    network = quantized(Residual, "w4a4")
+    seen = layers_seen(network, network, dropout=0.25)
+    dropped = [layer for layer in seen.children() if isinstance(layer, Dropped)]
+    assert dropped
+    network.eval()
+    assert torch.equal(seen(images()), network(images()))
+    network.train()
+    positive = torch.rand(4, 8, 16, 16) + 0.5
+    layer = dropped[-1]
+    own = layer.layers[0](positive)
+    made = layer(positive)
+    kept = made != 0
+    assert made[kept].allclose(own[kept] / 0.75)
+    assert kept[own != 0].float().mean().item() == pytest.approx(0.75, abs=0.02)
+    torch.manual_seed(3)
+    first = layer(positive)
+    torch.manual_seed(3)
+    assert torch.equal(layer(positive), first) and not torch.equal(layer(positive), first)

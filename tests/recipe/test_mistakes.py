@@ -29,7 +29,9 @@ VIEWS = """
   j: {of: four, average: 0.9}
   mean: {of: student, average: 0.9}
   four: {build: resnet8, quantize: {weights: 4, activations: 4, progressive: [8, 4]}}
-  float: {build: resnet8}"""
+  float: {build: resnet8}
+  k: {of: float, dropout: 0.1}
+  l: {of: student, dropout: 1}"""
 
 BAD: dict[str, tuple[str | bytes, list[str]]] = {
     "empty": ("# nothing\n", ["1: recipe: empty; a recipe has at least method, student, data and train"]),
@@ -227,12 +229,14 @@ BAD: dict[str, tuple[str | bytes, list[str]]] = {
             "8: teachers.c.start_from: a view has none: its parameters are those of student; leave it out",
             "9: teachers.d.activations: float is a float network, whose activations have no bits to change",
             "10: teachers.e.activations: must be above the 2 bits that student has, got 2",
-            "11: teachers.f: sees nothing otherwise: add activations (bits), average (a decay), or both",
+            "11: teachers.f: sees nothing otherwise: add activations (bits), average (a decay) or dropout",
             "12: teachers.g.share: no effect without activations; it is how often they take those bits",
             "13: teachers.h.avrage: unknown key (did you mean 'average'?)",
             "13: teachers.h.share: must be above 0, got 0",
             "14: teachers.i.of: a view of itself",
             "15: teachers.j.average: no average over the bits of four, which go down during the run; leave progressive out",
+            "19: teachers.k.dropout: float is a float network, which has no quantized activations to drop from",
+            "20: teachers.l.dropout: must be below 1, got 1",
         ],
     ),
     "student as a view": (
