@@ -167,7 +167,7 @@ def _sign(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Sign]) -> 
             return Sign.POSITIVE if node.args[1] in ("shape", "ndim") else Sign.BOTH
         called = operator_called(node.target)
         return Sign.BOTH if called is None else called.sign_rule(Call(node, None, known))
-    layer = module.get_submodule(str(node.target))
+    layer: nn.Module | None = module.get_submodule(str(node.target))
     if isinstance(layer, ByMode):
         called, layer = operator_named(getattr(layer.function, "__name__", "")), None
     else:  # of exactly this class: a class derived from it may compute something else
