@@ -174,6 +174,8 @@ class Converter:
         if node.target is operator.getitem:
             return isinstance(self.results[node.args[0]], torch.Tensor)  # type: ignore[index]
         called = operator_called(node.target) if node.op in ("call_function", "call_method") else None
+        if called is OPERATORS["cat"]:
+            return len(node.all_input_nodes) == 1
         return called is not None and called.moves
 
     def _rounded_early(self, node: fx.Node, value: Any) -> Any:

@@ -45,7 +45,7 @@ def binary(kind: str, *, integer: bool) -> Handler:
 def concatenation(converter: Converter, node: fx.Node) -> Value:
     """Concat, in integers where all operands are quantized; of one grid its result lies on it, without a quantizer behind.
 
-    Raises ExportError for the batch axis.
+    One tensor alone is the result itself. Raises ExportError for the batch axis.
     """
     name, axis = label(node), arguments(converter, node, {"dim": 0})["dim"]
     rank = len(converter.shape(node))
@@ -55,6 +55,9 @@ def concatenation(converter: Converter, node: fx.Node) -> Value:
             key="export.batch-axis",
         )
     tensors = [converter.value(each) for each in converter.value(node.args[0])]  # a list, or a node that gives one
+    if len(tensors) == 1:
+        only: Value = tensors[0]
+        return only
     missing = "one of its operands is not quantized" if any(tensor.grid is None for tensor in tensors) else ""
     not_rounded = converter.no_quantizer_behind(node)
     moves = bool(not_rounded) and not missing and len({tensor.grid for tensor in tensors}) == 1

@@ -198,7 +198,9 @@ _SHAPES = (
     Operator("pad_layer", "other", _PADDINGS, sign=signs.padded),  # likewise
     Operator("contiguous", "pass", (), (), ("contiguous",), moves=True),
     Operator("copy", "pass", (), (torch.clone, torch.detach), ("clone", "detach", "float"), moves=True),
-    Operator("to", "other", (), (), ("to", "type_as"), sign=signs.inherited),  # node_kinds looks at the type
+    Operator(
+        "to", "other", (), (), ("to", "type_as"), moves=True, sign=signs.inherited
+    ),  # node_kinds looks at the type
     Operator(
         "expand", "pass", (), (torch.broadcast_to,), ("expand", "expand_as", "broadcast_to", "repeat"), moves=True
     ),

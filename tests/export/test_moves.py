@@ -153,6 +153,34 @@ def test_networks_that_slice_use_every_level(network: type[Middle], tmp_path: Pa
     _proven(trained, tmp_path / "student.onnx")
 
 
+class Between(Middle):
+    """A move between a convolution and the ReLU that rounds its result."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.move, self.conv = move, nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+
+    def middle(self, first: Tensor, second: Tensor) -> Tensor:
+        return F.relu(self.move(self.conv(second)))
+
+
+BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "clone": lambda x: x.clone(),
+    "float": lambda x: x.float(),
+    "to": lambda x: x.to(torch.float32),
+    "slice": lambda x: x[:, :, 1:],
+    "pad": lambda x: F.pad(x, (1, 1)),
+    "cat of one": lambda x: torch.cat([x], 1),
+}
+
+
+@pytest.mark.parametrize("spelling", BETWEEN)
+def test_a_move_in_front_of_a_relu_leaves_the_layer_integer(spelling: str, tmp_path: Path) -> None:
+    _, trained = _made(lambda: Between(BETWEEN[spelling]), "w4a4")
+    assert emit(trained, SHAPE).float_layers == ()
+    _proven(trained, tmp_path / "student.onnx")
+
+
 class Negative(Middle):
     """Features times a negative number, however it is written."""
 
