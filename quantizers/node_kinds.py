@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qkd.networks.tracing import ByMode
 from qkd.quantizers.operators import (
@@ -22,7 +22,7 @@ from qkd.quantizers.operators import (
     operator_of_class,
     operators_of_class,
 )
-from qkd.quantizers.signs import Call, Sign, padded, sign_of_values
+from qkd.quantizers.signs import Call, Sign, padded
 
 
 def function_name(node: fx.Node) -> str:
@@ -158,10 +158,8 @@ def signs(module: fx.GraphModule) -> dict[fx.Node, Sign]:
 
 def _sign(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Sign]) -> Sign:
     """The sign of a node's output, given those of the nodes before it."""
-    if node.op == "get_attr":
-        return _sign_of_attribute(module, str(node.target))
-    if node.op in ("placeholder", "output"):
-        return Sign.BOTH
+    if node.op in ("placeholder", "output", "get_attr"):
+        return Sign.BOTH  # parameters learn, and buffers come with a checkpoint, perhaps after quantizers were inserted
     if node.op != "call_module":
         if function_name(node) == "getattr":
             return Sign.POSITIVE if node.args[1] in ("shape", "ndim") else Sign.BOTH
@@ -173,15 +171,6 @@ def _sign(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Sign]) -> 
     else:  # of exactly this class: a class derived from it may compute something else
         called = operator_of_class(type(layer))
     return Sign.BOTH if called is None else called.sign_rule(Call(node, layer, known))
-
-
-def _sign_of_attribute(module: fx.GraphModule, path: str) -> Sign:
-    """The sign of a buffer's values; those of a parameter may change while it is learned."""
-    home, _, name = path.rpartition(".")
-    value = getattr(module.get_submodule(home), name)
-    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
-        return Sign.BOTH
-    return sign_of_values(value.detach())
 
 
 def ends(nodes: Iterable[fx.Node], kind: dict[fx.Node, Kind]) -> tuple[set[fx.Node], set[fx.Node]]:

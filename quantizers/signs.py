@@ -58,7 +58,7 @@ Rule = Callable[[Call], Sign]
 
 
 def sign_of_values(values: Tensor) -> Sign:
-    """The sign of values that stay as they are."""
+    """The sign of values that are written in the code, so that no training and no checkpoint changes them."""
     if values.is_complex() or bool(values.isnan().any()):
         return Sign.BOTH
     return _sign(bool((values < 0).any()), bool((values > 0).any()))

@@ -26,8 +26,6 @@ class Calls(nn.Module):
         self.learned = nn.Parameter(torch.ones(4, 1, 1))
         self.register_buffer("plus", torch.full((4, 1, 1), 2.0))
         self.register_buffer("minus", torch.full((4, 1, 1), -2.0))
-        self.register_buffer("mixed", torch.tensor([1.0, -1.0, 0.0, 2.0]).reshape(4, 1, 1))
-        self.register_buffer("zeros", torch.zeros(4, 1, 1))
         self.layers = nn.ModuleDict(
             {
                 "up": nn.Hardtanh(0.5, 2),
@@ -76,10 +74,9 @@ RIGHT: dict[str, tuple[Sign, Operation]] = {
     "p * x": (BOTH, lambda n, x, p: p * x),
     "x * x": (PLUS, lambda n, x, p: x * x),
     "x * -x": (BOTH, lambda n, x, p: x * -x),
-    "buffer of plus": (PLUS, lambda n, x, p: p * n.plus),
-    "buffer of minus": (MINUS, lambda n, x, p: n.minus * p),
-    "buffer of both": (BOTH, lambda n, x, p: p * n.mixed),
-    "buffer of zeros": (NONE, lambda n, x, p: x * n.zeros),
+    "buffer": (BOTH, lambda n, x, p: p * n.plus),  # a checkpoint may hold other values
+    "buffer of minus": (BOTH, lambda n, x, p: n.minus * p),
+    "p ** buffer": (PLUS, lambda n, x, p: p**n.plus),
     "parameter": (BOTH, lambda n, x, p: p * n.learned),
     "|parameter|": (PLUS, lambda n, x, p: p * n.learned.abs()),
     "exp(parameter)": (PLUS, lambda n, x, p: torch.exp(n.learned) * p),
@@ -112,8 +109,7 @@ RIGHT: dict[str, tuple[Sign, Operation]] = {
     "p + 1": (PLUS, lambda n, x, p: p + 1),
     "p + -1": (BOTH, lambda n, x, p: p + -1),
     "-1 + p": (BOTH, lambda n, x, p: -1 + p),
-    "p + buffer": (PLUS, lambda n, x, p: p + n.plus),
-    "p + -buffer": (BOTH, lambda n, x, p: p + n.minus),
+    "p + buffer": (BOTH, lambda n, x, p: p + n.plus),
     "torch.add(p, q, alpha=-1)": (BOTH, lambda n, x, p: torch.add(p, F.relu(x), alpha=-1)),
     "torch.add(p, q, alpha=2)": (PLUS, lambda n, x, p: torch.add(p, F.relu(x), alpha=2)),
     "clamp(-1, 1)": (BOTH, lambda n, x, p: torch.clamp(x, -1, 1)),
