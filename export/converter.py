@@ -174,6 +174,8 @@ class Converter:
         if node.target is operator.getitem:
             return isinstance(self.results[node.args[0]], torch.Tensor)  # type: ignore[index]
         called = operator_called(node.target) if node.op in ("call_function", "call_method") else None
+        if called is OPERATORS["cat"]:
+            return len(node.all_input_nodes) == 1
         return called is not None and called.moves
 
     def _rounded_early(self, node: fx.Node, value: Any) -> Any:
@@ -218,8 +220,11 @@ class Converter:
     def move(self, value: Value, kind: str, name: str, *more: str, **attributes: Any) -> Value:
         """A node that only moves or picks values; on a grid the same grid stands behind it too, so integers are moved."""
         moved = self.graph.node(kind, [value.name, *more], name, **attributes)
-        if value.grid is None:
-            return Value(moved)
+        return Value(moved) if value.grid is None else self.on_grid_of(value, moved)
+
+    def on_grid_of(self, value: Value, moved: str) -> Value:
+        """A float tensor, by name, that holds only values of another one's grid: its integers, and their float form."""
+        assert value.grid is not None
         integers = self.graph.unnamed("QuantizeLinear", [moved, *self._constants(value.grid)])
         self.quantizers.moved(value.integers, integers)
         return self.dequantize(integers, value.grid)

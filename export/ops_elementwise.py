@@ -43,7 +43,10 @@ def binary(kind: str, *, integer: bool) -> Handler:
 
 
 def concatenation(converter: Converter, node: fx.Node) -> Value:
-    """Concat, in integers where all operands are quantized. Raises ExportError for the batch axis."""
+    """Concat, in integers where all operands are quantized; of one grid its result lies on it, without a quantizer behind.
+
+    One tensor alone is the result itself. Raises ExportError for the batch axis.
+    """
     name, axis = label(node), arguments(converter, node, {"dim": 0})["dim"]
     rank = len(converter.shape(node))
     if axis % rank == 0:
@@ -51,10 +54,16 @@ def concatenation(converter: Converter, node: fx.Node) -> Value:
             f"{name}: a concatenation along the batch axis mixes images; possible are the other axes",
             key="export.batch-axis",
         )
-    tensors = [converter.value(argument) for argument in node.args[0]]  # type: ignore[union-attr]
+    tensors = [converter.value(each) for each in converter.value(node.args[0])]  # a list, or a node that gives one
+    if len(tensors) == 1:
+        only: Value = tensors[0]
+        return only
     missing = "one of its operands is not quantized" if any(tensor.grid is None for tensor in tensors) else ""
-    converter.note(name, missing or converter.no_quantizer_behind(node))
-    return Value(converter.graph.node("Concat", [tensor.name for tensor in tensors], name, axis=axis % rank))
+    not_rounded = converter.no_quantizer_behind(node)
+    moves = bool(not_rounded) and not missing and len({tensor.grid for tensor in tensors}) == 1
+    converter.note(name, "" if moves else missing or not_rounded)
+    joined = converter.graph.node("Concat", [tensor.name for tensor in tensors], name, axis=axis % rank)
+    return converter.on_grid_of(tensors[0], joined) if moves else Value(joined)
 
 
 def unary(kind: str, *, integer: bool = False, **fixed: float) -> Handler:

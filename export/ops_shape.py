@@ -160,6 +160,15 @@ def unchanged(converter: Converter, node: fx.Node) -> Any:
     return converter.value(node.args[0])
 
 
+def retyped(converter: Converter, node: fx.Node) -> Value:
+    """``to`` and ``type_as``: the input itself. Raises ExportError where its type becomes another one."""
+    old, new = converter.results[node.args[0]].dtype, converter.results[node].dtype  # type: ignore[index]
+    if old != new:
+        raise ExportError(f"{label(node)}: from {old} to {new}; a file has one type of floats", key="export.other-type")
+    value: Value = converter.value(node.args[0])
+    return value
+
+
 def _slice(converter: Converter, value: Value, name: str, cuts: list[tuple[int, int, int, int]]) -> Value:
     """A Slice with (axis, start, end, stride) for each axis that is cut."""
     axes, starts, ends, strides = zip(*cuts, strict=True)
@@ -215,6 +224,7 @@ HANDLERS: Mapping[str, Handler] = {
     "item": item,
     "pad": pad,
     **dict.fromkeys(("contiguous", "copy", "dropout"), unchanged),
+    "to": retyped,
 }
 EMULATIONS: Mapping[str, Emulation] = {
     "Flatten": Emulation(moving(lambda integers, node: integers.flatten(1)), is_layer=False),

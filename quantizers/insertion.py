@@ -25,7 +25,12 @@ from qkd.quantizers.operators import Kind
 from qkd.quantizers.progressive import prepare_bit_schedule
 from qkd.quantizers.scheme import Scheme, bits_of
 
-_PLAIN = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
+_PLAIN = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+    operator.isub: operator.sub,
+    operator.itruediv: operator.truediv,
+}
 
 
 def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
@@ -35,7 +40,8 @@ def insert(network: nn.Module, scheme: Scheme) -> fx.GraphModule:
     * Every call of a ReLU or ReLU6 becomes its own quantizer; a module called twice keeps its name for the first call.
     * Every other tensor that a layer, an addition, a concatenation or a pool reads gets a quantizer where it is made:
       the network's input, conv + batch norm without a ReLU, the results of additions, products, concatenations, pools.
-      Flatten, dropout, reshapes and max pools pass the grid of their input on. The logits get none.
+      What only moves or drops values (flatten, slices, chunks, clones, padding with zeros, dropout, max pools) passes the
+      grid of its input on. The logits get none.
     * Bits: a tensor that feeds a layer takes that layer's activation bits, a tensor that feeds none takes
       ``scheme.sums``. First and last layers (those no layer comes before or after) take ``first`` and ``last``.
     * In-place additions become plain ones, because the tensor they would overwrite is still needed.
@@ -73,7 +79,7 @@ class _Insertion:
     def __init__(self, module: fx.GraphModule, scheme: Scheme) -> None:
         self.module, self.scheme = module, scheme
         self.kind: dict[fx.Node, Kind] = kinds(module)
-        self.positive = never_negative(module, self.kind)
+        self.positive = never_negative(module)
         self.first, self.last = ends(module.graph.nodes, self.kind)
         self.layers = [node for node in module.graph.nodes if self.kind[node] == "layer"]
         self.overrides = self._overrides()

@@ -19,12 +19,10 @@ from qkd.errors import SchemeError
 from qkd.networks.batch_norm import copied_module
 from qkd.networks.tracing import is_leaf, trace
 from qkd.quantizers import Scheme, insert, nearest_layer, quantizers
-from qkd.quantizers.operators import modules_where
+from qkd.quantizers.node_kinds import kinds
 
 HEADS = "heads."
 """Prefix of the names of the heads' layers, in the product, in its exported file and in a scheme's overrides."""
-PASSING = modules_where(lambda each: each.moves or each.passes)
-"""Layers whose output holds no values but those of their input, so that it lies on the same grid."""
 
 
 class Deployed(nn.Module):
@@ -200,14 +198,11 @@ def _unsigned(tap: Tap, networks: Mapping[str, Staged], heads: Mapping[str, Head
 def _ends_unsigned(module: fx.GraphModule) -> bool:
     result = next(node for node in module.graph.nodes if node.op == "output").args[0]
     node = result[0] if isinstance(result, (tuple, list)) else result
-    while isinstance(node, fx.Node) and node.op == "call_module":
-        layer = module.get_submodule(str(node.target))
-        if hasattr(layer, "act_quant"):
-            return not layer.act_quant.is_signed
-        if not isinstance(layer, PASSING):
-            return False
-        node = node.args[0]
-    return False
+    kind = kinds(module)
+    while isinstance(node, fx.Node) and kind[node] in ("pass", "max"):
+        node = node.all_input_nodes[0]
+    layer = module.get_submodule(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None
+    return hasattr(layer, "act_quant") and not layer.act_quant.is_signed  # type: ignore[union-attr]
 
 
 def _share_weights(module: fx.GraphModule, owner: nn.Module) -> fx.GraphModule:

@@ -11,12 +11,12 @@ from torch import nn
 
 from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.inputs import load_data, spec_of
-from qkd.assembly.product import untrained_quantizers
+from qkd.assembly.product import _ends_unsigned, untrained_quantizers
 from qkd.distill.heads import Head, mean_of_logits
 from qkd.distill.plan import Phase, Plan, Step
 from qkd.distill.taps import Tap
 from qkd.distill.terms import label
-from qkd.quantizers import calibrate, quantizers, reestimate_batch_norm
+from qkd.quantizers import Scheme, calibrate, insert, quantizers, reestimate_batch_norm
 from qkd.tasks.spec import DataSpec
 from tests.support.tiny_runs import recipe_in
 
@@ -150,3 +150,24 @@ def test_a_fused_product_holds_both_networks(tmp_path: Path, product: str) -> No
     names = set(assemble(recipe, DataSpec((3, 16, 16), 4)).product().state_dict())
     assert any("partner" in name for name in names) is (product == "fused")
     assert not any("partner.network.fc" in name for name in names)
+
+
+class Sliced(nn.Module):
+    """A stage whose result is moved by functions and methods behind the quantizer that it comes from."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.activation, self.fc = nn.Conv2d(3, 8, 3), activation, nn.Linear(6, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.max_pool2d(self.activation(self.conv(images))[:, :6].clone(), 2)
+        return self.fc(torch.flatten(features, 2).mean(2))
+
+
+@pytest.mark.parametrize(("activation", "unsigned"), [(nn.ReLU(), True), (nn.LeakyReLU(), False)])
+def test_a_head_behind_moves_knows_the_sign_of_what_it_reads(activation: nn.Module, unsigned: bool) -> None:
+    module = insert(Sliced(activation), Scheme(4, 4))
+    flat = next(node for node in module.graph.nodes if node.target is torch.flatten)
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    output.args = (flat,)
+    assert _ends_unsigned(module) is unsigned

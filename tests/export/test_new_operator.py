@@ -17,6 +17,7 @@ from qkd.export.emulator_nodes import Emulation, exact_in_float, moving
 from qkd.export.fx_nodes import label
 from qkd.export.op_tables import EMULATIONS, HANDLERS
 from qkd.quantizers.operators import OPERATORS, Operator
+from qkd.quantizers.signs import non_negative
 from tests.support.tiny_products import SHAPE, WIDTH, Middle, block, images, logits, product
 
 
@@ -76,7 +77,7 @@ def test_an_operator_that_moves_values_stays_integer(monkeypatch: pytest.MonkeyP
 
 def test_an_operator_of_floats_reads_and_writes_grids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(
-        OPERATORS, "sqrt", Operator("sqrt", "curve", functions=(torch.sqrt,), methods=("sqrt",), never_negative=True)
+        OPERATORS, "sqrt", Operator("sqrt", "curve", functions=(torch.sqrt,), methods=("sqrt",), sign=non_negative)
     )
     monkeypatch.setitem(HANDLERS, "sqrt", root)
     monkeypatch.setitem(EMULATIONS, "Sqrt", Emulation(exact_in_float(torch.sqrt)))
