@@ -147,12 +147,14 @@ def _use_torch_layers(network: Any) -> None:
     """Replace timm's own layers by torch's, in place: BatchNormAct2d by batch norm and activation, Linear, VGG's head.
 
     So batch norm is folded into the layer before it as in other networks, and every layer is in the graph. Parameters are
-    kept; those of a BatchNormAct2d get ``norm`` in their names.
+    kept; those of a BatchNormAct2d get ``norm`` in their names, and ``checkpoint_names`` of the network says what they are
+    called in files of timm's: ``bn1.norm`` -> ``bn1``.
     """
     from timm.layers import BatchNormAct2d
     from timm.layers import Linear as Cast
     from timm.models.vgg import ConvMlp
 
+    network.checkpoint_names = {}
     for path, layer in list(network.named_modules()):
         if type(layer) is Cast:
             plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
@@ -163,9 +165,12 @@ def _use_torch_layers(network: Any) -> None:
             norm = nn.BatchNorm2d(
                 layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
             )
-            norm.load_state_dict(layer.state_dict())
+            norm.load_state_dict(
+                {name: each for name, each in layer.state_dict().items() if "." not in name}
+            )  # not act's
             pieces = {"norm": norm.train(layer.training), "drop": layer.drop, "act": layer.act}
             network.set_submodule(path, nn.Sequential(OrderedDict(pieces)))
+            network.checkpoint_names[f"{path}.norm"] = path
         elif type(layer) is ConvMlp:
             parts = {"pool": MinSizePool(layer.input_kernel_size), **dict(layer.named_children())}
             network.set_submodule(path, nn.Sequential(OrderedDict(parts)))

@@ -13,7 +13,7 @@ from qkd.recipe.source import Key, Source, joined, quoted, split_key
 from qkd.recipe.stored_scheme import at_its_time
 from qkd.recipe.validate import options_model, validate
 
-OF_OWNERS = ("build", "quantize", "start_from", "seed")
+OF_OWNERS = ("build", "quantize", "start_from", "start_head", "seed")
 """Keys of a network that has parameters of its own."""
 
 
@@ -68,6 +68,7 @@ def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
         return None
 
     fixed = {"build": (str, ...), "quantize": (Any, None), "start_from": (Any, FLOAT), "seed": (Any, None)}
+    fixed["start_head"] = (Literal["loaded", "fresh"], "loaded")
     given, options = _entry_and_options(source, key, value, "build", fixed, options_of)
     scheme = _parse_scheme(source, (*key, "quantize"), given.get("quantize"))
     start = _parse_start(source, (*key, "start_from"), given.get("start_from", FLOAT))
@@ -76,7 +77,14 @@ def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
     if made is None:
         return None
     rest = {name: value for name, value in made.items() if name not in fixed}
-    return NetworkEntry(build=made["build"], options=rest, quantize=scheme, start_from=start, seed=seed)
+    return NetworkEntry(
+        build=made["build"],
+        options=rest,
+        quantize=scheme,
+        start_from=start,
+        start_head=made["start_head"],
+        seed=seed,
+    )
 
 
 def _options_of(name: str, known: Mapping[str, Any], what: str) -> Options:

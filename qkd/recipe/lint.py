@@ -8,7 +8,7 @@ from typing import Any
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, method_info, unused_options
 from qkd.errors import Problem
 from qkd.options import look_up, options_from
-from qkd.recipe.models import FLOAT, SCRATCH, STUDENT, Recipe, Train
+from qkd.recipe.models import FLOAT, FRESH, SCRATCH, STUDENT, Recipe, Train
 
 READ_WITH: OnlyWith = {
     "milestones": ("schedule", ("step",)),
@@ -31,6 +31,9 @@ def warnings(recipe: Recipe) -> list[Problem]:
         if entry.seed is not None and not entry.is_seeded:
             message = f"no effect with a checkpoint; it is used where `start_from` is {FLOAT} or {SCRATCH}"
             found.append(recipe.problem((*recipe.key_of(name), "seed"), message))
+        if entry.start_head == FRESH and not entry.is_checkpoint:
+            message = "no effect without a checkpoint in `start_from`: every layer begins fresh"
+            found.append(recipe.problem((*recipe.key_of(name), "start_head"), message))
     found += _unused_levels(recipe)
     for section in ("pretrain", "train"):
         settings = getattr(recipe, section)
