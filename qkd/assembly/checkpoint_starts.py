@@ -1,4 +1,4 @@
-"""The checkpoints that a recipe's networks start from: opened before anything is trained, so that one that does not fit is refused."""
+"""The checkpoints that networks start from: opened before anything is trained, so that one that does not fit is refused."""
 
 from __future__ import annotations
 

@@ -60,6 +60,8 @@ def options_of(name: str) -> Options:
 
 
 def _refuse_unknown(name: str, options: Mapping[str, Any]) -> None:
+    if why := why_no_weights(name, options):
+        raise NetworkError(f"{name}: weights: {why}", key="network.weights")
     for option, wrong in options_of(name).unknown(options).items():
         raise NetworkError(f"{name}: no option {option!r}{wrong}", key="network.unknown-option")
 
@@ -121,6 +123,22 @@ def _torchvision_options(builder: Callable[..., nn.Module]) -> Options:
     known = options_from(network_class, leave=CLASSES, keyword_only=False)
     plain = {word: p for word, p in known.parameters.items() if isinstance(p.default, SCALARS)}
     return Options(plain, others=known.others, complete=False)
+
+
+def why_no_weights(name: str, options: Mapping[str, Any]) -> str:
+    """Why torchvision's option ``weights`` is not taken, and how a recipe gets the same; empty if the options have none."""
+    from torchvision import models
+
+    family, _, rest = name.partition(":")
+    if family != "torchvision" or options.get("weights") is None:
+        return ""
+    known = models.get_model_weights(_torchvision_builder(rest)).__members__
+    word = str(options["weights"]).rpartition(".")[2]
+    if word not in known:
+        return f"{rest} has no weights {word!r}{suggestion(word, list(known))}"
+    url = known[word].url
+    start = f"`start_from: {url.rpartition('/')[2]}`, with `start_head: fresh` for another number of classes"
+    return f"not an option, since nothing is downloaded: fetch {url} and write {start}"
 
 
 def _timm() -> Any:

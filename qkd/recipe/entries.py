@@ -61,7 +61,7 @@ def parse_teacher(source: Source, key: Key, value: Any) -> NetworkEntry | ViewEn
 
 def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
     """The entry at ``key``; None, with the mistakes reported, if it does not fit."""
-    from qkd.networks.build import options_of
+    from qkd.networks.build import options_of, why_no_weights
 
     if isinstance(value, dict) and "of" in value and "build" not in value:
         source.report((*key, "of"), "only a teacher can be a view of another network; write build")
@@ -70,6 +70,9 @@ def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
     fixed = {"build": (str, ...), "quantize": (Any, None), "start_from": (Any, FLOAT), "seed": (Any, None)}
     fixed["start_head"] = (Literal["loaded", "fresh"], "loaded")
     given, options = _entry_and_options(source, key, value, "build", fixed, options_of)
+    if options is not None and (why := why_no_weights(given["build"], given)):
+        source.report((*key, "weights"), why)
+        del given["weights"]
     scheme = _parse_scheme(source, (*key, "quantize"), given.get("quantize"))
     start = _parse_start(source, (*key, "start_from"), given.get("start_from", FLOAT))
     seed = _parse_seed(source, (*key, "seed"), given.get("seed"))
