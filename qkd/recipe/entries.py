@@ -67,8 +67,13 @@ def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
         source.report((*key, "of"), "only a teacher can be a view of another network; write build")
         return None
 
-    fixed = {"build": (str, ...), "quantize": (Any, None), "start_from": (Any, FLOAT), "seed": (Any, None)}
-    fixed["start_head"] = (Literal["loaded", "fresh"], "loaded")
+    fixed: dict[str, tuple[Any, Any]] = {
+        "build": (str, ...),
+        "quantize": (Any, None),
+        "start_from": (Any, FLOAT),
+        "start_head": (Literal["loaded", "fresh"], "loaded"),
+        "seed": (Any, None),
+    }
     given, options = _entry_and_options(source, key, value, "build", fixed, options_of)
     if options is not None and (why := why_no_weights(given["build"], given)):
         source.report((*key, "weights"), why)
