@@ -7,10 +7,12 @@ The group and the prefix under which most of the network's own names are found a
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,6 +28,8 @@ AVERAGED = re.compile(r"(^|_|\.)(ema|swa|avg|averaged?)(_|\.|$)")
 COUNTER = "num_batches_tracked"  # files from before torch 0.4 lack it, and no output depends on it
 BESIDE = re.compile(r"(^|\.)(n_averaged|_extra_state|total_ops|total_params)$|^(AuxLogits|aux1|aux2)\.")
 """Tensors of averages, of profilers, and of torchvision's auxiliary classifiers, which are left out."""
+DENSE_LAYER = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""Names in torchvision's files of DenseNets, which are older than its class."""
 SHOWN = 3  # names that a message lists
 
 
@@ -105,6 +109,7 @@ class Names:
 
     def plain(self, name: str) -> str:
         """A name of a file without the words of wrappers that the network itself does not have."""
+        name = DENSE_LAYER.sub(r"\1\2", name)
         return ".".join(word for word in name.split(".") if word not in self.wrappers)
 
     def removed(self, found: Collection[str]) -> list[str]:
@@ -129,10 +134,17 @@ def load_checkpoint(network: nn.Module, path: Path, *, fresh_head: bool = False)
     _require_names(path, own, missing, unknown)
     _require_shapes(path, own, stored)
     _require_numbers(path, own, stored)
-    network.load_state_dict({**own, **stored})
+    load_state(network, {**own, **stored})
     kinds = {str(each.dtype).removeprefix("torch.") for each in stored.values() if each.is_floating_point()}
     words = [*([match.prefix] if match.prefix else []), *names.removed(match.found.values())]
     return LoadedWeights(match.group.path, words, match.added, others, left_out, head, sorted(kinds - {"float32"}))
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load all tensors of a network by name. A network that reads the version of its state (MNASNet) finds its own there."""
+    versioned: Any = OrderedDict(state)
+    versioned._metadata = getattr(network.state_dict(), "_metadata", None)
+    network.load_state_dict(versioned)
 
 
 def _best(path: Path, own: Mapping[str, Tensor], names: Names, groups: Sequence[StoredTensors]) -> _Choice:

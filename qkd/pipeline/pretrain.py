@@ -28,6 +28,7 @@ from qkd.engine.metrics import logits
 from qkd.engine.train import train
 from qkd.engine.training_context import Training
 from qkd.errors import RunError, TrainingError
+from qkd.networks.start_weights import load_state
 from qkd.networks.tracing import trace
 from qkd.storage.atomic import wait_for_lock, write_atomic
 from qkd.storage.cache import cache_folder
@@ -71,7 +72,7 @@ class FloatStarts:
         if entry.start_from == SCRATCH:
             return
         if entry.start_from == FLOAT:
-            network.load_state_dict(self._pretrained(part, entry, network))
+            load_state(network, self._pretrained(part, entry, network))
         else:
             self.listen(CheckpointLoaded(part, entry.start_from, str(load_start(entry, network))))
         batches = self.data.batches("test", self.recipe.data.batch, device=self.fabric.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -275,6 +276,22 @@ def test_files_of_torchvisions_own_may_have_auxiliary_classifiers(tmp_path: Path
     state = network().state_dict()
     torch.save({**state, "aux1.fc1.weight": torch.ones(2, 2), "AuxLogits.fc.bias": torch.ones(2)}, tmp_path / "aux.pt")
     assert load_checkpoint(network(), tmp_path / "aux.pt").left_out == ["aux1.fc1.weight", "AuxLogits.fc.bias"]
+
+
+def test_older_names_of_torchvisions_densenets(tmp_path: Path) -> None:
+    trained, fresh = (build("torchvision:densenet121", classes=4) for _ in range(2))
+    old = {re.sub(r"(\.denselayer\d+\.\w+)([12]\.)", r"\1.\2", n): each for n, each in trained.state_dict().items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "dense.pth")
+    load_checkpoint(fresh, tmp_path / "dense.pth")
+    assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+def test_a_network_that_asks_for_the_version_of_its_state(tmp_path: Path) -> None:
+    trained, fresh = (build("torchvision:mnasnet0_5", classes=4) for _ in range(2))
+    save_file(trained.state_dict(), tmp_path / "mnasnet.safetensors")  # without a version
+    load_checkpoint(fresh, tmp_path / "mnasnet.safetensors")
+    assert torch.equal(fresh.classifier[1].weight, trained.classifier[1].weight)
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
