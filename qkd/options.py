@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import hashlib
 import importlib
 import importlib.util
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Annotated, Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic does not take typing's before Python 3.12
@@ -61,7 +62,25 @@ def options_from(function: Callable[..., Any], *, leave: Collection[str] = (), k
         and not name.startswith("_")
         and (parameter.default is Parameter.empty or isinstance(parameter.default, WRITABLE))
     }
-    return Options(chosen, others=any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()))
+    others = next((name for name, each in parameters.items() if each.kind is Parameter.VAR_KEYWORD), None)
+    return Options(chosen, others=others is not None and _reads(function, others))
+
+
+def _reads(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function reads its parameter of that name; of ``**kwargs`` that are never read, each is a misspelt option."""
+    function = inspect.unwrap(function)
+    called = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    code = getattr(inspect.unwrap(called), "__code__", None)
+    if code is None or name not in code.co_varnames:  # made by other means than `def`
+        return True
+    if name in code.co_cellvars:  # a function inside reads it
+        return True
+    return any(name == word or (isinstance(word, tuple) and name in word) for word in _words(code))
+
+
+def _words(code: CodeType) -> Iterator[Any]:
+    """What the instructions name; some of Python 3.13 and later load two variables at once."""
+    yield from (each.argval for each in dis.get_instructions(code))
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

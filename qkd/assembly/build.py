@@ -36,14 +36,16 @@ def keep_initial_weights(part: str, entry: NetworkEntry, network: nn.Module) -> 
 def build_networks(recipe: Recipe, facts: DataSpec, start: Start) -> tuple[dict[str, Staged], dict[Tap, Shape]]:
     """Every network of a recipe, and the shape behind each of its stages.
 
-    Raises RecipeError with the mistakes of all networks; what a start raises, at once and with the name of the part.
+    Raises RecipeError with the mistakes of all networks, checkpoints that do not fit among them; what else a start raises, at
+    once and with the name of the part.
     """
     networks: dict[str, Staged] = {}
     shapes: dict[Tap, Shape] = {}
     wrong: list[Problem] = []
     for part, entry in recipe.owners.items():
         try:
-            begin = keep_initial_weights if wrong else start  # nothing is trained for a recipe that will be refused
+            # nothing is trained for a recipe that will be refused; checkpoints are opened all the same
+            begin = start if not wrong or entry.is_checkpoint else keep_initial_weights
             networks[part] = _network(part, entry, recipe, facts, begin)
             shapes |= _measured(part, networks[part], recipe, facts)
         except RecipeError as error:
@@ -94,6 +96,11 @@ def _network(part: str, entry: NetworkEntry, recipe: Recipe, facts: DataSpec, st
         start(part, entry, network)
     except RecipeError:
         raise
+    except NetworkError as error:
+        at, _, message = str(error).partition(": ")
+        if at not in ("start_from", "start_head"):
+            raise
+        raise RecipeError([recipe.problem((*recipe.key_of(part), at), message)]) from error
     except QkdError as error:
         raise type(error)(f"{part}: {error}", key=error.key) from error
     scheme = entry.quantize

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qkd import data as data_sets
 from qkd.assembly.assemble import Assembly, assemble
+from qkd.assembly.build import Start
 from qkd.data import Data
 from qkd.errors import DataError
 from qkd.tasks.spec import DataSpec
@@ -29,9 +30,9 @@ def spec_of(data: Data) -> DataSpec:
     return DataSpec(data.shape, data.classes)
 
 
-def load_and_assemble(path: str, overrides: Sequence[str]) -> tuple[Recipe, Assembly]:
-    """The recipe and its assembly with fresh weights. Raises UsageError for every mistake that shows before the first batch."""
+def load_and_assemble(path: str, overrides: Sequence[str], start: Start) -> tuple[Recipe, Assembly]:
+    """The recipe and its assembly. Raises UsageError for every mistake that shows before the first batch."""
     from qkd import recipe as recipes
 
     recipe = recipes.load(path, overrides)
-    return recipe, assemble(recipe, spec_of(load_data(recipe)))
+    return recipe, assemble(recipe, spec_of(load_data(recipe)), start=start)

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool) -> None:
     """Report every mistake of RECIPE, in seconds; exit code 2 if there is one."""
     from qkd import recipe as recipes
+    from qkd.assembly.checkpoint_starts import CheckpointStarts
     from qkd.assembly.inputs import load_and_assemble
     from qkd.errors import RecipeError, UsageError
 
+    starts = CheckpointStarts()
     try:
-        loaded, assembly = load_and_assemble(recipe, overrides)
+        loaded, assembly = load_and_assemble(recipe, overrides, starts)
         float_layers = _export_warnings(loaded, assembly)
     except RecipeError as error:
         if as_json:
@@ -42,6 +44,8 @@ def check(recipe: str, overrides: tuple[str, ...], complete: bool, as_json: bool
     elif complete:
         click.echo(recipes.dump(loaded), nl=False)
     else:
+        for part, taken in starts.loaded.items():
+            click.echo(f"{part}: {loaded.owners[part].start_from} fits: {taken}")
         click.echo(f"{recipe}: no mistakes; `qkd explain {recipe}` describes the training")
 
 
@@ -73,11 +77,12 @@ def _export_warnings(recipe: Recipe, assembly: Assembly) -> list[str]:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def explain(recipe: str, overrides: tuple[str, ...]) -> None:
     """Describe the training of RECIPE: who teaches whom, at which layer, with which weight."""
+    from qkd.assembly.checkpoint_starts import CheckpointStarts
     from qkd.assembly.inputs import load_and_assemble
     from qkd.cli.output import print_wrapped
     from qkd.report.describe import describe
 
-    loaded, assembly = load_and_assemble(recipe, overrides)
+    loaded, assembly = load_and_assemble(recipe, overrides, CheckpointStarts())
     _warn(loaded, assembly)
     print_wrapped(describe(loaded, assembly))
 

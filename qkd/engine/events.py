@@ -60,6 +60,18 @@ class FloatCached(Event):
 
 
 @dataclass(frozen=True)
+class CheckpointLoaded(Event):
+    """The float weights of a network come from a file; ``taken`` says which of what is in it."""
+
+    part: str
+    path: str
+    taken: str
+
+    def __str__(self) -> str:
+        return f"{self.part}: loaded {self.path}: {self.taken}"
+
+
+@dataclass(frozen=True)
 class PretrainingStarted(Event):
     """A float network is trained, to be kept in the cache."""
 

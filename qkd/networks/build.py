@@ -60,6 +60,8 @@ def options_of(name: str) -> Options:
 
 
 def _refuse_unknown(name: str, options: Mapping[str, Any]) -> None:
+    if why := why_no_weights(name, options):
+        raise NetworkError(f"{name}: weights: {why}", key="network.weights")
     for option, wrong in options_of(name).unknown(options).items():
         raise NetworkError(f"{name}: no option {option!r}{wrong}", key="network.unknown-option")
 
@@ -123,6 +125,22 @@ def _torchvision_options(builder: Callable[..., nn.Module]) -> Options:
     return Options(plain, others=known.others, complete=False)
 
 
+def why_no_weights(name: str, options: Mapping[str, Any]) -> str:
+    """Why torchvision's option ``weights`` is not taken, and how a recipe gets the same; empty if the options have none."""
+    from torchvision import models
+
+    family, _, rest = name.partition(":")
+    if family != "torchvision" or options.get("weights") is None:
+        return ""
+    known = models.get_model_weights(_torchvision_builder(rest)).__members__
+    word = str(options["weights"]).rpartition(".")[2]
+    if word not in known:
+        return f"{rest} has no weights {word!r}{suggestion(word, list(known))}"
+    url = known[word].url
+    start = f"`start_from: {url.rpartition('/')[2]}`, with `start_head: fresh` for another number of classes"
+    return f"not an option, since nothing is downloaded: fetch {url} and write {start}"
+
+
 def _timm() -> Any:
     return require_extra("timm", error=NetworkError)
 
@@ -147,12 +165,14 @@ def _use_torch_layers(network: Any) -> None:
     """Replace timm's own layers by torch's, in place: BatchNormAct2d by batch norm and activation, Linear, VGG's head.
 
     So batch norm is folded into the layer before it as in other networks, and every layer is in the graph. Parameters are
-    kept; those of a BatchNormAct2d get ``norm`` in their names.
+    kept; those of a BatchNormAct2d get ``norm`` in their names, and ``checkpoint_names`` of the network says what they are
+    called in files of timm's: ``bn1.norm`` -> ``bn1``.
     """
     from timm.layers import BatchNormAct2d
     from timm.layers import Linear as Cast
     from timm.models.vgg import ConvMlp
 
+    network.checkpoint_names = {}
     for path, layer in list(network.named_modules()):
         if type(layer) is Cast:
             plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
@@ -163,9 +183,12 @@ def _use_torch_layers(network: Any) -> None:
             norm = nn.BatchNorm2d(
                 layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
             )
-            norm.load_state_dict(layer.state_dict())
+            norm.load_state_dict(
+                {name: each for name, each in layer.state_dict().items() if "." not in name}
+            )  # not act's
             pieces = {"norm": norm.train(layer.training), "drop": layer.drop, "act": layer.act}
             network.set_submodule(path, nn.Sequential(OrderedDict(pieces)))
+            network.checkpoint_names[f"{path}.norm"] = path
         elif type(layer) is ConvMlp:
             parts = {"pool": MinSizePool(layer.input_kernel_size), **dict(layer.named_children())}
             network.set_submodule(path, nn.Sequential(OrderedDict(parts)))

@@ -16,17 +16,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from qkd import __version__
+from qkd.assembly.checkpoint_starts import load_start
 from qkd.assembly.ensemble import Ensemble
 from qkd.distill.plan import Phase, Plan, Step
 from qkd.distill.stages import cut
 from qkd.distill.terms import label
 from qkd.engine.device import Machine
 from qkd.engine.diagnostics import is_finite
-from qkd.engine.events import FloatCached, Listener, PretrainingStarted, ignore
+from qkd.engine.events import CheckpointLoaded, FloatCached, Listener, PretrainingStarted, ignore
 from qkd.engine.metrics import logits
 from qkd.engine.train import train
 from qkd.engine.training_context import Training
-from qkd.errors import NetworkError, RunError, TrainingError, nearest
+from qkd.errors import RunError, TrainingError
+from qkd.networks.start_weights import load_state
 from qkd.networks.tracing import trace
 from qkd.storage.atomic import wait_for_lock, write_atomic
 from qkd.storage.cache import cache_folder
@@ -70,9 +72,9 @@ class FloatStarts:
         if entry.start_from == SCRATCH:
             return
         if entry.start_from == FLOAT:
-            network.load_state_dict(self._pretrained(part, entry, network))
+            load_state(network, self._pretrained(part, entry, network))
         else:
-            load_checkpoint(network, Path(entry.start_from))
+            self.listen(CheckpointLoaded(part, entry.start_from, str(load_start(entry, network))))
         batches = self.data.batches("test", self.recipe.data.batch, device=self.fabric.device)
         scores = logits(network.to(self.fabric.device), batches)
         self.top1[part] = top1(scores, self.data.test.labels)
@@ -164,50 +166,3 @@ def keep_state(path: Path, state: Mapping[str, Tensor]) -> None:
         raise RunError(
             f"{path}: cannot keep the float start: {why}; set XDG_CACHE_HOME elsewhere", key="run.cache-not-writable"
         ) from error
-
-
-def load_checkpoint(network: nn.Module, path: Path) -> None:
-    """Load float weights from a safetensors file or a state dict saved by torch, without executing anything from it.
-
-    Raises NetworkError naming a missing, unexpected or differently shaped tensor.
-    """
-    if not path.is_file():
-        raise NetworkError(
-            f"start_from: {path}: no such file; possible are `float`, `scratch` or a checkpoint",
-            key="start_from.no-file",
-        )
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        raise NetworkError(
-            f"start_from: {path}: not readable: {str(error).splitlines()[0]}", key="start_from.not-readable"
-        ) from error
-    own = network.state_dict()
-    counts = {name: count for name, count in own.items() if name.endswith(".num_batches_tracked")}
-    state = {**counts, **_innermost(path, state)}  # files from before torch 0.4 lack this counter
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra:
-        name, what = (missing[0], "lacks") if missing else (extra[0], "has an unknown")
-        hint = nearest(name, extra if missing else own)
-        raise NetworkError(
-            f"start_from: {path}: {what} {name!r}{hint} ({len(missing)} missing, {len(extra)} unknown)",
-            key="start_from.other-tensors",
-        )
-    for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
-            shapes = f"{tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the network"
-            raise NetworkError(f"start_from: {path}: {name} has shape {shapes}", key="start_from.other-shape")
-    network.load_state_dict(dict(state))
-
-
-def _innermost(path: Path, state: object) -> Mapping[str, Tensor]:
-    """The state dict itself, also where a training script wrapped it (``state_dict``, ``model``)."""
-    if isinstance(state, Mapping):
-        inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
-        if all(isinstance(tensor, Tensor) for tensor in inner.values()):
-            return inner
-    raise NetworkError(f"start_from: {path}: holds no state dict (tensors by name)", key="start_from.no-state-dict")

@@ -54,6 +54,7 @@ def float_network(finished: FinishedRun) -> nn.Module | None:
     from safetensors.torch import load_file
 
     from qkd.networks.build import build
+    from qkd.networks.start_weights import load_state
 
     path = finished.run.folder / FLOAT_START
     if not path.is_file() or finished.assembly.plan.product != STUDENT:
@@ -62,5 +63,5 @@ def float_network(finished: FinishedRun) -> nn.Module | None:
     network = build(
         entry.build, classes=finished.facts.classes, channels=finished.facts.shape[0], options=entry.options
     )
-    network.load_state_dict(load_file(path))
+    load_state(network, load_file(path))
     return network.eval()

@@ -17,6 +17,7 @@ from torch import nn
 from qkd import recipe as recipes
 from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.build import STUDENT, Start
+from qkd.assembly.checkpoint_starts import CheckpointStarts
 from qkd.assembly.export_preview import export_preview
 from qkd.assembly.inputs import load_data, spec_of
 from qkd.assembly.plan_warnings import plan_warnings
@@ -153,7 +154,7 @@ class _TrainingJob:
     def _check_plan(self, data: Data) -> None:
         """Before training, report what is suspicious and what will stay float. Raises SchemeError for what cannot be exact."""
         with torch.random.fork_rng(devices=[]):
-            assembly = assemble(self.recipe, spec_of(data))
+            assembly = assemble(self.recipe, spec_of(data), start=CheckpointStarts())
         lines = [str(problem) for problem in plan_warnings(self.recipe, assembly)]
         try:
             lines += export_preview(self.recipe, assembly)

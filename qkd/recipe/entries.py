@@ -13,7 +13,7 @@ from qkd.recipe.source import Key, Source, joined, quoted, split_key
 from qkd.recipe.stored_scheme import at_its_time
 from qkd.recipe.validate import options_model, validate
 
-OF_OWNERS = ("build", "quantize", "start_from", "seed")
+OF_OWNERS = ("build", "quantize", "start_from", "start_head", "seed")
 """Keys of a network that has parameters of its own."""
 
 
@@ -61,14 +61,23 @@ def parse_teacher(source: Source, key: Key, value: Any) -> NetworkEntry | ViewEn
 
 def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
     """The entry at ``key``; None, with the mistakes reported, if it does not fit."""
-    from qkd.networks.build import options_of
+    from qkd.networks.build import options_of, why_no_weights
 
     if isinstance(value, dict) and "of" in value and "build" not in value:
         source.report((*key, "of"), "only a teacher can be a view of another network; write build")
         return None
 
-    fixed = {"build": (str, ...), "quantize": (Any, None), "start_from": (Any, FLOAT), "seed": (Any, None)}
+    fixed: dict[str, tuple[Any, Any]] = {
+        "build": (str, ...),
+        "quantize": (Any, None),
+        "start_from": (Any, FLOAT),
+        "start_head": (Literal["loaded", "fresh"], "loaded"),
+        "seed": (Any, None),
+    }
     given, options = _entry_and_options(source, key, value, "build", fixed, options_of)
+    if options is not None and (why := why_no_weights(given["build"], given)):
+        source.report((*key, "weights"), why)
+        del given["weights"]
     scheme = _parse_scheme(source, (*key, "quantize"), given.get("quantize"))
     start = _parse_start(source, (*key, "start_from"), given.get("start_from", FLOAT))
     seed = _parse_seed(source, (*key, "seed"), given.get("seed"))
@@ -76,7 +85,14 @@ def parse_network(source: Source, key: Key, value: Any) -> NetworkEntry | None:
     if made is None:
         return None
     rest = {name: value for name, value in made.items() if name not in fixed}
-    return NetworkEntry(build=made["build"], options=rest, quantize=scheme, start_from=start, seed=seed)
+    return NetworkEntry(
+        build=made["build"],
+        options=rest,
+        quantize=scheme,
+        start_from=start,
+        start_head=made["start_head"],
+        seed=seed,
+    )
 
 
 def _options_of(name: str, known: Mapping[str, Any], what: str) -> Options:

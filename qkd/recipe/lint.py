@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qkd.distill.method_info import ABOVE_ZERO, OnlyWith, method_info, unused_options
 from qkd.errors import Problem
-from qkd.options import look_up, options_from
-from qkd.recipe.models import FLOAT, SCRATCH, STUDENT, Recipe, Train
+from qkd.options import is_user_code, look_up, options_from
+from qkd.recipe.models import FLOAT, FRESH, SCRATCH, STUDENT, Recipe, Train
 
 READ_WITH: OnlyWith = {
     "milestones": ("schedule", ("step",)),
@@ -31,6 +32,10 @@ def warnings(recipe: Recipe) -> list[Problem]:
         if entry.seed is not None and not entry.is_seeded:
             message = f"no effect with a checkpoint; it is used where `start_from` is {FLOAT} or {SCRATCH}"
             found.append(recipe.problem((*recipe.key_of(name), "seed"), message))
+        if entry.start_head == FRESH and not entry.is_checkpoint:
+            message = "no effect without a checkpoint in `start_from`: every layer begins fresh"
+            found.append(recipe.problem((*recipe.key_of(name), "start_head"), message))
+        found += _unchecked_options(recipe, name)
     found += _unused_levels(recipe)
     for section in ("pretrain", "train"):
         settings = getattr(recipe, section)
@@ -41,6 +46,18 @@ def warnings(recipe: Recipe) -> list[Problem]:
     if recipe.pretrain.dampen:
         found.append(recipe.problem("pretrain.dampen", "no effect: a float network has no weights that are rounded"))
     return [*found, *_unused_options(recipe)]
+
+
+def _unchecked_options(recipe: Recipe, part: str) -> list[Problem]:
+    """Options that a network of the user's own takes in its ``**kwargs``: no one knows whether it reads them."""
+    from qkd.networks.build import options_of
+
+    entry = recipe.owners[part]
+    if not is_user_code(entry.build) or not entry.options:
+        return []
+    known = options_of(entry.build).parameters
+    message = f"goes into the **kwargs of {Path(entry.build).name}; whether that reads it is not known"
+    return [recipe.problem((*recipe.key_of(part), word), message) for word in entry.options if word not in known]
 
 
 def _unused_levels(recipe: Recipe) -> list[Problem]:

@@ -20,7 +20,7 @@ else:
     Scheme = Any  # it checks itself; so a recipe can be read without importing Brevitas
 
 STUDENT = "student"
-FLOAT, SCRATCH = "float", "scratch"
+FLOAT, SCRATCH, FRESH = "float", "scratch", "fresh"
 SAME = "same"
 
 
@@ -115,14 +115,22 @@ class NetworkEntry(Section):
     quantize: Scheme | None = None
     start_from: str = FLOAT
     """What it begins with: `float` (the weights of a float network trained first), `scratch` (random ones), or a checkpoint."""
+    start_head: Literal["loaded", "fresh"] = "loaded"
+    """With a checkpoint: whether the classifier is `loaded` too, or left `fresh`, for another number of classes."""
     seed: Seed | Literal["same"] | None = None
     """Seed of the initial weights and of the float training: a number, `same` (the recipe's), or null: the recipe's for the
-    student, for every other network one that follows from the recipe's and its name. Without effect with a checkpoint."""
+    student, for every other network one that follows from the recipe's and its name. Without effect with a checkpoint that
+    is loaded whole."""
 
     @property
     def is_seeded(self) -> bool:
-        """Whether its first weights depend on a seed; those of a checkpoint do not."""
-        return self.start_from in (FLOAT, SCRATCH)
+        """Whether its first weights depend on a seed; those of a whole checkpoint do not."""
+        return not self.is_checkpoint or self.start_head == FRESH
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it starts from a file of weights."""
+        return self.start_from not in (FLOAT, SCRATCH)
 
 
 class ViewEntry(Section):
@@ -219,7 +227,7 @@ class Recipe(Section):
         def start(name: str) -> tuple[object, ...]:
             entry = self.owners[name]
             seed = self.seed_of(name) if entry.is_seeded else None
-            return entry.build, entry.options, entry.start_from, seed
+            return entry.build, entry.options, entry.start_from, entry.start_head, seed
 
         return start(part) == start(other)
 

@@ -84,7 +84,7 @@ def _network() -> dict[str, Any]:
     from qkd.networks import NETWORKS
 
     own = NetworkEntry.model_json_schema()["properties"]
-    fixed = {"quantize": _scheme(), "start_from": own["start_from"], "seed": own["seed"]}
+    fixed = {"quantize": _scheme(), **{word: own[word] for word in ("start_from", "start_head", "seed")}}
     return _one_of("build", NETWORKS, leave=("classes", "channels"), **fixed)
 
 

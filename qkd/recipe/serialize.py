@@ -30,7 +30,7 @@ def _network(entry: NetworkEntry | ViewEntry) -> dict[str, Any]:
     if isinstance(entry, ViewEntry):
         return entry.model_dump()
     scheme = "off" if entry.quantize is None else _fields(entry.quantize)
-    start = {"start_from": entry.start_from, "seed": entry.seed}
+    start = {"start_from": entry.start_from, "start_head": entry.start_head, "seed": entry.seed}
     return {"build": entry.build, **entry.options, "quantize": scheme, **start}
 
 

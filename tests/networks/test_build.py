@@ -222,3 +222,45 @@ def test_what_others_refuse_to_build_is_named(name: str, options: dict[str, obje
 def test_torchvision_networks_need_three_channels(refused: Refused) -> None:
     with refused(NetworkError, "network.channels"):
         build("torchvision:resnet18", classes=3, channels=1)
+
+
+KEYWORDS = """
+from torch import nn
+
+def swallows(*, classes, width: int = 4, **kwargs):
+    return nn.Linear(width, classes)
+
+def passes_on(*, classes, **kwargs):
+    return swallows(classes=classes, **kwargs)
+
+def looks(*, classes, **kwargs):
+    return nn.Linear([kwargs["width"] for _ in range(1)][0], classes)
+
+class Swallows(nn.Linear):
+    def __init__(self, classes, width: int = 4, **kwargs):
+        super().__init__(width, classes)
+
+class PassesOn(Swallows):
+    def __init__(self, classes, **kwargs):
+        super().__init__(classes, **kwargs)
+"""
+
+
+@pytest.mark.parametrize("name", ["swallows", "Swallows"])
+def test_keywords_that_are_never_read_are_misspelt_options(name: str, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "net.py").write_text(KEYWORDS)
+    assert build(f"{tmp_path}/net.py:{name}", classes=3, options={"width": 5}).in_features == 5
+    with refused(NetworkError, "network.unknown-option"):
+        build(f"{tmp_path}/net.py:{name}", classes=3, options={"widht": 5})
+
+
+@pytest.mark.parametrize("name", ["passes_on", "looks", "PassesOn"])
+def test_keywords_that_are_read_are_passed_on(name: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(KEYWORDS)
+    assert build(f"{tmp_path}/net.py:{name}", classes=3, options={"width": 5}).in_features == 5
+
+
+def test_torchvisions_weights_are_a_file_to_start_from(refused: Refused) -> None:
+    for weights in ("DEFAULT", "ResNet18_Weights.IMAGENET1K_V1", "IMAGENET1K_V9"):
+        with refused(NetworkError, "network.weights"):
+            build("torchvision:resnet18", classes=10, options={"weights": weights})

@@ -13,6 +13,7 @@ from qkd.engine.device import Machine
 from qkd.engine.events import Event, PretrainingStarted
 from qkd.errors import NetworkError, TrainingError
 from qkd.networks import NETWORKS
+from qkd.networks.start_weights import load_checkpoint
 from qkd.pipeline import pretrain
 from qkd.pipeline.allocate_bits import allocate_bits
 from qkd.pipeline.train import train_recipe
@@ -120,9 +121,9 @@ def test_weights_older_than_the_count_of_batches_load(tmp_path: Path, refused: R
     network, other = NETWORKS["resnet8"](classes=4, width=4), NETWORKS["resnet8"](classes=4, width=4)
     state = {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
     save_file(state, tmp_path / "old.safetensors")
-    pretrain.load_checkpoint(other, tmp_path / "old.safetensors")
+    load_checkpoint(other, tmp_path / "old.safetensors")
     assert torch.equal(other.conv1.weight, network.conv1.weight)
     del state["fc.bias"]
     save_file(state, tmp_path / "less.safetensors")
     with refused(NetworkError, "start_from.other-tensors"):
-        pretrain.load_checkpoint(other, tmp_path / "less.safetensors")
+        load_checkpoint(other, tmp_path / "less.safetensors")
