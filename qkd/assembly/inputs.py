@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qkd import data as data_sets
 from qkd.assembly.assemble import Assembly, assemble
-from qkd.assembly.build import Start
+from qkd.assembly.build import Start, keep_initial_weights
 from qkd.data import Data
 from qkd.errors import DataError
 from qkd.tasks.spec import DataSpec
@@ -30,7 +30,9 @@ def spec_of(data: Data) -> DataSpec:
     return DataSpec(data.shape, data.classes)
 
 
-def load_and_assemble(path: str, overrides: Sequence[str], start: Start) -> tuple[Recipe, Assembly]:
+def load_and_assemble(
+    path: str, overrides: Sequence[str], start: Start = keep_initial_weights
+) -> tuple[Recipe, Assembly]:
     """The recipe and its assembly. Raises UsageError for every mistake that shows before the first batch."""
     from qkd import recipe as recipes
 
