@@ -32,7 +32,7 @@ def attentive_weights(tensors: Sequence[Tensor], matrix: Tensor) -> Tensor:
     """``softmax_i(q^T M h_i / sqrt(C))``: h_i is the mean of member i's features over positions, q that of all h_i.
 
     Tensors (B, C, ...) and M (C, C) -> (B, members). The features are constants here: members are not to change theirs in
-    order to be heard. Source: the attention among peers of Chen et al. 2020 (OKDDip), dot products of two projections.
+    order to count. Source: the attention among peers of Chen et al. 2020 (OKDDip), dot products of two projections.
     Departures: M is the product of the two projections; one query, the mean, instead of one for each peer, because the
     exchange hands one tensor to all members; divided by sqrt(C), as Vaswani et al. 2017.
     """

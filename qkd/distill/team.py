@@ -83,16 +83,16 @@ class Team:
 
 def taught(
     weights: Mapping[str, float],
-    heard: Mapping[str, float],
+    imitating: Mapping[str, float],
     target: Target,
     imitation: Imitation,
     *,
     detach_target: bool,
 ) -> list[Term]:
-    """For every part its cross-entropy, with its weight, and behind it the imitation of the target for those in ``heard``."""
+    """The cross-entropy of every part with its weight, and the imitation of the target by those in ``imitating``, with theirs."""
     terms = []
     for part, weight in weights.items():
         terms.append(label(part) * weight)
-        if part in heard:
-            terms.append(imitation.term(part, target, detach_target=detach_target) * heard[part])
+        if part in imitating:
+            terms.append(imitation.term(part, target, detach_target=detach_target) * imitating[part])
     return terms

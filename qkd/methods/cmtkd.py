@@ -132,12 +132,12 @@ def cmtkd(
     pupils, alpha_t = () if rest else team.pupils(learn=learn), alpha if alpha_teachers is None else alpha_teachers
     moving = [] if rest else [*(able if learn else ()), *team.pieces]
     soft = targets.one(team.logits) if target == "combined" else targets.min_logit([team.logits, Tap(setup.student)])
-    hearing = (
+    imitating = (
         () if mutual == "none" else (setup.student, *(pupils if (mutual, target) == ("both", "min_logit") else ()))
     )
     terms = taught(
         {setup.student: alpha, **dict.fromkeys(pupils, alpha_t)},
-        dict.fromkeys(hearing, beta),
+        dict.fromkeys(imitating, beta),
         soft,
         imitation,
         detach_target=detach_target,
