@@ -12,7 +12,6 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from qkd import __version__
@@ -20,14 +19,12 @@ from qkd.assembly.assemble import Assembly, assemble
 from qkd.assembly.inputs import spec_of
 from qkd.engine.events import JointStartCached, JointTrainingStarted
 from qkd.engine.metrics import test_top1
-from qkd.engine.train import train
-from qkd.engine.training_context import Training
 from qkd.errors import TrainingError
 from qkd.options import is_user_code
 from qkd.pipeline.pretrain import FloatStarts, cached_state, keep_state, not_finite
 from qkd.storage.atomic import wait_for_lock
 from qkd.storage.cache import cache_folder
-from qkd.storage.checkpoints import LAST, Checkpoints
+from qkd.storage.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from qkd.recipe import NetworkEntry
@@ -78,23 +75,8 @@ def _train(starts: FloatStarts, assembly: Assembly, key: str) -> None:
     assert epochs is not None
     starts.listen(JointTrainingStarted(recipe.method.name, epochs))
     checkpoints = Checkpoints(starts.folder / f"joint-{key}")
-    training = Training(
-        ensemble=assembly.ensemble,
-        plan=assembly.plan,
-        data=starts.data,
-        settings=recipe.pretrain.model_copy(update={"epochs": epochs}),
-        batch=recipe.data.batch,
-        seed=recipe.seed,
-        fabric=starts.fabric,
-        checkpoints=checkpoints,
-        choose=False,
-        save_every=60 * starts.machine.save_every,
-        compile=starts.machine.compile,
-        listen=starts.listen,
-    )
-    torch.manual_seed(recipe.seed)
-    saved = starts.fabric.broadcast(checkpoints.load(LAST) if starts.fabric.is_global_zero else None)
-    train(training, saved=saved)
+    settings = recipe.pretrain.model_copy(update={"epochs": epochs})
+    starts.train_in_float(assembly.ensemble, assembly.plan, settings, checkpoints, recipe.seed)
     if broken := not_finite(_state(assembly)):
         found = f"{recipe.method.name} in float ended with numbers that are not finite: {broken}"
         raise TrainingError(f"{found}; take a lower pretrain.rate", key="training.float-start-not-finite")

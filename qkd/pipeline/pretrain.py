@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from qkd.data import Data
-    from qkd.recipe import NetworkEntry, Recipe
+    from qkd.recipe import NetworkEntry, Recipe, Train
 
 FLOAT, SCRATCH = "float", "scratch"
 LATER = {
@@ -103,14 +103,20 @@ class FloatStarts:
         return state
 
     def _train(self, network: nn.Module, checkpoints: Checkpoints, seed: int) -> None:
-        """Train a float network; resumes what an interrupted run of the same folder had done of it."""
         staged = cut(trace(network), [])
         plan = Plan((Phase("float", (Step(["student"], [label("student")]),)),))
+        self.train_in_float(Ensemble({"student": staged}, plan), plan, self.recipe.pretrain, checkpoints, seed)
+        network.to("cpu")
+
+    def train_in_float(
+        self, ensemble: Ensemble, plan: Plan, settings: Train, checkpoints: Checkpoints, seed: int
+    ) -> None:
+        """Train a plan of float networks; resumes what an interrupted run of the same folder had done of it."""
         training = Training(
-            ensemble=Ensemble({"student": staged}, plan),
+            ensemble=ensemble,
             plan=plan,
             data=self.data,
-            settings=self.recipe.pretrain,
+            settings=settings,
             batch=self.recipe.data.batch,
             seed=seed,
             fabric=self.fabric,
@@ -123,7 +129,6 @@ class FloatStarts:
         torch.manual_seed(seed)
         saved = self.fabric.broadcast(checkpoints.load(LAST) if self.fabric.is_global_zero else None)
         train(training, saved=saved)
-        network.to("cpu")
 
     def _key(self, network: nn.Module, seed: int) -> str:
         """A hash of what the result depends on: architecture (graph and initial weights), seed, data and settings."""
