@@ -5,7 +5,7 @@
     python benchmarks/cifar10.py --size full --root data/cifar10 --out runs/cifar10-full --search    # settings, on validation
 
 A job is a training, its export and its predictions on the test split; each has a folder under --out and is done once. A
-worker takes the next job that nobody works at (a lock that ends with its process), and goes on with one that was broken off.
+worker takes the next job that is not locked by another (a lock ends with its process), and resumes one that was interrupted.
 Rows come in the order of cifar10_full_rows.ROWS, all seeds of a row before the next. Everything runs in bfloat16
 (--precision), which training takes 0.6 of the time for; exported files are proven as always.
 """

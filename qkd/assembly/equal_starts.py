@@ -83,7 +83,7 @@ def _equal(recipe: Recipe, plan: Plan, one: str, other: str) -> bool:
 
 
 def _meet_as_copies(plan: Plan, one: str, other: str) -> bool:
-    """Whether two networks that begin equal meet in a phase before which nothing has told them apart."""
+    """Whether two networks that begin equal are still equal in the first phase in which they teach each other."""
     for phase in plan.phases:
         if (one in phase.parts) != (other in phase.parts):
             return False
